@@ -1,0 +1,87 @@
+"""Matmul FLOPs a token, by component, under conventions that are printed with every figure."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..build import ModelConfig
+
+CONVENTIONS = (
+    "Matmul FLOPs only, 2 a multiply-add; backward = 2 x forward, so training = 3 x forward; causal attention counted "
+    "at half; head included, table lookup not; a generator counted as 2 (h s^2 + 3 h s r + h r D) an evaluation, three "
+    "active knots, whatever the kernel does; optimizer and norms not counted."
+)
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Training FLOPs a token by component (see `CONVENTIONS`).
+
+    `embedding` charges the generator to every occurrence of a token. `embedding_distinct` charges it to each distinct
+    token of a batch, spread over the batch's tokens; None where the mean number of distinct tokens was not given.
+    """
+
+    embedding: float
+    blocks: tuple[float, ...]
+    head: float
+    embedding_distinct: float | None = None
+
+    @property
+    def total(self) -> float:
+        """All components, the generator charged per occurrence."""
+        return self.embedding + sum(self.blocks) + self.head
+
+    @property
+    def total_distinct(self) -> float | None:
+        """All components, the generator charged per distinct token of a batch."""
+        if self.embedding_distinct is None:
+            return None
+        return self.embedding_distinct + sum(self.blocks) + self.head
+
+
+def flops(config: ModelConfig, *, context: int | None = None, distinct_share: float | None = None) -> Flops:
+    """Training FLOPs a token of a config, in closed form.
+
+    **Arguments:**
+
+    - `config`: the model.
+    - `context`: sequence length in tokens (None: the config's).
+    - `distinct_share`: mean number of distinct tokens of a batch over its tokens, in (0, 1], measured on the stream.
+
+    **Returns:** `Flops`, each number FLOPs a token, forward and backward.
+    """
+    context = config.context if context is None else context
+    d_model = config.d_model
+    generator = 3.0 * config.embedding.flops(d_model)
+    mixer = config.mixer.flops(d_model, context)
+    blocks = tuple(3.0 * (mixer + channel.flops(d_model, context)) for channel in config.channels())
+    head = 3.0 * _head_flops(config)
+    return Flops(generator, blocks, head, None if distinct_share is None else generator * distinct_share)
+
+
+def _head_flops(config: ModelConfig) -> int:
+    """Forward FLOPs of the logits. What a generated head spends on its table is a batch's cost, not a token's."""
+    vocab, d_model = config.vocab_size, config.d_model
+    rank = None
+    if config.head.kind == "low-rank":
+        rank = config.head.rank
+    elif config.head.kind == "tied":
+        rank = getattr(config.embedding, "rank", None)
+    return 2 * vocab * d_model if rank is None else 2 * (vocab + d_model) * rank
+
+
+def counted_flops(model: Callable[[Any], Any], *, context: int) -> float | None:
+    """Training FLOPs a token of any model, as XLA counts its forward pass on one sequence, times three.
+
+    For models without a config. Unlike `flops` this counts elementwise work and the whole attention square, and a
+    loop's body only once. None where the backend does not count.
+    """
+    tokens = jax.ShapeDtypeStruct((context,), jnp.int32)
+    cost = jax.jit(lambda t: model(t)).lower(tokens).cost_analysis()
+    if isinstance(cost, list):
+        cost = cost[0] if cost else None
+    counted = (cost or {}).get("flops")
+    return None if counted is None else 3.0 * counted / context

@@ -1,0 +1,134 @@
+"""Parameters by component, from a config in closed form or from a model's leaves: the two agree to the digit."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+
+from ..build import ModelConfig
+from ..nn.norm import norm_parameters
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Parameters of every component, in the order of the data's way.
+
+    `entries` are (component, parameters): "embedding", "positions", "blocks.0.mixer", "blocks.0.channel",
+    "blocks.0.norms", ..., "norm", "head". `token_tables` counts the parameters in rows that belong to one token each
+    (None where that cannot be told from leaves). `buffer_bytes` is apart: integer arrays, no parameters.
+    """
+
+    entries: tuple[tuple[str, int], ...]
+    buffer_bytes: int = 0
+    token_tables: int | None = None
+
+    @property
+    def total(self) -> int:
+        """All parameters."""
+        return sum(count for _, count in self.entries)
+
+    def __getitem__(self, component: str) -> int:
+        """Parameters of a component or of everything below it: `ledger["blocks"]`, `ledger["blocks.0.mixer"]`."""
+        return sum(n for name, n in self.entries if name == component or name.startswith(component + "."))
+
+    @property
+    def embedding_tax(self) -> float | None:
+        """Share of all parameters that sits in token tables, between 0 and 1."""
+        if self.token_tables is None:
+            return None
+        return self.token_tables / self.total if self.total else 0.0
+
+    def summary(self) -> dict[str, int]:
+        """Totals by kind of component, for reports."""
+        norms = sum(n for name, n in self.entries if name == "norm" or name.endswith(".norms"))
+        known = {
+            "token_embedding": self["embedding"],
+            "positions": self["positions"],
+            "mixers": sum(n for name, n in self.entries if name.endswith(".mixer")),
+            "channels": sum(n for name, n in self.entries if name.endswith(".channel")),
+            "norms": norms,
+            "head": self["head"],
+        }
+        return {"total": self.total, **known, "other": self.total - sum(known.values())}
+
+
+def parameter_ledger(model_or_config: Any) -> Ledger:
+    """Parameters by component.
+
+    **Arguments:**
+
+    - `model_or_config`: a `ModelConfig` (closed forms, nothing allocated), or a `LanguageModel`, or any pytree
+      (its inexact arrays are counted; `jax.eval_shape` results count as well). For a model made of unknown parts,
+      `token_tables` is None.
+
+    **Returns:** a `Ledger`.
+
+    **Raises:** `ValueError` where the config's sizes do not fit.
+    """
+    if isinstance(model_or_config, ModelConfig):
+        return _config_ledger(model_or_config)
+    return _leaf_ledger(model_or_config)
+
+
+def count_parameters(model_or_config: Any) -> int:
+    """All parameters of a config, model or any pytree."""
+    if isinstance(model_or_config, ModelConfig):
+        return total_parameters(model_or_config)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model_or_config) if _is_parameter(leaf))
+
+
+def total_parameters(config: ModelConfig) -> int:
+    """The ledger's total without its entries: fast enough to search with."""
+    return parameter_ledger(config).total
+
+
+def _config_ledger(config: ModelConfig) -> Ledger:
+    vocab, d_model = config.vocab_size, config.d_model
+    norm = norm_parameters(config.norm, d_model)
+    entries = [("embedding", config.embedding.parameters(vocab, d_model))]
+    if config.positions == "learned":
+        entries.append(("positions", config.context * d_model))
+    for i, channel in enumerate(config.channels()):
+        entries.append((f"blocks.{i}.mixer", config.mixer.parameters(d_model)))
+        entries.append((f"blocks.{i}.channel", channel.parameters(d_model)))
+        entries.append((f"blocks.{i}.norms", 2 * norm))
+    entries.append(("norm", norm))
+    if config.head.has_leaves:
+        entries.append(("head", config.head.parameters(vocab, d_model)))
+    tables = config.embedding.table_parameters(vocab, d_model) + config.head.table_parameters(vocab, d_model)
+    return Ledger(tuple(entries), config.embedding.buffer_bytes(vocab), tables)
+
+
+def _leaf_ledger(tree: Any) -> Ledger:
+    counts: dict[str, int] = {}
+    buffers = 0
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        if not hasattr(leaf, "shape"):
+            continue
+        if _is_parameter(leaf):
+            name = component(path_name(path))
+            counts[name] = counts.get(name, 0) + math.prod(leaf.shape)
+        else:
+            buffers += math.prod(leaf.shape) * leaf.dtype.itemsize
+    return Ledger(tuple(counts.items()), buffers)
+
+
+def _is_parameter(leaf: Any) -> bool:
+    shape = isinstance(leaf, jax.ShapeDtypeStruct) and jax.numpy.issubdtype(leaf.dtype, jax.numpy.inexact)
+    return shape or eqx.is_inexact_array(leaf)
+
+
+def path_name(path: Any) -> str:
+    """A leaf's path as one dotted name: `blocks.17.channel.up`."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def component(name: str) -> str:
+    """The ledger's component that a leaf belongs to, by its dotted name."""
+    parts = name.split(".")
+    if parts[0] != "blocks" or len(parts) < 3:
+        return parts[0]
+    part = "norms" if parts[2] in ("mixer_norm", "channel_norm") else parts[2]
+    return ".".join([*parts[:2], part])

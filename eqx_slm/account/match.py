@@ -1,0 +1,149 @@
+"""Solve for equal budgets: the config nearest to a number of parameters or FLOPs, along one dimension."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from ..build import ModelConfig
+from .flops import flops
+from .ledger import total_parameters
+
+Vary = Literal["depth", "d_ff", "d_model"]
+LIMIT = 2**24
+
+
+@dataclass(frozen=True)
+class Match:
+    """The nearest reachable config and how far it is from the target.
+
+    `residual` is (achieved - target) / target.
+    """
+
+    config: ModelConfig
+    vary: Vary
+    value: int
+    achieved: float
+    target: float
+
+    @property
+    def residual(self) -> float:
+        """Relative miss, positive above the target."""
+        return (self.achieved - self.target) / self.target
+
+    def __str__(self) -> str:
+        return f"{self.vary} {self.value}, {self.achieved:,.0f} for {self.target:,.0f} ({self.residual:+.3%})"
+
+
+def match_parameters(
+    config: ModelConfig, target: int | ModelConfig, vary: Vary = "depth", *, multiple: int | None = None
+) -> Match:
+    """The config nearest to `target` parameters when only `vary` changes.
+
+    **Arguments:**
+
+    - `config`: where to start; every field but the varied one is kept.
+    - `target`: a number of parameters, or the config that has it.
+    - `vary`: "depth", "d_ff" (mean width) or "d_model".
+    - `multiple`: step of the varied size. None is 1 for depth and d_ff (a taper's own multiple where one is set), and
+      what the heads allow for d_model.
+
+    **Returns:** a `Match`; of two equally near configs, the smaller. A target out of reach gives the nearest end.
+
+    **Raises:** `ValueError` where no value along `vary` makes a valid config.
+    """
+    goal = total_parameters(target) if isinstance(target, ModelConfig) else target
+    return _match(config, goal, vary, multiple, lambda c: float(total_parameters(c)))
+
+
+def match_flops(
+    config: ModelConfig,
+    target: float | ModelConfig,
+    vary: Vary = "depth",
+    *,
+    multiple: int | None = None,
+    context: int | None = None,
+    distinct_share: float | None = None,
+) -> Match:
+    """The config nearest to `target` training FLOPs a token when only `vary` changes.
+
+    As `match_parameters`; `context` and `distinct_share` as in `flops`. Without `distinct_share` a generator is
+    charged to every occurrence of a token, which does not depend on data.
+    """
+
+    def measure(c: ModelConfig) -> float:
+        counted = flops(c, context=context, distinct_share=distinct_share)
+        return counted.total if counted.total_distinct is None else counted.total_distinct
+
+    goal = measure(target) if isinstance(target, ModelConfig) else target
+    return _match(config, goal, vary, multiple, measure)
+
+
+def with_value(config: ModelConfig, vary: Vary, value: int) -> ModelConfig:
+    """`config` with its depth, mean d_ff or d_model set."""
+    if vary == "d_ff":
+        return dataclasses.replace(config, channel=dataclasses.replace(config.channel, d_ff=value))
+    return dataclasses.replace(config, **{vary: value})
+
+
+def _step(config: ModelConfig, vary: Vary) -> int:
+    """The finest step along `vary` that can be valid."""
+    if vary == "d_ff":
+        return 1 if config.taper.schedule == "uniform" else math.gcd(config.taper.multiple, config.depth)
+    if vary == "d_model" and config.mixer.d_head is None:
+        return config.mixer.n_heads
+    return 1
+
+
+def _match(
+    config: ModelConfig, goal: float, vary: Vary, multiple: int | None, measure: Callable[[ModelConfig], float]
+) -> Match:
+    if vary not in ("depth", "d_ff", "d_model"):
+        raise ValueError(f"vary={vary!r}: it is 'depth', 'd_ff' or 'd_model'")
+    if multiple is not None and multiple < 1:
+        raise ValueError(f"multiple={multiple}: it must be at least 1")
+    if goal <= 0:
+        raise ValueError(f"target {goal:,}: it must be positive")
+    step = _step(config, vary) if multiple is None else multiple
+
+    def at(index: int) -> float | None:
+        """The measure at `index` steps, None where no such config exists (odd heads, an unreachable taper)."""
+        try:
+            return measure(with_value(config, vary, index * step))
+        except ValueError:
+            return None
+
+    # The measure rises along every dimension. Where some values are invalid, a bracket moves to the nearest valid ones.
+    valid_steps = 64 * max(config.taper.multiple, 2)
+
+    def nearest_valid(index: int, direction: int) -> int | None:
+        for i in range(index, index + direction * valid_steps, direction):
+            if i < 1:
+                return None
+            if at(i) is not None:
+                return i
+        return None
+
+    low = nearest_valid(1, 1)
+    if low is None:
+        raise ValueError(f"no valid value of {vary} in steps of {step}: the config itself does not fit")
+    high = low
+    while high < LIMIT and (at(high) or 0.0) < goal:
+        following = nearest_valid(2 * high, 1)
+        if following is None:
+            break
+        low, high = high, following
+    while True:
+        middle = nearest_valid((low + high + 1) // 2, 1)
+        if middle is None or middle >= high:
+            middle = nearest_valid((low + high) // 2, -1)
+        if middle is None or middle <= low or middle >= high:
+            break
+        if (at(middle) or 0.0) < goal:
+            low = middle
+        else:
+            high = middle
+    best = min((low, high), key=lambda i: (abs((at(i) or math.inf) - goal), i))
+    final = with_value(config, vary, best * step)
+    return Match(final, vary, best * step, measure(final), goal)

@@ -1,0 +1,50 @@
+"""Bytes of parameters, gradients, optimizer and activations of a training step."""
+
+from dataclasses import dataclass
+
+from ..build import ModelConfig
+from .ledger import total_parameters
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one training step. `activations` is a closed-form estimate (no rematerialisation, chunked loss)."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    buffers: int = 0
+
+    @property
+    def total(self) -> int:
+        """The sum: about what a step needs at its peak."""
+        return self.parameters + self.gradients + self.optimizer + self.activations + self.buffers
+
+
+def memory(config: ModelConfig, *, batch_size: int, context: int | None = None, activation_bytes: int = 4) -> Memory:
+    """Memory of a training step with AdamW, masters and both moments in float32.
+
+    **Arguments:**
+
+    - `config`: the model.
+    - `batch_size`: sequences a batch.
+    - `context`: tokens a sequence (None: the config's).
+    - `activation_bytes`: 4 for float32 compute, 2 for bfloat16.
+
+    **Returns:** `Memory`, in bytes. Compiled programs report their own peak exactly; this is known before compiling.
+    """
+    context = config.context if context is None else context
+    count = total_parameters(config)
+    a_token = config.embedding.activations(config.d_model) + config.d_model
+    for channel in config.channels():
+        # The two norms keep their inputs, which are also the residual stream.
+        a_token += config.mixer.activations(config.d_model, context) + channel.activations(config.d_model, context)
+        a_token += 2 * config.d_model
+    return Memory(
+        parameters=4 * count,
+        gradients=4 * count,
+        optimizer=8 * count,
+        activations=a_token * batch_size * context * activation_bytes,
+        buffers=config.embedding.buffer_bytes(config.vocab_size),
+    )

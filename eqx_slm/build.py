@@ -1,0 +1,148 @@
+"""Config -> model. `ModelConfig` is plain frozen data; `build` is the one place that turns it into modules."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int32, PRNGKeyArray
+
+from .nn.attention import AttentionConfig
+from .nn.block import Block, Placement
+from .nn.compositional import CompositionalConfig
+from .nn.coordinates import random_order
+from .nn.head import HeadConfig
+from .nn.initial import subkey
+from .nn.leviathan import LeviathanConfig
+from .nn.lm import LanguageModel
+from .nn.low_rank import LowRankConfig
+from .nn.mlp import MLPConfig
+from .nn.norm import NormKind, make_norm
+from .nn.positions import LearnedPositions, PositionKind
+from .nn.table import TableConfig
+from .taper import taper_widths
+
+EmbeddingConfigs = TableConfig | LowRankConfig | CompositionalConfig | LeviathanConfig
+Schedule = Literal["uniform", "cosine", "linear", "sigmoid", "step-early", "step-middle", "step-late"]
+
+
+@dataclass(frozen=True)
+class TaperConfig:
+    """How the MLP widths run over depth (see `taper_widths`); "uniform" gives every layer the same, at any multiple."""
+
+    schedule: Schedule = "uniform"
+    start: float = 1.5
+    end: float | None = None
+    multiple: int = 16
+
+    def widths(self, depth: int, width: int) -> tuple[int, ...]:
+        """The width of every layer; their sum is `depth * width`."""
+        if self.schedule == "uniform":
+            return (width,) * depth
+        return taper_widths(
+            depth, width, schedule=self.schedule, start=self.start, end=self.end, multiple=self.multiple
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that decides a model's shapes and initial values, given a key.
+
+    `channel.d_ff` is the mean width where a `taper` is set. `context` bounds learned positions and is the sequence
+    length that FLOPs are counted at. `residual_init="depth"` divides the initial weights of every branch's output by
+    sqrt(2 depth), after the draw.
+    """
+
+    vocab_size: int = 8192
+    d_model: int = 128
+    depth: int = 2
+    context: int = 128
+    embedding: EmbeddingConfigs = TableConfig()
+    head: HeadConfig = HeadConfig()
+    positions: PositionKind = "rotary"
+    mixer: AttentionConfig = AttentionConfig()
+    channel: MLPConfig = MLPConfig()
+    taper: TaperConfig = TaperConfig()
+    norm: NormKind = "rms"
+    placement: Placement = "pre"
+    residual_init: Literal["constant", "depth"] = "constant"
+
+    choices: ClassVar[dict[str, tuple[type, ...]]] = {
+        "embedding": (TableConfig, LowRankConfig, CompositionalConfig, LeviathanConfig)
+    }
+
+    def __post_init__(self):
+        for name in ("vocab_size", "d_model", "depth", "context"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1")
+        if self.head.kind == "tied" and not self.embedding.tieable:
+            raise ValueError(f'head "tied" needs a table; with a {self.embedding.kind} embedding say "generated"')
+        if self.head.kind == "generated" and self.embedding.tieable:
+            raise ValueError(f'head "generated" needs a generator; with a {self.embedding.kind} embedding say "tied"')
+        self.mixer.head_sizes(self.d_model)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The MLP width of every layer."""
+        return self.taper.widths(self.depth, self.channel.width(self.d_model))
+
+    def channels(self) -> tuple[MLPConfig, ...]:
+        """The channel config of every layer."""
+        return tuple(dataclasses.replace(self.channel, d_ff=width) for width in self.widths)
+
+
+def build(
+    config: ModelConfig, *, order: Int32[np.ndarray | Array, " v"] | None = None, key: PRNGKeyArray
+) -> LanguageModel:
+    """The model that a config describes.
+
+    **Arguments:**
+
+    - `config`: sizes and kinds.
+    - `order`: the coordinate order (an int32 permutation of the ids), needed where the embedding's `order` is
+      "frequency" or "co-occurrence", which depend on a corpus.
+    - `key`: for the initial values. Every leaf's own key depends on `key` and the leaf's path alone, so leaves with the
+      same path and shape start equal in any two configs.
+
+    **Raises:** `ValueError` for sizes that do not fit, an unreachable taper, or a missing order.
+    """
+    embedding = config.embedding.build(
+        config.vocab_size, config.d_model, order=_order(config, order), key=subkey(key, "embedding")
+    )
+    positions = None
+    if config.positions == "learned":
+        positions = LearnedPositions(config.context, config.d_model, key=subkey(key, "positions"))
+    scale = (2 * config.depth) ** -0.5 if config.residual_init == "depth" else 1.0
+    blocks = []
+    for i, channel in enumerate(config.channels()):
+        block_key = subkey(subkey(key, "blocks"), i)
+        mixer = config.mixer.build(
+            config.d_model,
+            rotary=config.positions == "rotary",
+            output_scale=scale,
+            key=subkey(block_key, "mixer"),
+        )
+        mlp = channel.build(config.d_model, output_scale=scale, key=subkey(block_key, "channel"))
+        blocks.append(Block(mixer, mlp, d_model=config.d_model, norm=config.norm, placement=config.placement))
+    return LanguageModel(
+        embedding=embedding,
+        positions=positions,
+        blocks=tuple(blocks),
+        norm=make_norm(config.norm, config.d_model),
+        head=config.head.build(config.vocab_size, config.d_model, key=subkey(key, "head")),
+    )
+
+
+def _order(config: ModelConfig, order: Int32[np.ndarray | Array, " v"] | None) -> Int32[Array, " v"] | None:
+    """The permutation that the embedding's `order` names, checked for its length."""
+    kind = getattr(config.embedding, "order", "tokenizer")
+    if kind == "tokenizer":
+        return None
+    if kind == "random" and order is None:
+        order = random_order(config.vocab_size)
+    if order is None:
+        raise ValueError(f'embedding.order="{kind}" depends on a corpus: give build(..., order=) its permutation')
+    if order.shape != (config.vocab_size,):
+        raise ValueError(f"order has {order.shape[0]} entries, the vocabulary {config.vocab_size}")
+    return jnp.asarray(order, jnp.int32)

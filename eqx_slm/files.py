@@ -1,0 +1,81 @@
+"""Files that are either whole or not there: a temporary name, fsync, rename."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+
+def write_bytes_atomic(path: str | Path, data: bytes) -> Path:
+    """Write `data` so that a reader (or a crash) sees the old file or the new one, never a part.
+
+    The bytes go to a temporary name in the same folder, are flushed to the disk, and take the final name in one rename.
+
+    **Arguments:** `path`: the file; missing parent folders are made. `data`: its whole content.
+
+    **Returns:** the path, as a `Path`. Raises `OSError` where the file system does, and then leaves no temporary file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        # Not tempfile: it makes files that only their owner can read, here the usual umask is wanted.
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+    return path
+
+
+def write_text_atomic(path: str | Path, text: str) -> Path:
+    """Write `text` as UTF-8, newlines as they are, like [`write_bytes_atomic`][]."""
+    return write_bytes_atomic(path, text.encode("utf-8"))
+
+
+def write_json_atomic(path: str | Path, value: Any, *, indent: int | None = 1) -> Path:
+    """Write `json_ready(value)` as strict JSON (no NaN, no Infinity), like [`write_bytes_atomic`][]."""
+    text = json.dumps(json_ready(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return write_text_atomic(path, text + "\n")
+
+
+def json_ready(value: Any) -> Any:
+    """Copy a tree of plain values for strict JSON: non-finite floats become `None`, tuples lists, NumPy values plain.
+
+    **Arguments:** `value`: dicts with string keys, lists, tuples, strings, numbers, `None`, paths, or scalars and
+    arrays that have `.tolist()`.
+
+    **Returns:** the copy. Raises `ValueError` for any other type.
+    """
+    if value is None or isinstance(value, bool | str | int):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): json_ready(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return json_ready(value.tolist())
+    raise ValueError(f"cannot write a {type(value).__name__} as JSON; give dicts, lists, strings, numbers or None")
+
+
+def _sync_folder(folder: Path) -> None:
+    # The rename itself is durable only once the folder is; not every system lets a folder be opened.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

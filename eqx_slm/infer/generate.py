@@ -1,0 +1,82 @@
+"""Sampling text from a model."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from ..nn.lm import LanguageModel
+from ..nn.table import TableEmbedding
+
+
+class MaterializedEmbedding(TableEmbedding):
+    """A generator's table, evaluated once; it looks rows up at a table's speed and equals the generator."""
+
+    def __init__(self, table: Float[Array, "v d"]):
+        """**Arguments:** `table`, one row a token id."""
+        self.table = table
+        self.vocab_size, self.d_model = table.shape
+        self.std = 0.0
+
+
+def materialize(model: LanguageModel) -> LanguageModel:
+    """The same model with its token embedding evaluated once into a table; a generated head becomes a tied one."""
+    if isinstance(model.embedding, TableEmbedding):
+        return model
+    table = eqx.filter_jit(lambda embedding: embedding.materialize())(model.embedding)
+    return eqx.tree_at(lambda m: m.embedding, model, MaterializedEmbedding(table))
+
+
+def generate(
+    model: Any,
+    prompt: Int[Array, " p"],
+    *,
+    tokens: int,
+    context: int,
+    temperature: float = 1.0,
+    key: PRNGKeyArray,
+) -> Int[Array, " n"]:
+    """Continues a prompt by sampling, `tokens` times, from the model's next-token distribution.
+
+    Every token runs the model over a window of `context` tokens: plain and the same for every mixer.
+
+    **Arguments:**
+
+    - `model`: a `LanguageModel`.
+    - `prompt`: at least one id; its last `context` ids are used.
+    - `tokens`: how many to sample.
+    - `context`: the window, at most what the model was built for.
+    - `temperature`: divides the logits; 0 takes the most likely token.
+    - `key`: for the sampling.
+
+    **Returns:** the sampled ids, without the prompt.
+    """
+    if prompt.shape[0] < 1:
+        raise ValueError("the prompt is empty: give at least one token")
+    model = materialize(model) if hasattr(model, "embedding") else model
+    kept = prompt[-context:].astype(jnp.int32)
+    window = jnp.zeros(context, jnp.int32).at[: kept.shape[0]].set(kept)
+    return _sample(model, window, jnp.asarray(kept.shape[0]), jax.random.split(key, tokens), float(temperature))
+
+
+@eqx.filter_jit
+def _sample(model: Any, window: Array, length: Array, keys: PRNGKeyArray, temperature: float) -> Array:
+    params, static = eqx.partition(model, eqx.is_array)
+
+    def step(carry: tuple[Array, Array], key: PRNGKeyArray) -> tuple[tuple[Array, Array], Array]:
+        window, length = carry
+        this = eqx.combine(params, static)
+        features = this.features(this.embedding(window))
+        # Causality lets the unused tail of the window hold anything.
+        last = jax.lax.dynamic_slice_in_dim(features, length - 1, 1)
+        logits = this.logits(last)[0]
+        hot = logits / temperature if temperature > 0 else logits
+        token = jax.random.categorical(key, hot) if temperature > 0 else jnp.argmax(logits)
+        full = length == window.shape[0]
+        window = jnp.where(full, jnp.roll(window, -1), window)
+        length = jnp.where(full, length, length + 1)
+        return (window.at[length - 1].set(token.astype(jnp.int32)), length), token
+
+    return jax.lax.scan(step, (window, length), keys)[1]

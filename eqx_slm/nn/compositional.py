@@ -1,0 +1,92 @@
+"""A sum of codebook rows picked by a token's digits: Leviathan's codebooks without its splines."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
+
+from .coordinates import coordinate_base, to_coordinates
+from .embedding import OrderKind, TokenEmbedding, check_sizes, position_of
+from .initial import normal
+
+
+@dataclass(frozen=True)
+class CompositionalConfig:
+    """A sum over `coordinates` codebooks; `std` of the sum's initial entries; the coordinate `order` of the ids."""
+
+    kind: Literal["compositional"] = "compositional"
+    coordinates: int = 3
+    std: float = 0.02
+    order: OrderKind = "tokenizer"
+    tieable: ClassVar[bool] = True
+
+    def parameters(self, vocab_size: int, d_model: int) -> int:
+        """k b D."""
+        return self.coordinates * coordinate_base(vocab_size, self.coordinates) * d_model
+
+    def table_parameters(self, vocab_size: int, d_model: int) -> int:
+        """None: every row is shared by many tokens (with one coordinate it is a table)."""
+        return self.parameters(vocab_size, d_model) if self.coordinates == 1 else 0
+
+    def buffer_bytes(self, vocab_size: int) -> int:
+        """Four bytes a token for an order other than the tokenizer's."""
+        return 0 if self.order == "tokenizer" else 4 * vocab_size
+
+    def flops(self, d_model: int) -> int:
+        """Lookups and additions multiply nothing."""
+        return 0
+
+    def activations(self, d_model: int) -> int:
+        """Only the result."""
+        return d_model
+
+    def build(
+        self, vocab_size: int, d_model: int, *, order: Int32[Array, " v"] | None = None, key: PRNGKeyArray
+    ) -> "CompositionalEmbedding":
+        """The module."""
+        return CompositionalEmbedding(
+            vocab_size, d_model, coordinates=self.coordinates, std=self.std, order=order, key=key
+        )
+
+
+class CompositionalEmbedding(TokenEmbedding):
+    r"""$E_i = \sum_r C_r[i_r]$ over the base-b digits of the id: the control that leaves out the splines.
+
+    From compositional embeddings by complementary partitions (arXiv 1909.02107).
+    """
+
+    codebooks: Float[Array, "{self.coordinates} {self.base} {self.d_model}"]
+    order: Int32[Array, "{self.vocab_size}"] | None
+    vocab_size: int = eqx.field(static=True)
+    d_model: int = eqx.field(static=True)
+    coordinates: int = eqx.field(static=True)
+    base: int = eqx.field(static=True)
+    std: float = eqx.field(static=True)
+    no_decay: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        vocab_size: int,
+        d_model: int,
+        *,
+        coordinates: int = 3,
+        std: float = 0.02,
+        order: Int32[Array, " v"] | None = None,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:** `vocab_size`; `d_model`; `coordinates` k; `std` of the sum's entries; `order`, an int32
+        permutation of the ids (None: the tokenizer's); `key`."""
+        check_sizes(vocab_size=vocab_size, d_model=d_model, coordinates=coordinates)
+        self.base = coordinate_base(vocab_size, coordinates)
+        self.codebooks = normal(key, "codebooks", (coordinates, self.base, d_model), std * coordinates**-0.5)
+        self.order = None if order is None else jnp.asarray(order, jnp.int32)
+        self.vocab_size = vocab_size
+        self.d_model = d_model
+        self.coordinates = coordinates
+        self.std = std
+
+    def __call__(self, ids: Int[Array, "*t"]) -> Float[Array, "*t {self.d_model}"]:
+        digits = to_coordinates(position_of(ids, self.order), self.base, self.coordinates)
+        return self.codebooks[jnp.arange(self.coordinates), digits].sum(axis=-2)

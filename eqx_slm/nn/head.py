@@ -1,0 +1,92 @@
+"""The read-out from features to logits: untied, low-rank, or the embedding's own factors (no leaf at all)."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .initial import normal
+
+HeadKind = Literal["untied", "tied", "low-rank", "generated"]
+
+
+class ReadOut(NamedTuple):
+    """What turns features into logits: `logits = (x @ projection) @ weight.T`, without `projection` where it is None.
+
+    The loss takes this rather than a function, so that it can run over chunks and never hold all logits.
+    """
+
+    weight: Float[Array, "vocab r"]
+    projection: Float[Array, "d r"] | None = None
+
+    def project(self, features: Float[Array, "*t d"]) -> Float[Array, "*t r"]:
+        """Features in the space of `weight`'s rows."""
+        return features if self.projection is None else features @ self.projection.astype(features.dtype)
+
+    def logits(self, features: Float[Array, "*t d"]) -> Float[Array, "*t vocab"]:
+        """All logits at once, accumulated in at least float32."""
+        x = self.project(features)
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        return jnp.einsum("...r,vr->...v", x, self.weight.astype(x.dtype), preferred_element_type=wide)
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The read-out: `kind`, the rank of a low-rank one, and the std of its initial values (None: d_model ** -0.5)."""
+
+    kind: HeadKind = "untied"
+    rank: int = 64
+    std: float | None = None
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ValueError(f"head rank={self.rank}: it must be at least 1")
+
+    @property
+    def has_leaves(self) -> bool:
+        """Whether the head has parameters of its own."""
+        return self.kind in ("untied", "low-rank")
+
+    def parameters(self, vocab_size: int, d_model: int) -> int:
+        """Parameters of the head: V D, V r + D r, or none."""
+        return {"untied": vocab_size * d_model, "low-rank": (vocab_size + d_model) * self.rank}.get(self.kind, 0)
+
+    def table_parameters(self, vocab_size: int, d_model: int) -> int:
+        """Parameters in rows that belong to one token each."""
+        return {"untied": vocab_size * d_model, "low-rank": vocab_size * self.rank}.get(self.kind, 0)
+
+    def build(self, vocab_size: int, d_model: int, *, key: PRNGKeyArray) -> "Head | None":
+        """The module, or None where the read-out is the embedding's own."""
+        if not self.has_leaves:
+            return None
+        return Head(vocab_size, d_model, rank=self.rank if self.kind == "low-rank" else None, std=self.std, key=key)
+
+
+class Head(eqx.Module):
+    """A read-out with weights of its own, dense or of rank `rank`; no bias."""
+
+    weight: Float[Array, "{self.vocab_size} _"]
+    projection: Float[Array, "{self.d_model} _"] | None
+    vocab_size: int = eqx.field(static=True)
+    d_model: int = eqx.field(static=True)
+    rank: int | None = eqx.field(static=True)
+    std: float | None = eqx.field(static=True)
+    no_decay: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self, vocab_size: int, d_model: int, *, rank: int | None = None, std: float | None = None, key: PRNGKeyArray
+    ):
+        """**Arguments:** `vocab_size`; `d_model`; `rank` (None: dense); `std` of the logits' weights; `key`."""
+        width = d_model if rank is None else rank
+        self.weight = normal(key, "weight", (vocab_size, width), width**-0.5 if std is None else std)
+        self.projection = None if rank is None else normal(key, "projection", (d_model, rank), d_model**-0.5)
+        self.vocab_size = vocab_size
+        self.d_model = d_model
+        self.rank = rank
+        self.std = std
+
+    def read_out(self) -> ReadOut:
+        """The factors of the logits."""
+        return ReadOut(self.weight, self.projection)

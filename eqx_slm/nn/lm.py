@@ -1,0 +1,72 @@
+"""The language model: embedding, positions, blocks, norm, read-out."""
+
+from typing import Protocol, runtime_checkable
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float, Int
+
+from .block import Block
+from .embed_batch import embed_batch
+from .embedding import TokenEmbedding
+from .head import Head, ReadOut
+from .norm import LayerNorm, RMSNorm
+from .positions import LearnedPositions
+
+
+@runtime_checkable
+class HasReadOut(Protocol):
+    """Anything with `read_out() -> ReadOut` serves as a head."""
+
+    def read_out(self) -> ReadOut:
+        """The factors of the logits."""
+        ...
+
+
+class LanguageModel(eqx.Module):
+    """A causal language model put together from finished modules.
+
+    One sequence: `model(tokens) = model.logits(model.features(model.embedding(tokens)))`. `blocks` is a plain tuple, so
+    a leaf has a name such as `blocks.17.channel.up`. Without a `head` the read-out is the embedding's own (tied, or
+    generated): there is then no second leaf, and no second gradient.
+    """
+
+    embedding: TokenEmbedding
+    positions: LearnedPositions | None
+    blocks: tuple[Block, ...]
+    norm: RMSNorm | LayerNorm | None
+    head: Head | HasReadOut | None
+
+    def __call__(self, tokens: Int[Array, " t"]) -> Float[Array, "t vocab"]:
+        """Logits of one sequence, in at least float32; row i predicts token i + 1."""
+        return self.logits(self.features(self.embedding(tokens)))
+
+    def features(self, x: Float[Array, "t d"]) -> Float[Array, "t d"]:
+        """What the read-out sees, from the token embeddings of one sequence."""
+        if self.positions is not None:
+            x = self.positions(x)
+        for i, block in enumerate(self.blocks):
+            with jax.named_scope(f"block_{i}"):
+                x = block(x)
+        return x if self.norm is None else self.norm(x)
+
+    def batch_features(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+        """Features of a batch of sequences, equal to `vmap(features)` of its embeddings.
+
+        A generator evaluates each distinct token once, and blocks that know a faster batched form (`batch`) use it.
+        """
+        x = embed_batch(self.embedding, tokens)
+        if self.positions is not None:
+            x = jax.vmap(self.positions)(x)
+        for i, block in enumerate(self.blocks):
+            with jax.named_scope(f"block_{i}"):
+                x = block.batch(x) if hasattr(block, "batch") else jax.vmap(block)(x)
+        return x if self.norm is None else self.norm(x)
+
+    def read_out(self) -> ReadOut:
+        """The factors that turn features into logits."""
+        return self.embedding.read_out() if self.head is None else self.head.read_out()
+
+    def logits(self, features: Float[Array, "t d"]) -> Float[Array, "t vocab"]:
+        """All logits of one sequence (training uses `cross_entropy`, which never holds them all)."""
+        return self.read_out().logits(features)

@@ -1,0 +1,76 @@
+"""RMSNorm and LayerNorm over the last axis."""
+
+from typing import ClassVar, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .initial import inner_dtype
+
+NormKind = Literal["rms", "layer"]
+
+
+class RMSNorm(eqx.Module):
+    r"""$x \gamma / \sqrt{\mathrm{mean}(x^2) + \epsilon}$ over the last axis, the mean in at least float32.
+
+    From Root Mean Square Layer Normalization (arXiv 1910.07467).
+    """
+
+    weight: Float[Array, "{self.size}"]
+    size: int = eqx.field(static=True)
+    eps: float = eqx.field(static=True)
+    no_decay: ClassVar[tuple[str, ...]] = ("weight",)
+
+    def __init__(self, size: int, *, eps: float = 1e-6):
+        """**Arguments:** `size`, width of the last axis; `eps`, added to the mean square."""
+        self.weight = jnp.ones(size)
+        self.size = size
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*t {self.size}"]) -> Float[Array, "*t {self.size}"]:
+        wide = x.astype(inner_dtype(x))
+        scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+        return (wide * scale).astype(x.dtype) * self.weight.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+class LayerNorm(eqx.Module):
+    r"""$\gamma (x - \mathrm{mean}) / \sqrt{\mathrm{var} + \epsilon} + \beta$ over the last axis, in at least float32.
+
+    From Layer Normalization (arXiv 1607.06450).
+    """
+
+    weight: Float[Array, "{self.size}"]
+    bias: Float[Array, "{self.size}"]
+    size: int = eqx.field(static=True)
+    eps: float = eqx.field(static=True)
+    no_decay: ClassVar[tuple[str, ...]] = ("weight", "bias")
+
+    def __init__(self, size: int, *, eps: float = 1e-5):
+        """**Arguments:** `size`, width of the last axis; `eps`, added to the variance."""
+        self.weight = jnp.ones(size)
+        self.bias = jnp.zeros(size)
+        self.size = size
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*t {self.size}"]) -> Float[Array, "*t {self.size}"]:
+        lead = (1,) * (x.ndim - 1) + (-1,)
+        unit = standardize(x.astype(inner_dtype(x)), self.eps).astype(x.dtype)
+        return unit * self.weight.astype(x.dtype).reshape(lead) + self.bias.astype(x.dtype).reshape(lead)
+
+
+def standardize(x: Float[Array, "*t d"], eps: float) -> Float[Array, "*t d"]:
+    """Zero mean and unit variance over the last axis: LayerNorm without its two vectors."""
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + eps)
+
+
+def make_norm(kind: NormKind, size: int) -> RMSNorm | LayerNorm:
+    """The norm a config names."""
+    return RMSNorm(size) if kind == "rms" else LayerNorm(size)
+
+
+def norm_parameters(kind: NormKind, size: int) -> int:
+    """Parameters of one norm: `size`, twice that with a bias."""
+    return size if kind == "rms" else 2 * size

@@ -1,0 +1,135 @@
+"""The named arms: what each changes in the base model, and what its budget is matched to."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from ..account import Match, match_flops, match_parameters, parameter_ledger
+from ..account.match import Vary
+from ..build import ModelConfig, TaperConfig
+from ..errors import UserError
+from ..nn.compositional import CompositionalConfig
+from ..nn.head import HeadConfig
+from ..nn.leviathan import LeviathanConfig
+from ..nn.low_rank import LowRankConfig
+from .codec import set_field
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Scales of initial values and sizes that named arms use; found by a coarse sweep (experiments/LOG.md)."""
+
+    generator: LeviathanConfig = LeviathanConfig()
+    compositional_std: float = 0.02
+    low_rank_std: float = 0.02
+    table_std: float = 0.02
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm of a study: its config, and how it was matched (None: not matched)."""
+
+    name: str
+    config: ModelConfig
+    match: Match | None = None
+    matched_by: Literal["parameters", "flops"] | None = None
+
+    @property
+    def match_note(self) -> str | None:
+        """One sentence for the report."""
+        if self.match is None:
+            return None
+        return f"{self.matched_by} matched to the base by {self.match}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a named arm comes from the base: a change, then (optionally) a budget matched along one dimension."""
+
+    change: Callable[[ModelConfig, Tuned], ModelConfig]
+    help: str
+    match: Literal["parameters", "flops"] | None = None
+    vary: Vary = "depth"
+
+
+def _table(base: ModelConfig, tuned: Tuned) -> ModelConfig:
+    return base
+
+
+def _tied(base: ModelConfig, tuned: Tuned) -> ModelConfig:
+    return dataclasses.replace(base, head=HeadConfig("tied"))
+
+
+def _generator(base: ModelConfig, tuned: Tuned) -> ModelConfig:
+    return dataclasses.replace(base, embedding=tuned.generator)
+
+
+def _low_rank(base: ModelConfig, tuned: Tuned) -> ModelConfig:
+    """The rank whose factors come nearest to the generator's parameters: the same budget, spent on plain factors."""
+    budget = tuned.generator.parameters(base.vocab_size, base.d_model)
+    rank = max(1, min(base.d_model, round(budget / (base.vocab_size + base.d_model))))
+    return dataclasses.replace(base, embedding=LowRankConfig(rank=rank, std=tuned.low_rank_std))
+
+
+def _compositional(base: ModelConfig, tuned: Tuned) -> ModelConfig:
+    coordinates = tuned.generator.coordinates
+    return dataclasses.replace(
+        base, embedding=CompositionalConfig(coordinates=coordinates, std=tuned.compositional_std)
+    )
+
+
+def _tapered(base: ModelConfig, tuned: Tuned) -> ModelConfig:
+    return dataclasses.replace(base, taper=TaperConfig("cosine", start=1.5, end=0.5))
+
+
+def _rising(base: ModelConfig, tuned: Tuned) -> ModelConfig:
+    return dataclasses.replace(base, taper=TaperConfig("cosine", start=0.5, end=1.5))
+
+
+RECIPES: dict[str, Recipe] = {
+    "dense": Recipe(_table, "a V x D token table and an untied head"),
+    "dense-tied": Recipe(_tied, "one table for both ends, same body"),
+    "dense-tied-deep": Recipe(_tied, "tied, the parameters saved spent on depth", "parameters"),
+    "low-rank": Recipe(_low_rank, "a factored input table of the generator's size, same body"),
+    "low-rank-deep": Recipe(_low_rank, "the same, the parameters saved spent on depth", "parameters"),
+    "compositional": Recipe(_compositional, "a sum of codebook rows, no splines, same body"),
+    "leviathan": Recipe(_generator, "the generator in place of the input table, same body"),
+    "leviathan-deep": Recipe(_generator, "the generator, the parameters saved spent on depth", "parameters"),
+    "leviathan-flop": Recipe(_generator, "the generator, d_ff changed to equal training FLOPs", "flops", "d_ff"),
+    "tapered": Recipe(_tapered, "MLP widths 1.5x to 0.5x on a cosine"),
+    "rising": Recipe(_rising, "MLP widths 0.5x to 1.5x on a cosine"),
+}
+
+
+def make_arm(name: str, base: ModelConfig, tuned: Tuned, settings: tuple[str, ...] = ()) -> Arm:
+    """A named arm.
+
+    **Arguments:**
+
+    - `name`: a key of `RECIPES`.
+    - `base`: the model that "dense" is.
+    - `tuned`: sizes and scales of the generator and of the other embeddings.
+    - `settings`: `field=value` texts, applied before the budget is matched to the base.
+
+    **Raises:** `UserError` for an unknown arm or field.
+    """
+    if name not in RECIPES:
+        raise UserError(f"unknown arm {name!r}; allowed: {', '.join(RECIPES)}")
+    recipe = RECIPES[name]
+    config = recipe.change(base, tuned)
+    for setting in settings:
+        path, _, text = setting.partition("=")
+        config = set_field(config, path, text)
+    held = any(setting.startswith(("depth=", "channel.d_ff=")) for setting in settings)
+    try:
+        if recipe.match is None or held:
+            parameter_ledger(config)  # an unreachable taper shows here
+            return Arm(name, config)
+        solve = match_parameters if recipe.match == "parameters" else match_flops
+        found = solve(config, base, recipe.vary)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"arm {name}: {error}") from None
+    return Arm(name, found.config, found, recipe.match)

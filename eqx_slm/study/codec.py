@@ -1,0 +1,179 @@
+"""Frozen dataclasses to and from plain JSON values; single fields set from text; two configs compared."""
+
+import dataclasses
+import json
+import types
+import typing
+from typing import Any
+
+from ..errors import UserError
+
+
+def to_dict(config: Any) -> Any:
+    """Dataclasses and tuples as dicts and lists, ready for JSON."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, tuple | list):
+        return [to_dict(item) for item in config]
+    if isinstance(config, dict):
+        return {key: to_dict(value) for key, value in config.items()}
+    return config
+
+
+def from_dict(cls: type, data: Any, where: str = "") -> Any:
+    """The dataclass that `to_dict` made `data` from.
+
+    **Raises:** `UserError` naming the field that is unknown or has a value of the wrong type, and what is allowed.
+    """
+    if not isinstance(data, dict):
+        raise UserError(f"{where or cls.__name__} is {data!r}: an object with the fields of {cls.__name__} is needed")
+    names = {f.name for f in dataclasses.fields(cls)}
+    for name in data:
+        if name not in names:
+            raise UserError(f"unknown field {_join(where, name)!r}; allowed: {', '.join(sorted(names))}")
+    hints = typing.get_type_hints(cls)
+    values = {name: _decode(hints[name], value, _join(where, name)) for name, value in data.items()}
+    return _make(cls, values, where)
+
+
+def set_field(config: Any, path: str, text: str) -> Any:
+    """A copy of `config` with one field, given by its dotted path, set from text as typed on a command line.
+
+    Setting `embedding.kind=leviathan` replaces the part by that kind's defaults.
+
+    **Raises:** `UserError` for an unknown field or a value of the wrong type.
+    """
+    return _set(config, path.split("."), text, path)
+
+
+def differences(reference: Any, other: Any) -> list[tuple[str, str, str]]:
+    """(field, reference's value, other's value) for every field in which two configs differ, as text."""
+    left, right = _flat(to_dict(reference)), _flat(to_dict(other))
+    keys = [*left, *(key for key in right if key not in left)]
+    return [
+        (key, _show(left.get(key)), _show(right.get(key)))
+        for key in keys
+        if left.get(key, _MISSING) != right.get(key, _MISSING)
+    ]
+
+
+_MISSING = object()
+
+
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(data, dict):
+        return {prefix: data}
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        flat |= _flat(value, _join(prefix, key))
+    return flat
+
+
+def _show(value: Any) -> str:
+    return "-" if value is None else str(value)
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
+def _set(config: Any, path: list[str], text: str, whole: str) -> Any:
+    name, rest = path[0], path[1:]
+    names = [f.name for f in dataclasses.fields(config)]
+    if name not in names:
+        raise UserError(f"unknown field {whole!r}: {name!r} is not one of {', '.join(names)}")
+    hint = typing.get_type_hints(type(config))[name]
+    current = getattr(config, name)
+    if not rest:
+        if dataclasses.is_dataclass(current):
+            raise UserError(f"{whole!r} is a group of fields: set one of {whole}.{{{','.join(_names(current))}}}")
+        return _make(type(config), _values(config) | {name: _decode(hint, _parse(hint, text), whole)}, whole)
+    if not dataclasses.is_dataclass(current):
+        raise UserError(f"unknown field {whole!r}: {name!r} has no fields of its own")
+    if rest == ["kind"] and len(_parts(hint)) > 1:
+        value = _decode(hint, {"kind": text}, _join("", name))
+    else:
+        value = _set(current, rest, text, whole)
+    return _make(type(config), _values(config) | {name: value}, whole)
+
+
+def _names(config: Any) -> list[str]:
+    return [f.name for f in dataclasses.fields(config)]
+
+
+def _values(config: Any) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in _names(config)}
+
+
+def _make(cls: type, values: dict[str, Any], where: str) -> Any:
+    try:
+        return cls(**values)
+    except UserError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{error}") from None
+
+
+def _parse(hint: Any, text: str) -> Any:
+    """Text as the JSON value that `hint` would be written as."""
+    options = _parts(hint)
+    if text.lower() in ("none", "null") and type(None) in options:
+        return None
+    if any(option is str or typing.get_origin(option) is typing.Literal for option in options):
+        return text
+    if any(typing.get_origin(option) is tuple for option in options):
+        return [_number(item) for item in text.replace(",", " ").split()]
+    return _number(text)
+
+
+def _number(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _parts(hint: Any) -> tuple[Any, ...]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return typing.get_args(hint)
+    return (hint,)
+
+
+def _decode(hint: Any, value: Any, where: str) -> Any:
+    options = _parts(hint)
+    if value is None and type(None) in options:
+        return None
+    classes = [option for option in options if dataclasses.is_dataclass(option)]
+    if classes and isinstance(value, dict):
+        return _decode_class(classes, value, where)
+    for option in options:
+        origin = typing.get_origin(option)
+        if origin is typing.Literal and value in typing.get_args(option):
+            return value
+        if origin is tuple and isinstance(value, list | tuple):
+            return tuple(_decode(typing.get_args(option)[0], item, where) for item in value)
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if option is int and isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if option is str and isinstance(value, str):
+            return value
+    raise UserError(f"{where}={value!r}: allowed is {' or '.join(_describe(option) for option in options)}")
+
+
+def _decode_class(classes: list[Any], value: dict[str, Any], where: str) -> Any:
+    if len(classes) == 1:
+        return from_dict(classes[0], value, where)
+    kinds = {option.kind: option for option in classes}
+    if value.get("kind") not in kinds:
+        raise UserError(f"{where}.kind={value.get('kind')!r}: allowed is {', '.join(kinds)}")
+    return from_dict(kinds[value["kind"]], value, where)
+
+
+def _describe(option: Any) -> str:
+    origin = typing.get_origin(option)
+    if origin is typing.Literal:
+        return ", ".join(repr(arg) for arg in typing.get_args(option))
+    if option is type(None):
+        return "none"
+    return {int: "an integer", float: "a number", str: "text"}.get(option, getattr(option, "__name__", str(option)))

@@ -1,0 +1,155 @@
+"""The command behind `python experiments/pair.py`: options, the dry run, exit codes."""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from ..errors import UserError
+
+if TYPE_CHECKING:  # the command answers --help without loading jax
+    from .config import PairConfig
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train a matched pair on real text and get a verdict with an interval.
+
+    Every option left out comes from the preset; a run is replayed exactly with --config and the config.json it wrote.
+    """
+
+    preset: str = "quick"
+    """quick (five minutes on two cores), cpu, or d_model x depth such as 256x6 or 768x12 (bfloat16, for a GPU)."""
+    arms: tuple[str, ...] | None = None
+    """Named arms; the first is the reference: dense, dense-tied, dense-tied-deep, low-rank, low-rank-deep,
+    compositional, leviathan, leviathan-deep, leviathan-flop, tapered, rising."""
+    set: tuple[str, ...] = ()
+    """Fields of arms, ARM.FIELD=VALUE, such as leviathan-deep.embedding.rank=32; "all" is every arm."""
+    data: str | None = None
+    """stdlib, tiny_shakespeare, ptb, wikitext-2, a text file, or a folder of text files."""
+    data_root: str | None = None
+    """The folder that holds the named corpora."""
+    tokenizer: str | None = None
+    """bpe:N, char, byte, word (word:eos=none), o200k_base, r50k_base."""
+    vocab_size: int | None = None
+    """Pads the model's vocabulary beyond the tokenizer's."""
+    sequence_length: int | None = None
+    """Tokens a sequence."""
+    batch_size: int | None = None
+    """Sequences a batch."""
+    seeds: int | None = None
+    """How many paired seeds."""
+    steps: int | None = None
+    """Training steps of every run."""
+    tokens: int | None = None
+    """Training tokens of every run, rounded up to whole steps; instead of --steps."""
+    lr: tuple[float, ...] | None = None
+    """Peak learning rate; several are swept for every arm."""
+    margin: float | None = None
+    """Nats a token below which a difference does not matter."""
+    pairing: Literal["full", "data-only"] | None = None
+    """full: equal leaves start equal; data-only: every arm has initial values of its own."""
+    schedule: Literal["cosine", "wsd", "constant"] | None = None
+    """Learning-rate schedule after warm-up."""
+    name: str | None = None
+    """Name of the run folder."""
+    out: Path | None = None
+    """The run folder itself; it must be new or empty."""
+    config: Path | None = None
+    """Replay a config.json; other options change it."""
+    dry_run: Annotated[bool, "flag"] = field(default=False)
+    """Print ledger, FLOPs, memory and a rough time per arm; train nothing."""
+
+
+def resolve(options: Options) -> "PairConfig":
+    """The full config of a command line.
+
+    **Raises:** `UserError` for options that do not fit.
+    """
+    from .config import PairConfig, preset
+    from .run import read_config
+
+    config: PairConfig = read_config(options.config) if options.config else preset(options.preset)
+    stream = {name: getattr(options, name) for name in ("data", "data_root", "tokenizer", "vocab_size")}
+    stream |= {"sequence_length": options.sequence_length, "batch_size": options.batch_size}
+    changed = dataclasses.replace(config.stream, **{k: v for k, v in stream.items() if v is not None})
+    for name in ("sequence_length", "batch_size"):
+        if getattr(changed, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(changed, name)}: it must be at least 1")
+    if changed.vocab_size is not None and changed.vocab_size < 1:
+        raise UserError(f"--vocab-size {changed.vocab_size}: it must be at least 1")
+    if options.steps is not None and options.tokens is not None:
+        raise UserError("--steps and --tokens are both given: they say the same thing, give one")
+    steps = options.steps
+    if options.tokens is not None:
+        steps = -(-options.tokens // (changed.batch_size * changed.sequence_length))
+    values = {
+        "arms": options.arms,
+        "settings": (config.settings + options.set) if options.set else None,
+        "seeds": options.seeds,
+        "steps": steps,
+        "learning_rates": options.lr,
+        "margin": options.margin,
+        "pairing": options.pairing,
+        "name": options.name,
+        "optimizer": dataclasses.replace(config.optimizer, schedule=options.schedule) if options.schedule else None,
+    }
+    return dataclasses.replace(config, stream=changed, **{k: v for k, v in values.items() if v is not None})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code: 0, or 2 for what the user can mend (one line on standard error)."""
+    import tyro
+
+    options = tyro.cli(Options, args=arguments, prog="pair.py")
+    try:
+        return _run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; what was done so far is in the run folder", file=sys.stderr)
+        return 130
+
+
+def _run(options: Options) -> int:
+    from rich.console import Console
+
+    from .progress import Progress
+    from .run import open_stream, run_folder, run_pair
+    from .summary import print_summary
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    config = resolve(options)
+    # Unknown arms and fields fail before any data is read.
+    config.resolve(config.stream.vocab_size or config.model.vocab_size)
+    if not options.dry_run:
+        run_folder(config, options.out, Path("runs"))
+    started = time.perf_counter()
+    console.print(f"reading {config.stream.data}, tokenizer {config.stream.tokenizer} ...", highlight=False)
+    stream = open_stream(config)
+    info = stream.info
+    console.print(
+        f"{info['corpus']}: {info['tokens']['train']:,} training tokens, {info['tokens']['valid']:,} validation, "
+        f"vocabulary {stream.vocab_size:,} ({time.perf_counter() - started:.1f} s). {info.get('corpus_note', '')}",
+        highlight=False,
+    )
+    if options.dry_run:
+        from .dry_run import print_plan
+
+        print_plan(config, stream, console)
+        return 0
+    with Progress(config, console) as progress:
+        folder, result = run_pair(
+            config,
+            out=options.out,
+            stream=stream,
+            on_event=progress,
+            on_folder=lambda folder: console.print(f"run folder {folder}", highlight=False),
+        )
+    print_summary(result.data, console)
+    console.print(f"{folder / 'report.md'}  ({time.perf_counter() - started:.0f} s)", highlight=False)
+    return 0

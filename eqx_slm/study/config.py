@@ -1,0 +1,156 @@
+"""A run as plain data: everything that decides its result, with presets; replayed from the JSON it wrote."""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from ..build import ModelConfig
+from ..errors import UserError
+from ..nn.attention import AttentionConfig
+from ..nn.leviathan import LeviathanConfig
+from ..nn.table import TableConfig
+from ..train.optimizer import OptimizerConfig
+from ..train.step import ComputeDtype
+from .arms import Arm, Tuned, make_arm
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """Where tokens come from and how they are cut (see `eqx_slm.data.make_stream`)."""
+
+    data: str = "stdlib"
+    data_root: str | None = None
+    tokenizer: str = "bpe:8192"
+    vocab_size: int | None = None
+    sequence_length: int = 128
+    batch_size: int = 16
+    eval_tokens: int = 16384
+
+
+@dataclass(frozen=True)
+class PairConfig:
+    """One matched study. `model` is the base that arms change; its vocabulary is the stream's."""
+
+    name: str = "quick"
+    arms: tuple[str, ...] = ("dense", "leviathan-deep", "dense-tied-deep")
+    settings: tuple[str, ...] = ()
+    model: ModelConfig = ModelConfig()
+    tuned: Tuned = Tuned()
+    stream: StreamConfig = StreamConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    seeds: int = 3
+    steps: int = 240
+    learning_rates: tuple[float, ...] = (3e-3,)
+    margin: float = 0.01
+    confidence: float = 0.95
+    pairing: Literal["full", "data-only"] = "full"
+    compute_dtype: ComputeDtype = "float32"
+    evaluations: int = 12
+    sample_tokens: int = 96
+
+    def __post_init__(self):
+        for name in ("seeds", "steps", "evaluations"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: it must be at least 1")
+        if len(self.arms) < 1:
+            raise UserError("no arms: name at least one, the first is the reference")
+        if not self.learning_rates or min(self.learning_rates) <= 0:
+            raise UserError(f"lr={list(self.learning_rates)}: give at least one positive learning rate")
+        if self.margin < 0:
+            raise UserError(f"margin={self.margin}: it must be at least 0 nat")
+        if not 0 < self.confidence < 1:
+            raise UserError(f"confidence={self.confidence}: it must be between 0 and 1")
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens of one run."""
+        return self.steps * self.stream.batch_size * self.stream.sequence_length
+
+    def labels(self) -> tuple[str, ...]:
+        """The arms' names, made distinct: a second "dense" is "dense-2"."""
+        seen: dict[str, int] = {}
+        labels = []
+        for arm in self.arms:
+            seen[arm] = seen.get(arm, 0) + 1
+            labels.append(arm if seen[arm] == 1 else f"{arm}-{seen[arm]}")
+        return tuple(labels)
+
+    def resolve(self, vocab_size: int) -> dict[str, Arm]:
+        """Every arm's config at a vocabulary, by label.
+
+        **Raises:** `UserError` for unknown arms and fields, and for sizes that do not fit.
+        """
+        try:
+            base = dataclasses.replace(self.model, vocab_size=vocab_size, context=self.stream.sequence_length)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        labels = self.labels()
+        per_arm: dict[str, list[str]] = {label: [] for label in labels}
+        for setting in self.settings:
+            arm, field = split_setting(setting, labels)
+            for label in labels if arm == "all" else (arm,):
+                per_arm[label].append(field)
+        return {
+            label: dataclasses.replace(make_arm(arm, base, self.tuned, tuple(per_arm[label])), name=label)
+            for label, arm in zip(labels, self.arms, strict=True)
+        }
+
+
+def split_setting(setting: str, labels: tuple[str, ...]) -> tuple[str, str]:
+    """`arm.field=value` as (arm, "field=value"); "all" is every arm."""
+    match = re.fullmatch(r"([^.=]+)\.([^=]+=.*)", setting)
+    if match is None:
+        raise UserError(f"--set {setting!r}: write ARM.FIELD=VALUE, such as leviathan-deep.embedding.rank=32")
+    if match[1] != "all" and match[1] not in labels:
+        raise UserError(f"--set {setting!r}: no arm {match[1]!r} in this study; allowed: all, {', '.join(labels)}")
+    return match[1], match[2]
+
+
+# Small shapes with small generators: at published sizes (1.2M parameters and 512 D) one would outweigh the table it
+# replaces. This one is sized so that one more layer brings Leviathan, and two bring the tied table, within 0.2% of dense.
+SMALL = Tuned(generator=LeviathanConfig(seed_size=48, n_heads=4, rank=16))
+QUICK = PairConfig(
+    name="quick",
+    model=ModelConfig(
+        vocab_size=2048, d_model=64, mixer=AttentionConfig(n_heads=2), embedding=TableConfig(std=SMALL.table_std)
+    ),
+    tuned=SMALL,
+    stream=StreamConfig(tokenizer="bpe:2048", batch_size=8),
+    steps=200,
+)
+CPU = dataclasses.replace(
+    QUICK,
+    name="cpu",
+    steps=5888,
+    stream=dataclasses.replace(QUICK.stream, eval_tokens=32768),
+    evaluations=20,
+)
+
+
+def preset(name: str) -> PairConfig:
+    """A named starting point: "quick", "cpu", or a shape `d_model x depth` such as "256x6" for an accelerator.
+
+    A shape takes the published recipe: o200k_base, SwiGLU of 4 d_model, heads of 64, sequences of 512 tokens in
+    batches of 512, bfloat16 compute, the published generator (arXiv 2601.22040). The learning rate was not published;
+    1e-3 is a guess until it is swept.
+
+    **Raises:** `UserError` for another name.
+    """
+    if name in ("quick", "cpu"):
+        return {"quick": QUICK, "cpu": CPU}[name]
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", name)
+    if match is None:
+        raise UserError(f"unknown preset {name!r}; allowed: quick, cpu, or d_model x depth such as 256x6 or 768x12")
+    d_model, depth = int(match[1]), int(match[2])
+    return PairConfig(
+        name=name,
+        model=ModelConfig(
+            d_model=d_model, depth=depth, context=512, mixer=AttentionConfig(n_heads=max(1, d_model // 64))
+        ),
+        stream=StreamConfig(tokenizer="o200k_base", sequence_length=512, batch_size=512, eval_tokens=512 * 512),
+        steps=4096,
+        learning_rates=(1e-3,),
+        compute_dtype="bfloat16",
+        evaluations=20,
+    )

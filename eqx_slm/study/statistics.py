@@ -1,0 +1,207 @@
+"""Student's t on paired differences, Holm's correction, and the words a verdict may use.
+
+A difference is always arm minus reference, in nats a token: negative means that the arm is better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+# Runtime type checkers take `float` at its word; counts and a margin of 0 are whole numbers.
+Number = float | int
+Verdict = Literal["better", "worse", "no difference beyond the margin", "not resolved", "identical arms"]
+
+
+class Interval(NamedTuple):
+    """A mean of `n` values with its two-sided interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def paired_interval(differences: Sequence[Number], *, confidence: float = 0.95) -> Interval:
+    """Student's t interval of the mean difference, `mean ± t(n - 1) s / sqrt(n)`.
+
+    **Arguments:** `differences`: one finite number a seed, nats. `confidence`: the level, between 0 and 1.
+
+    **Returns:** the interval. One difference says nothing about its spread: the bounds are then infinite. Differences
+    that are all exactly equal give an interval of zero width. Raises `ValueError` for no or non-finite differences.
+    """
+    values = _finite(differences)
+    _check_confidence(confidence)
+    mean, error = _mean_and_error(values)
+    n = len(values)
+    if n == 1:
+        return Interval(mean, -math.inf, math.inf, 1)
+    if error == 0.0:
+        return Interval(mean, mean, mean, n)
+    from scipy.special import stdtrit  # a quarter of the import time of scipy.stats, the same quantile
+
+    half = -float(stdtrit(n - 1, (1.0 - confidence) / 2)) * error
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def p_value(differences: Sequence[Number], *, margin: Number = 0.0) -> float:
+    """Two-sided t p-value of "the mean difference is 0", or with a margin of "it is within ± margin".
+
+    `p = min(1, 2 P(T > (|mean| - margin) sqrt(n) / s))`: the smallest `1 - confidence` at which
+    [`paired_interval`][] still touches `[-margin, margin]`.
+
+    **Arguments:** `differences`: one finite number a seed, nats. `margin`: not negative, nats.
+
+    **Returns:** p. One difference: 1. All differences exactly equal: 0 where they are beyond the margin, else 1.
+    Raises `ValueError` for no or non-finite differences.
+    """
+    values = _finite(differences)
+    _check_margin(margin)
+    mean, error = _mean_and_error(values)
+    excess = abs(mean) - margin
+    if len(values) == 1 or excess <= 0.0:
+        return 1.0
+    if error == 0.0:
+        return 0.0
+    from scipy.special import stdtr
+
+    return min(1.0, 2.0 * float(stdtr(len(values) - 1, -excess / error)))
+
+
+def holm(p_values: Sequence[Number]) -> list[float]:
+    """Holm's step-down adjusted p-values: `max over j <= i of min(1, (m - j) p_(j))`, with ranks from 0.
+
+    **Arguments:** `p_values`: one a hypothesis, each in [0, 1].
+
+    **Returns:** the adjusted values, in the order given; a hypothesis is rejected at a family-wise level where its
+    adjusted value is at most that level. Raises `ValueError` for a p-value outside [0, 1].
+
+    Holm, *A simple sequentially rejective multiple test procedure*, Scandinavian Journal of Statistics 6 (1979).
+    """
+    order = _ascending(p_values)
+    adjusted = [1.0] * len(order)
+    running = 0.0
+    for rank, index in enumerate(order):
+        running = max(running, min(1.0, (len(order) - rank) * p_values[index]))
+        adjusted[index] = running
+    return adjusted
+
+
+def holm_levels(p_values: Sequence[Number], *, confidence: float = 0.95) -> list[float]:
+    """The confidence level of each arm's interval, so that intervals and [`holm`][] say the same.
+
+    The arm with the i-th smallest p of m (ranks from 0) gets `1 - (1 - confidence) / (m - i)`. The procedure steps
+    down: at the first arm that is not rejected it stops, and the arms after it keep that arm's level. So an arm's
+    interval excludes zero exactly where its adjusted p is below `1 - confidence`.
+
+    **Arguments:** `p_values`: one an arm, as from [`p_value`][]. `confidence`: the family-wise level.
+
+    **Returns:** one level an arm, in the order given; with one arm, `confidence` itself.
+    """
+    order = _ascending(p_values)
+    _check_confidence(confidence)
+    levels = [confidence] * len(order)
+    alpha = 1.0 - confidence
+    steps = len(order)
+    for index in order:
+        levels[index] = confidence if steps == 1 else 1.0 - alpha / steps
+        if p_values[index] <= alpha / steps and steps > 1:
+            steps -= 1
+    return levels
+
+
+def verdict(interval: Interval, *, margin: Number, identical: bool = False) -> Verdict:
+    """Put an interval of differences (arm minus reference) into words.
+
+    - "better": the whole interval is beyond the margin, `high < -margin`;
+    - "worse": `low > margin`;
+    - "no difference beyond the margin": the whole interval is inside, `-margin <= low` and `high <= margin`. The margin
+      itself counts as inside, so an interval that only touches it is not beyond it;
+    - "identical arms": `identical` and the interval is [0, 0] (or one seed's difference is exactly 0);
+    - "not resolved": everything else, and whatever is not a number.
+
+    **Arguments:** `interval`: nats a token. `margin`: not negative, nats a token. `identical`: whether the configs
+    are equal.
+
+    **Returns:** one of the five. Raises `ValueError` for a negative or non-finite margin.
+    """
+    _check_margin(margin)
+    exact = interval.mean == 0.0 and (interval.n == 1 or interval.low == interval.high == 0.0)
+    if identical and exact:
+        return "identical arms"
+    if interval.high < -margin:
+        return "better"
+    if interval.low > margin:
+        return "worse"
+    if interval.low >= -margin and interval.high <= margin:
+        return "no difference beyond the margin"
+    return "not resolved"
+
+
+def slope_against_log_tokens(
+    tokens: Sequence[Number], per_seed_differences: Sequence[Sequence[Number]], *, confidence: float = 0.95
+) -> Interval:
+    """Least-squares slope of each seed's difference on `log(tokens)`, with a t interval over the seeds.
+
+    Points of one seed are correlated, so that a residual-based error would be too small; seeds are independent, and the
+    interval is over them.
+
+    **Arguments:** `tokens`: at least two distinct positive counts. `per_seed_differences`: for each seed one finite
+    difference (nats) at each count.
+
+    **Returns:** the slope in nats a natural-log unit of tokens (times `log(2)`: a doubling). Raises `ValueError` where
+    lengths disagree or no slope is defined.
+    """
+    if any(not (math.isfinite(count) and count > 0) for count in tokens) or len(set(tokens)) < 2:
+        raise ValueError(f"a slope needs at least two distinct positive token counts, got {list(tokens)}")
+    logs = [math.log(count) for count in tokens]
+    centre = math.fsum(logs) / len(logs)
+    spread = math.fsum((x - centre) ** 2 for x in logs)
+    slopes = []
+    for differences in per_seed_differences:
+        if len(differences) != len(logs):
+            raise ValueError(
+                f"a seed has {len(differences)} differences for {len(logs)} token counts; give one for each"
+            )
+        # sum((x - centre) y) is the slope whatever y's mean; subtracting y's first value keeps a constant's slope at 0.
+        base = differences[0]
+        products = [(x - centre) * (y - base) for x, y in zip(logs, differences, strict=True)]
+        slopes.append(math.fsum(products) / spread)
+    return paired_interval(slopes, confidence=confidence)
+
+
+def _mean_and_error(values: list[float]) -> tuple[float, float]:
+    # Scaled, so that neither tiny nor huge differences lose their spread to underflow or overflow in the squares.
+    if all(value == values[0] for value in values):
+        return values[0], 0.0
+    n = len(values)
+    scale = max(abs(value) for value in values)
+    scaled = [value / scale for value in values]
+    mean = math.fsum(scaled) / n
+    variance = math.fsum((value - mean) ** 2 for value in scaled) / (n - 1)
+    return mean * scale, math.sqrt(variance / n) * scale
+
+
+def _ascending(p_values: Sequence[Number]) -> list[int]:
+    for p in p_values:
+        if not 0.0 <= p <= 1.0:
+            raise ValueError(f"a p-value is between 0 and 1, got {p}")
+    return sorted(range(len(p_values)), key=lambda index: p_values[index])
+
+
+def _finite(differences: Sequence[Number]) -> list[float]:
+    values = [float(value) for value in differences]
+    if not values or not all(math.isfinite(value) for value in values):
+        raise ValueError(f"an interval needs at least one difference and only finite ones, got {values}")
+    return values
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence is between 0 and 1, for example 0.95; got {confidence}")
+
+
+def _check_margin(margin: Number) -> None:
+    if not (math.isfinite(margin) and margin >= 0.0):
+        raise ValueError(f"the margin is a number of nats that is not negative, for example 0.01; got {margin}")

@@ -1,0 +1,26 @@
+"""Training: the chunked loss, AdamW with explicit groups, the compiled step, one run, and model files."""
+
+from .checkpoint import load_model, save_model
+from .loop import Evaluation, RunRecord, eval_steps, train_run
+from .loss import CrossEntropy, cross_entropy, token_losses
+from .optimizer import OptimizerConfig, make_optimizer, parameter_groups
+from .step import Metrics, Program, TrainState, make_program
+
+__all__ = [
+    "CrossEntropy",
+    "Evaluation",
+    "Metrics",
+    "OptimizerConfig",
+    "Program",
+    "RunRecord",
+    "TrainState",
+    "cross_entropy",
+    "eval_steps",
+    "load_model",
+    "make_optimizer",
+    "make_program",
+    "parameter_groups",
+    "save_model",
+    "token_losses",
+    "train_run",
+]

@@ -1,0 +1,164 @@
+"""One training run: the steps of one arm, seed and learning rate, evaluated at fixed token counts."""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+from jaxtyping import Array, Int32, PyTree
+
+from .optimizer import OptimizerConfig
+from .step import Metrics, Program, TrainState
+
+# Steps left out of a run's speed: the first ones pay for warming caches up.
+WARM_STEPS = 3
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """What a run needs of a stream (`eqx_slm.data.TokenStream` is one)."""
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences a batch."""
+        ...
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens a sequence."""
+        ...
+
+    def batches(self, seed: int, *, start: int = 0) -> Iterator[Int32[np.ndarray, "b t"]]:
+        """Training batches `(rows, T + 1)` in an order that depends on the seed alone."""
+        ...
+
+    def eval_batches(self) -> Sequence[Int32[np.ndarray, "b t"]]:
+        """The fixed validation batches, of the same shape."""
+        ...
+
+    def eval_bytes(self) -> int | None:
+        """Bytes of the evaluated targets, None where the tokenizer loses bytes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Validation loss after `tokens` training tokens: nats a token and, where no byte is lost, bits a byte."""
+
+    step: int
+    tokens: int
+    nll: float
+    bits_per_byte: float | None
+
+
+@dataclass
+class RunRecord:
+    """What one run leaves: its evaluations, its speed, the hash of the batches it saw, its final parameters."""
+
+    seed: int
+    learning_rate: float
+    evals: list[Evaluation] = field(default_factory=list)
+    train_seconds: float = 0.0
+    tokens_per_second: float = 0.0
+    stream_hash: str = ""
+    params: PyTree[Array] | None = None
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the last loss is not a finite number."""
+        return not math.isfinite(self.evals[-1].nll)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run reports as it goes: the step just done, its training loss (of an earlier step), tokens a second."""
+
+    step: int
+    tokens: int
+    loss: float
+    tokens_per_second: float
+    evaluation: Evaluation | None = None
+
+
+def eval_steps(steps: int, count: int = 12) -> tuple[int, ...]:
+    """About `count` log-spaced steps from 1 / 64 of the run to its end, the last one included; ascending, distinct."""
+    first = max(1, steps // 64)
+    points = np.geomspace(first, steps, num=max(count, 2))
+    return tuple(sorted({*(int(round(p)) for p in points), steps}))
+
+
+def train_run(
+    program: Program,
+    model: Any,
+    stream: Batches,
+    *,
+    seed: int,
+    steps: int,
+    learning_rate: float,
+    optimizer: OptimizerConfig,
+    evaluate_at: Sequence[int],
+    on_progress: Callable[[Progress], None] | None = None,
+    progress_seconds: float = 1.0,
+) -> RunRecord:
+    """Trains `model` for exactly `steps` steps.
+
+    **Arguments:**
+
+    - `program`: the compiled side of the arm; `model`: its initial values (kept).
+    - `stream`: where batches come from; `seed` decides their order.
+    - `learning_rate`: the peak; `optimizer` holds the schedule.
+    - `evaluate_at`: steps after which the fixed validation part is evaluated.
+    - `on_progress`: called at every evaluation and about every `progress_seconds`. The loss it sees is a step old, so
+      that reading it never makes the device wait.
+
+    **Returns:** a `RunRecord` with the final parameters. Its seconds exclude evaluation and the first steps.
+    """
+    record = RunRecord(seed=seed, learning_rate=learning_rate)
+    state: TrainState = program.start(model)
+    tokens_a_step = stream.batch_size * stream.sequence_length
+    due = set(evaluate_at)
+    digest = hashlib.sha256()
+    previous: Metrics | None = None
+    spent, counted, told = 0.0, 0, time.perf_counter()
+    mark = time.perf_counter()
+    for index, batch in zip(range(steps), stream.batches(seed), strict=False):
+        digest.update(np.ascontiguousarray(batch).tobytes())
+        rate = np.float32(learning_rate * optimizer.multiplier(index, steps))
+        state, metrics = program.step(state, batch, rate)
+        done = index + 1
+        evaluated = None
+        if done == WARM_STEPS or done in due:
+            jax.block_until_ready(metrics)
+            now = time.perf_counter()
+            if done > WARM_STEPS:
+                spent, counted = spent + now - mark, done - WARM_STEPS
+            if done in due:
+                evaluated = evaluate(program, state.params, stream, step=done, tokens=done * tokens_a_step)
+                record.evals.append(evaluated)
+            mark = time.perf_counter()
+        if on_progress and (evaluated or time.perf_counter() - told > progress_seconds):
+            told = time.perf_counter()
+            shown = metrics if evaluated or previous is None else previous
+            running = spent + (0.0 if evaluated or done <= WARM_STEPS else told - mark)
+            speed = (done - WARM_STEPS) * tokens_a_step / running if running > 0 and done > WARM_STEPS else math.nan
+            on_progress(Progress(done, done * tokens_a_step, float(shown.loss), speed, evaluated))
+        previous = metrics
+    record.train_seconds = spent * steps / max(counted, 1)
+    record.tokens_per_second = counted * tokens_a_step / spent if spent else 0.0
+    record.stream_hash = digest.hexdigest()
+    record.params = state.params
+    return record
+
+
+def evaluate(program: Program, params: PyTree[Array], stream: Batches, *, step: int, tokens: int) -> Evaluation:
+    """Mean validation loss over the stream's fixed part."""
+    batches = stream.eval_batches()
+    sums = [program.evaluate(params, batch) for batch in batches]
+    total = math.fsum(float(s) for s in sums)
+    count = sum(batch.shape[0] * (batch.shape[1] - 1) for batch in batches)
+    size = stream.eval_bytes()
+    return Evaluation(step, tokens, total / count, total / math.log(2) / size if size else None)

@@ -1,0 +1,150 @@
+"""Read-out and cross entropy in one, over chunks of tokens: all logits are never held at once."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ..nn.head import ReadOut
+from ..nn.initial import inner_dtype
+
+# Logits held at once. A CPU is fastest when a chunk stays near its second-level cache (2 ** 20 numbers are 4 MiB in
+# float32); an accelerator wants large matmuls. A chunk has at least CHUNK_TOKENS tokens, because every chunk also reads
+# and writes the whole gradient of the read-out.
+CHUNK_LOGITS = {"cpu": 2**20}
+CHUNK_LOGITS_ACCELERATOR = 2**27
+CHUNK_TOKENS = 128
+
+
+class CrossEntropy(NamedTuple):
+    """`loss`: weighted mean of the negative log likelihood, nats a token; `tokens`: the sum of the weights."""
+
+    loss: Float[Array, ""]
+    tokens: Float[Array, ""]
+
+
+def cross_entropy(
+    features: Float[Array, "*t d"],
+    read_out: ReadOut,
+    targets: Int[Array, "*t"],
+    *,
+    weights: Float[Array, "*t"] | None = None,
+    chunk: int | None = None,
+) -> CrossEntropy:
+    r"""Mean negative log likelihood of `targets`, without ever holding all logits.
+
+    The gradient of a chunk is taken while its logits are at hand: three matmuls a chunk instead of the four of
+    rematerialisation. Undifferentiated calls compute no gradient. Reverse mode only (`token_losses` has no custom
+    gradient).
+
+    **Arguments:**
+
+    - `features`: what the read-out sees, any leading shape.
+    - `read_out`: `model.read_out()`.
+    - `targets`: ids of the same leading shape.
+    - `weights`: a weight a token, constants as far as gradients go; None is 1 everywhere.
+    - `chunk`: tokens a chunk; None chooses by backend and vocabulary.
+
+    **Returns:** `CrossEntropy(loss, tokens)`, in at least float32; the loss is 0 where all weights are 0.
+    """
+    flat, weight, target = _flatten(features, read_out, targets)
+    wide = inner_dtype(flat)
+    share = jnp.ones(target.shape, wide) if weights is None else weights.reshape(-1).astype(wide)
+    tokens = share.sum()
+    share = share / jnp.where(tokens == 0, 1, tokens)
+    size = _chunk_size(flat.shape[0], weight.shape[0], chunk)
+    loss = _weighted_nll(size, flat, weight, target, jax.lax.stop_gradient(share))
+    return CrossEntropy(loss, jax.lax.stop_gradient(tokens))
+
+
+def token_losses(
+    features: Float[Array, "*t d"], read_out: ReadOut, targets: Int[Array, "*t"], *, chunk: int | None = None
+) -> Float[Array, "*t"]:
+    """Negative log likelihood of every token, nats; chunked like `cross_entropy`, with the automatic gradient."""
+    flat, weight, target = _flatten(features, read_out, targets)
+    size = _chunk_size(flat.shape[0], weight.shape[0], chunk)
+    x, y, _ = _chunked(size, flat, target, None)
+    losses = jax.lax.map(lambda xy: _chunk_nll(xy[0], weight, xy[1])[0], (x, y))
+    return losses.reshape(-1)[: target.shape[0]].reshape(targets.shape)
+
+
+def _flatten(features: Array, read_out: ReadOut, targets: Array) -> tuple[Array, Array, Array]:
+    x = read_out.project(features).reshape(targets.size, -1)
+    return x, read_out.weight, targets.reshape(-1)
+
+
+def _chunk_size(tokens: int, vocab: int, chunk: int | None) -> int:
+    logits = CHUNK_LOGITS.get(jax.default_backend(), CHUNK_LOGITS_ACCELERATOR)
+    allowed = max(CHUNK_TOKENS, logits // vocab) if chunk is None else chunk
+    if allowed < 1:
+        raise ValueError(f"chunk={chunk}: it must be at least 1 token")
+    chunks = -(-tokens // allowed)
+    return -(-tokens // max(chunks, 1))  # equal chunks: the least padding
+
+
+def _chunked(size: int, x: Array, targets: Array, share: Array | None) -> tuple[Array, Array, Array]:
+    """Pads to whole chunks (with weight 0) and folds them into a leading axis."""
+    padding = -x.shape[0] % size
+    share = jnp.ones(targets.shape, inner_dtype(x)) if share is None else share
+    x = jnp.pad(x, ((0, padding), (0, 0))).reshape(-1, size, x.shape[1])
+    return x, jnp.pad(targets, (0, padding)).reshape(-1, size), jnp.pad(share, (0, padding)).reshape(-1, size)
+
+
+def _chunk_nll(x: Array, weight: Array, targets: Array) -> tuple[Array, Array, Array]:
+    """(negative log likelihoods, logits, log normalisers) of one chunk."""
+    logits = ReadOut(weight).logits(x)
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    picked = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    return normaliser - picked, logits, normaliser
+
+
+def _weighted_nll_plain(size: int, x: Array, weight: Array, targets: Array, share: Array) -> Array:
+    """Sum of share * nll: what `_weighted_nll` computes, with nothing kept for a gradient."""
+
+    def body(total: Array, part: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        nll, _, _ = _chunk_nll(part[0], weight, part[1])
+        return total + jnp.sum(part[2] * nll), None
+
+    chunks = _chunked(size, x, targets, share)
+    return jax.lax.scan(body, jnp.zeros((), chunks[2].dtype), chunks)[0]
+
+
+def _weighted_nll_forward(
+    size: int, x: Array, weight: Array, targets: Array, share: Array
+) -> tuple[Array, tuple[Array, Array]]:
+    """The loss, and its gradients with respect to x and weight as residuals."""
+    wide = inner_dtype(x)
+
+    def chunk_gradients(part: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        x_c, targets_c, share_c = part
+        nll, logits, normaliser = _chunk_nll(x_c, weight, targets_c)
+        probability = jnp.exp(logits - normaliser[:, None])
+        hot = jax.lax.broadcasted_iota(targets_c.dtype, logits.shape, 1) == targets_c[:, None]
+        error = ((probability - hot) * share_c[:, None]).astype(x_c.dtype)
+        grad_x = jnp.einsum("tv,vr->tr", error, weight.astype(x_c.dtype), preferred_element_type=wide)
+        grad_weight = jnp.einsum("tv,tr->vr", error, x_c, preferred_element_type=wide)
+        return jnp.sum(share_c * nll), grad_x.astype(x_c.dtype), grad_weight
+
+    chunks = _chunked(size, x, targets, share)
+    if chunks[0].shape[0] == 1:  # one chunk: no accumulator to add to
+        total, grad_x, grad_weight = chunk_gradients((chunks[0][0], chunks[1][0], chunks[2][0]))
+        return total, (grad_x[: x.shape[0]], grad_weight.astype(weight.dtype))
+
+    def body(carry: tuple[Array, Array], part: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], Array]:
+        nll, grad_x, grad_weight = chunk_gradients(part)
+        return (carry[0] + nll, carry[1] + grad_weight), grad_x
+
+    start = (jnp.zeros((), wide), jnp.zeros(weight.shape, inner_dtype(weight, x)))
+    (total, grad_weight), grad_x = jax.lax.scan(body, start, chunks)
+    grad_x = grad_x.reshape(-1, x.shape[1])[: x.shape[0]]
+    return total, (grad_x, grad_weight.astype(weight.dtype))
+
+
+def _weighted_nll_backward(size: int, residuals: tuple[Array, Array], cotangent: Array) -> tuple:
+    grad_x, grad_weight = residuals
+    return (grad_x * cotangent.astype(grad_x.dtype), grad_weight * cotangent.astype(grad_weight.dtype), None, None)
+
+
+_weighted_nll = jax.custom_vjp(_weighted_nll_plain, nondiff_argnums=(0,))
+_weighted_nll.defvjp(_weighted_nll_forward, _weighted_nll_backward)

@@ -1,0 +1,98 @@
+"""AdamW with explicit decay groups, clipping, and schedules that multiply a traced peak learning rate."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import optax
+
+from ..account.ledger import path_name
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (arXiv 1711.05101). `warmup` and `decay` are shares of the run; `floor` is the last rate over the peak.
+
+    "cosine" falls from the end of warm-up; "wsd" stays at the peak and falls linearly over the last `decay` share.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.98
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    warmup: float = 0.05
+    decay: float = 0.2
+    floor: float = 0.1
+
+    def __post_init__(self):
+        if not 0 <= self.warmup < 1 or not 0 < self.decay <= 1 - self.warmup or not 0 <= self.floor <= 1:
+            raise ValueError(
+                f"warmup={self.warmup}, decay={self.decay}, floor={self.floor}: warm-up and decay are shares of the "
+                "run that fit into it, floor a share of the peak rate"
+            )
+        if self.clip_norm <= 0:
+            raise ValueError(f"clip_norm={self.clip_norm}: it must be positive")
+
+    def multiplier(self, step: int, steps: int) -> float:
+        """The learning rate of step `step` (from 0) of `steps`, over the peak; in (0, 1]."""
+        warmup = max(1, round(self.warmup * steps))
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        if self.schedule == "constant":
+            return 1.0
+        if self.schedule == "wsd":
+            falling = max(1, round(self.decay * steps))
+            progress = max(0.0, (step + 1 - (steps - falling)) / falling)
+            return 1 - (1 - self.floor) * min(1.0, progress)
+        progress = (step + 1 - warmup) / max(1, steps - warmup)
+        return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def parameter_groups(model: Any) -> dict[str, Literal["decay", "no decay"]]:
+    """The group of every parameter, by its dotted path.
+
+    A module's `no_decay` (norm weights, biases, gates' biases, learned initial memories) is not decayed; every other
+    parameter is, a spline's offset from 1 included: that decays it towards coefficient 1. Modules that do not say
+    are decayed from two axes on.
+    """
+    groups: dict[str, Literal["decay", "no decay"]] = {}
+
+    def visit(node: Any, prefix: str, names: tuple[str, ...] | None) -> None:
+        if isinstance(node, eqx.Module):
+            declared = getattr(node, "no_decay", None)
+            for name in type(node).__dataclass_fields__:
+                child = getattr(node, name, None)
+                exempt = None if declared is None else (("",) if name in declared else ())
+                visit(child, f"{prefix}.{name}" if prefix else name, exempt)
+        elif eqx.is_inexact_array(node) or isinstance(node, jax.ShapeDtypeStruct):
+            exempt = len(node.shape) < 2 if names is None else names == ("",)
+            groups[prefix] = "no decay" if exempt else "decay"
+        else:
+            leaves = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)[0]
+            for path, child in leaves:
+                if child is not node:
+                    visit(child, f"{prefix}.{path_name(path)}" if prefix else path_name(path), names)
+
+    visit(model, "", None)
+    return groups
+
+
+def make_optimizer(config: OptimizerConfig, model: Any) -> optax.GradientTransformation:
+    """Clipping by global norm, Adam, decoupled weight decay of the "decay" group.
+
+    The learning rate is not in it: the step subtracts the update times a traced rate, so that a sweep compiles once.
+    """
+    groups = parameter_groups(model)
+
+    def decayed(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(lambda path, _: groups[path_name(path)] == "decay", params)
+
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=decayed),
+    )

@@ -1,0 +1,128 @@
+"""One training step and one evaluation as compiled functions of plain pytrees."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, Int32, PyTree
+
+from .loss import cross_entropy
+from .optimizer import OptimizerConfig, make_optimizer
+
+ComputeDtype = Literal["float32", "bfloat16"]
+
+
+class TrainState(NamedTuple):
+    """What a step changes: parameters (float32 masters), the optimizer's state, and the number of steps done."""
+
+    params: PyTree[Array]
+    optimizer: PyTree[Array]
+    step: Int32[Array, ""]
+
+
+class Metrics(NamedTuple):
+    """Of one step, still on the device: `loss` in nats a token, and the gradient's global norm before clipping."""
+
+    loss: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+
+
+@dataclass(frozen=True)
+class Program:
+    """The compiled side of one arm: shared by all its seeds and learning rates.
+
+    `static` is the half of the model that is not parameters. `step(state, batch, rate)` donates its state;
+    `evaluate(params, batch)` returns the summed negative log likelihood of a batch, in nats.
+    """
+
+    static: Any
+    optimizer: optax.GradientTransformation
+    step: Any
+    evaluate: Callable[[PyTree[Array], Int[Array | np.ndarray, "b t"]], Float[Array, ""]]
+
+    def start(self, model: Any) -> TrainState:
+        """The state before the first step. It takes copies: the model stays usable after donation."""
+        params = jax.tree.map(jnp.copy, eqx.filter(model, eqx.is_inexact_array))
+        return TrainState(params, self.optimizer.init(params), jnp.zeros((), jnp.int32))
+
+    def model(self, params: PyTree[Array]) -> Any:
+        """The model with these parameters."""
+        return eqx.combine(params, self.static)
+
+
+def make_program(model: Any, config: OptimizerConfig, *, compute_dtype: ComputeDtype = "float32") -> Program:
+    """Compiles (at the first call) training and evaluation for models of `model`'s structure.
+
+    **Arguments:**
+
+    - `model`: a `LanguageModel`, or anything with `embedding`, `features` and `read_out`.
+    - `config`: the optimizer.
+    - `compute_dtype`: what parameters are cast to inside the step; masters, moments and sums stay float32.
+
+    **Returns:** a `Program`. Batches are int `(rows, T + 1)`: inputs `[:, :-1]`, targets `[:, 1:]`.
+    """
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+    optimizer = make_optimizer(config, params)
+
+    def loss(params: PyTree[Array], batch: Int[Array, "b t"]) -> Float[Array, ""]:
+        return batch_loss(eqx.combine(cast(params, compute_dtype), static), batch)
+
+    def step(state: TrainState, batch: Int[Array, "b t"], rate: Float[Array, ""]) -> tuple[TrainState, Metrics]:
+        value, gradients = jax.value_and_grad(loss)(state.params, batch)
+        norm = optax.tree.norm(gradients)
+        updates, opt_state = optimizer.update(gradients, state.optimizer, state.params)
+        params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, state.params, updates)
+        return TrainState(params, opt_state, state.step + 1), Metrics(value, norm)
+
+    def evaluate(params: PyTree[Array], batch: Int[Array, "b t"]) -> Float[Array, ""]:
+        return loss(params, batch) * (batch.shape[0] * (batch.shape[1] - 1))
+
+    return Program(static, optimizer, jax.jit(step, donate_argnums=0), jax.jit(evaluate))
+
+
+@dataclass(frozen=True)
+class CompileReport:
+    """What compiling a step cost and what XLA says of it: seconds, and bytes of temporaries beside state and batch."""
+
+    seconds: float
+    temporary_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A program whose step is compiled ahead of time for one batch shape."""
+
+    program: Program
+    report: CompileReport
+
+
+def compile_step(program: Program, model: Any, batch: Int[np.ndarray, "b t"]) -> Compiled:
+    """Compiles the training step ahead of the first batch; nothing is executed or allocated on the device."""
+    started = time.perf_counter()
+    state = jax.eval_shape(program.start, model)
+    shape = jax.ShapeDtypeStruct(batch.shape, batch.dtype)
+    step = program.step.lower(state, shape, jax.ShapeDtypeStruct((), jnp.float32)).compile()
+    seconds = time.perf_counter() - started
+    analysis = step.memory_analysis()
+    temporary = None if analysis is None else int(analysis.temp_size_in_bytes)
+    return Compiled(dataclasses.replace(program, step=step), CompileReport(seconds, temporary))
+
+
+def batch_loss(model: Any, batch: Int[Array, "b t"]) -> Float[Array, ""]:
+    """Mean negative log likelihood of a batch `(rows, T + 1)`, nats a token."""
+    inputs, targets = batch[:, :-1], batch[:, 1:]
+    return cross_entropy(model.batch_features(inputs), model.read_out(), targets).loss
+
+
+def cast(params: PyTree[Array], compute_dtype: ComputeDtype) -> PyTree[Array]:
+    """Parameters in the compute dtype; float32 leaves them as they are (float64 included)."""
+    if compute_dtype == "float32":
+        return params
+    return jax.tree.map(lambda p: p.astype(compute_dtype), params)
