@@ -54,7 +54,7 @@ def match_parameters(
     **Raises:** `ValueError` where no value along `vary` makes a valid config.
     """
     goal = total_parameters(target) if isinstance(target, ModelConfig) else target
-    return _match(config, goal, vary, multiple, lambda c: float(total_parameters(c)))
+    return _match(config, float(goal), vary, multiple, lambda c: float(total_parameters(c)))
 
 
 def match_flops(
@@ -77,7 +77,7 @@ def match_flops(
         return counted.total if counted.total_distinct is None else counted.total_distinct
 
     goal = measure(target) if isinstance(target, ModelConfig) else target
-    return _match(config, goal, vary, multiple, measure)
+    return _match(config, float(goal), vary, multiple, measure)
 
 
 def with_value(config: ModelConfig, vary: Vary, value: int) -> ModelConfig:

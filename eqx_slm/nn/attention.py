@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .block import Mixer
 from .initial import inner_dtype, normal
 from .norm import RMSNorm
-from .positions import rotary_width, rotate
+from .positions import rotate
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,15 @@ class AttentionConfig:
                 f"take d_model {lower or self.n_heads} or {lower + self.n_heads}, or set d_head"
             )
         d_head = d_model // self.n_heads if self.d_head is None else self.d_head
+        if d_head < 1:
+            raise ValueError(f"d_head={d_head}: it must be at least 1")
         if not 0 <= self.rotary_fraction <= 1:
             raise ValueError(f"rotary_fraction={self.rotary_fraction}: it is a share of the head, from 0 to 1")
-        if rotary_width(d_head, self.rotary_fraction) > d_head:
-            raise ValueError(f"head width {d_head} is odd: rotary positions turn pairs of channels; take an even width")
+        if self.rotary_fraction == 1 and d_head % 2:
+            raise ValueError(
+                f"head width {d_head} is odd: rotary positions turn pairs of channels; "
+                "take an even width, or a rotary_fraction below 1 (0 for none)"
+            )
         return self.n_heads, n_kv, d_head
 
     def parameters(self, d_model: int) -> int:

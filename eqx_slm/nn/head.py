@@ -34,11 +34,11 @@ class ReadOut(NamedTuple):
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """The read-out: `kind`, the rank of a low-rank one, and the std of its initial values (None: d_model ** -0.5)."""
+    """The read-out: `kind`, the rank of a low-rank one, and the std of the rows' initial values."""
 
     kind: HeadKind = "untied"
     rank: int = 64
-    std: float | None = None
+    std: float = 0.02
 
     def __post_init__(self):
         if self.rank < 1:
@@ -72,15 +72,14 @@ class Head(eqx.Module):
     vocab_size: int = eqx.field(static=True)
     d_model: int = eqx.field(static=True)
     rank: int | None = eqx.field(static=True)
-    std: float | None = eqx.field(static=True)
+    std: float = eqx.field(static=True)
     no_decay: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(
-        self, vocab_size: int, d_model: int, *, rank: int | None = None, std: float | None = None, key: PRNGKeyArray
-    ):
-        """**Arguments:** `vocab_size`; `d_model`; `rank` (None: dense); `std` of the logits' weights; `key`."""
+    def __init__(self, vocab_size: int, d_model: int, *, rank: int | None = None, std: float = 0.02, key: PRNGKeyArray):
+        """**Arguments:** `vocab_size`; `d_model`; `rank` (None: dense); `std` of the rows, one a token (small, so that
+        training starts near the uniform distribution); `key`."""
         width = d_model if rank is None else rank
-        self.weight = normal(key, "weight", (vocab_size, width), width**-0.5 if std is None else std)
+        self.weight = normal(key, "weight", (vocab_size, width), std)
         self.projection = None if rank is None else normal(key, "projection", (d_model, rank), d_model**-0.5)
         self.vocab_size = vocab_size
         self.d_model = d_model

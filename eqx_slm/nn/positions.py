@@ -12,8 +12,11 @@ PositionKind = Literal["rotary", "learned", "none"]
 
 
 def rotary_width(d_head: int, fraction: float) -> int:
-    """How many of a head's channels are rotated: the even number nearest `fraction * d_head`, halves to even pairs."""
-    return 2 * round(fraction * d_head / 2)
+    """How many of a head's channels are rotated: the even number nearest `fraction * d_head`, halves to even pairs.
+
+    An odd head has one channel that has no partner and is never rotated.
+    """
+    return 2 * min(round(fraction * d_head / 2), d_head // 2)
 
 
 def rotate(

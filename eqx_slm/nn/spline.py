@@ -24,10 +24,10 @@ def bspline_basis(u: Float[Array, "*shape"], knots: int) -> Float[Array, "*shape
     """
     if knots < 3:
         raise ValueError(f"knots={knots}: a quadratic B-spline needs at least 3 knots")
-    positions = jnp.arange(knots, dtype=u.dtype)
-    distance = jnp.abs(u[..., None] * (knots - 1) - positions)
+    place = u * (knots - 1)
+    distance = jnp.abs(place[..., None] - jnp.arange(knots, dtype=u.dtype).reshape((1,) * u.ndim + (-1,)))
     # Both pieces without a branch: 0.5 (1.5 - d)^2 overshoots the middle piece by 1.5 (0.5 - d)^2.
-    outer = 0.5 * jnp.square(jnp.maximum(1.5 - distance, 0))
-    inner = 1.5 * jnp.square(jnp.maximum(0.5 - distance, 0))
-    basis = outer - inner
-    return basis / basis.sum(axis=-1, keepdims=True)
+    basis = 0.5 * jnp.square(jnp.maximum(1.5 - distance, 0)) - 1.5 * jnp.square(jnp.maximum(0.5 - distance, 0))
+    # The weights sum to one but for the knot that is missing beyond either end: known without adding them up.
+    beyond = jnp.square(jnp.maximum(0.5 - place, 0)) + jnp.square(jnp.maximum(place - (knots - 1.5), 0))
+    return basis / (1 - 0.5 * beyond)[..., None]

@@ -27,7 +27,8 @@ class Options:
     """Named arms; the first is the reference: dense, dense-tied, dense-tied-deep, low-rank, low-rank-deep,
     compositional, leviathan, leviathan-deep, leviathan-flop, tapered, rising."""
     set: tuple[str, ...] = ()
-    """Fields of arms, ARM.FIELD=VALUE, such as leviathan-deep.embedding.rank=32; "all" is every arm."""
+    """Fields of arms, ARM.FIELD=VALUE, such as leviathan-deep.embedding.rank=32; all.FIELD changes the
+    base model that every arm is made from."""
     data: str | None = None
     """stdlib, tiny_shakespeare, ptb, wikitext-2, a text file, or a folder of text files."""
     data_root: str | None = None
@@ -75,6 +76,8 @@ def resolve(options: Options) -> "PairConfig":
     config: PairConfig = read_config(options.config) if options.config else preset(options.preset)
     stream = {name: getattr(options, name) for name in ("data", "data_root", "tokenizer", "vocab_size")}
     stream |= {"sequence_length": options.sequence_length, "batch_size": options.batch_size}
+    if options.tokenizer is not None and options.vocab_size is None:
+        config = dataclasses.replace(config, stream=dataclasses.replace(config.stream, vocab_size=None))
     changed = dataclasses.replace(config.stream, **{k: v for k, v in stream.items() if v is not None})
     for name in ("sequence_length", "batch_size"):
         if getattr(changed, name) < 1:
@@ -118,6 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: Options) -> int:
     from rich.console import Console
 
+    from .dry_run import plan, print_plan
+    from .pair import distinct_share
     from .progress import Progress
     from .run import open_stream, run_folder, run_pair
     from .summary import print_summary
@@ -128,6 +133,9 @@ def _run(options: Options) -> int:
     config.resolve(config.stream.vocab_size or config.model.vocab_size)
     if not options.dry_run:
         run_folder(config, options.out, Path("runs"))
+    if options.dry_run and config.stream.vocab_size is not None:
+        print_plan(config, plan(config, config.stream.vocab_size), console)  # no data is needed
+        return 0
     started = time.perf_counter()
     console.print(f"reading {config.stream.data}, tokenizer {config.stream.tokenizer} ...", highlight=False)
     stream = open_stream(config)
@@ -138,9 +146,7 @@ def _run(options: Options) -> int:
         highlight=False,
     )
     if options.dry_run:
-        from .dry_run import print_plan
-
-        print_plan(config, stream, console)
+        print_plan(config, plan(config, stream.vocab_size, share=distinct_share(stream)), console)
         return 0
     with Progress(config, console) as progress:
         folder, result = run_pair(

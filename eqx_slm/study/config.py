@@ -13,6 +13,7 @@ from ..nn.table import TableConfig
 from ..train.optimizer import OptimizerConfig
 from ..train.step import ComputeDtype
 from .arms import Arm, Tuned, make_arm
+from .codec import set_field
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,11 @@ class PairConfig:
         per_arm: dict[str, list[str]] = {label: [] for label in labels}
         for setting in self.settings:
             arm, field = split_setting(setting, labels)
-            for label in labels if arm == "all" else (arm,):
-                per_arm[label].append(field)
+            if arm == "all":
+                path, _, text = field.partition("=")
+                base = set_field(base, path, text)
+            else:
+                per_arm[arm].append(field)
         return {
             label: dataclasses.replace(make_arm(arm, base, self.tuned, tuple(per_arm[label])), name=label)
             for label, arm in zip(labels, self.arms, strict=True)
@@ -98,7 +102,7 @@ class PairConfig:
 
 
 def split_setting(setting: str, labels: tuple[str, ...]) -> tuple[str, str]:
-    """`arm.field=value` as (arm, "field=value"); "all" is every arm."""
+    """`arm.field=value` as (arm, "field=value"); "all" is the base model that every arm is made from."""
     match = re.fullmatch(r"([^.=]+)\.([^=]+=.*)", setting)
     if match is None:
         raise UserError(f"--set {setting!r}: write ARM.FIELD=VALUE, such as leviathan-deep.embedding.rank=32")
@@ -108,8 +112,14 @@ def split_setting(setting: str, labels: tuple[str, ...]) -> tuple[str, str]:
 
 
 # Small shapes with small generators: at published sizes (1.2M parameters and 512 D) one would outweigh the table it
-# replaces. This one is sized so that one more layer brings Leviathan, and two bring the tied table, within 0.2% of dense.
-SMALL = Tuned(generator=LeviathanConfig(seed_size=48, n_heads=4, rank=16))
+# replaces. This one is sized so that one more layer brings Leviathan, and two the tied table, within 0.2% of dense.
+# Initial scales and the learning rate are the best common choice of experiments/tune.py (coarse; experiments/LOG.md).
+SMALL = Tuned(
+    generator=LeviathanConfig(seed_size=48, n_heads=4, rank=16, output_std=0.15),
+    compositional_std=0.3,
+    low_rank_std=0.3,
+    table_std=0.3,
+)
 QUICK = PairConfig(
     name="quick",
     model=ModelConfig(
@@ -117,7 +127,8 @@ QUICK = PairConfig(
     ),
     tuned=SMALL,
     stream=StreamConfig(tokenizer="bpe:2048", batch_size=8),
-    steps=200,
+    steps=240,
+    learning_rates=(1e-2,),
 )
 CPU = dataclasses.replace(
     QUICK,
@@ -148,7 +159,9 @@ def preset(name: str) -> PairConfig:
         model=ModelConfig(
             d_model=d_model, depth=depth, context=512, mixer=AttentionConfig(n_heads=max(1, d_model // 64))
         ),
-        stream=StreamConfig(tokenizer="o200k_base", sequence_length=512, batch_size=512, eval_tokens=512 * 512),
+        stream=StreamConfig(
+            tokenizer="o200k_base", vocab_size=200_019, sequence_length=512, batch_size=512, eval_tokens=512 * 512
+        ),
         steps=4096,
         learning_rates=(1e-3,),
         compute_dtype="bfloat16",

@@ -12,7 +12,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ..account import Flops, Ledger, Memory, flops, memory, parameter_ledger
 from ..build import ModelConfig, build
 from ..data.stream import TokenStream, make_stream
 from ..errors import UserError
@@ -21,7 +20,7 @@ from ..train.checkpoint import load_model, save_model
 from .arms import Arm
 from .codec import differences, from_dict, to_dict
 from .config import PairConfig
-from .pair import Event, PairResult, distinct_share, pair
+from .pair import Event, PairResult, pair
 from .report import write_report
 
 
@@ -182,30 +181,6 @@ def load_run(path: str | Path, *, arm: str | None = None, seed: int | None = Non
     order = jnp.zeros(config.vocab_size, jnp.int32)  # its values come from the file
     like = eqx.filter_eval_shape(lambda key: build(config, order=order, key=key), jax.random.key(0))
     return load_model(folder / "model.safetensors", like)
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What an arm would cost: the dry run's answer."""
-
-    arm: Arm
-    ledger: Ledger
-    flops: Flops
-    memory: Memory
-    training_flops: float
-
-
-def plan(config: PairConfig, stream: TokenStream) -> dict[str, Plan]:
-    """Ledger, FLOPs and memory of every arm, without training; `training_flops` is one run's."""
-    share = distinct_share(stream)
-    plans = {}
-    for name, arm in config.resolve(stream.vocab_size).items():
-        counted = flops(arm.config, context=stream.sequence_length, distinct_share=share)
-        total = counted.total if counted.total_distinct is None else counted.total_distinct
-        width = 2 if config.compute_dtype == "bfloat16" else 4
-        needs = memory(arm.config, batch_size=stream.batch_size, context=stream.sequence_length, activation_bytes=width)
-        plans[name] = Plan(arm, parameter_ledger(arm.config), counted, needs, total * config.tokens)
-    return plans
 
 
 def _version() -> str:

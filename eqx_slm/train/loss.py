@@ -92,11 +92,13 @@ def _chunked(size: int, x: Array, targets: Array, share: Array | None) -> tuple[
 
 
 def _chunk_nll(x: Array, weight: Array, targets: Array) -> tuple[Array, Array, Array]:
-    """(negative log likelihoods, logits, log normalisers) of one chunk."""
+    """(negative log likelihoods, exp(logits - their maximum), its sum) of one chunk: one exponential a logit."""
     logits = ReadOut(weight).logits(x)
-    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    highest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+    powers = jnp.exp(logits - highest)
+    total = powers.sum(axis=-1)
     picked = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    return normaliser - picked, logits, normaliser
+    return jnp.log(total) + highest[:, 0] - picked, powers, total
 
 
 def _weighted_nll_plain(size: int, x: Array, weight: Array, targets: Array, share: Array) -> Array:
@@ -117,13 +119,18 @@ def _weighted_nll_forward(
     wide = inner_dtype(x)
 
     def chunk_gradients(part: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        # d loss / d logits is share (softmax - one hot). The softmax's division scales rows of the small matrices and
+        # the one hot touches one row a token, so that the logits are passed over as seldom as possible.
         x_c, targets_c, share_c = part
-        nll, logits, normaliser = _chunk_nll(x_c, weight, targets_c)
-        probability = jnp.exp(logits - normaliser[:, None])
-        hot = jax.lax.broadcasted_iota(targets_c.dtype, logits.shape, 1) == targets_c[:, None]
-        error = ((probability - hot) * share_c[:, None]).astype(x_c.dtype)
-        grad_x = jnp.einsum("tv,vr->tr", error, weight.astype(x_c.dtype), preferred_element_type=wide)
-        grad_weight = jnp.einsum("tv,tr->vr", error, x_c, preferred_element_type=wide)
+        nll, powers, normaliser = _chunk_nll(x_c, weight, targets_c)
+        powers = powers.astype(x_c.dtype)
+        scale = (share_c / normaliser)[:, None]
+        x_wide, row_share = x_c.astype(wide), share_c[:, None]
+        mean_row = jnp.einsum("tv,vr->tr", powers, weight.astype(x_c.dtype), preferred_element_type=wide)
+        grad_x = mean_row * scale - weight[targets_c].astype(wide) * row_share
+        scaled = (x_wide * scale).astype(x_c.dtype)
+        grad_weight = jnp.einsum("tv,tr->vr", powers, scaled, preferred_element_type=wide)
+        grad_weight = grad_weight.at[targets_c].add(-x_wide * row_share)
         return jnp.sum(share_c * nll), grad_x.astype(x_c.dtype), grad_weight
 
     chunks = _chunked(size, x, targets, share)

@@ -38,8 +38,8 @@ class OptimizerConfig:
             raise ValueError(f"clip_norm={self.clip_norm}: it must be positive")
 
     def multiplier(self, step: int, steps: int) -> float:
-        """The learning rate of step `step` (from 0) of `steps`, over the peak; in (0, 1]."""
-        warmup = max(1, round(self.warmup * steps))
+        """The learning rate of step `step` (from 0) of `steps`, over the peak; in (0, 1], 0 only at a `floor` of 0."""
+        warmup = max(1, round(self.warmup * steps)) if self.warmup else 0
         if step < warmup:
             return (step + 1) / (warmup + 1)
         if self.schedule == "constant":

@@ -62,7 +62,7 @@ def make_program(model: Any, config: OptimizerConfig, *, compute_dtype: ComputeD
 
     **Arguments:**
 
-    - `model`: a `LanguageModel`, or anything with `embedding`, `features` and `read_out`.
+    - `model`: a `LanguageModel`, or anything with `batch_features` and `read_out`.
     - `config`: the optimizer.
     - `compute_dtype`: what parameters are cast to inside the step; masters, moments and sums stay float32.
 
@@ -106,7 +106,7 @@ class Compiled:
 def compile_step(program: Program, model: Any, batch: Int[np.ndarray, "b t"]) -> Compiled:
     """Compiles the training step ahead of the first batch; nothing is executed or allocated on the device."""
     started = time.perf_counter()
-    state = jax.eval_shape(program.start, model)
+    state = jax.eval_shape(program.start, eqx.filter(model, eqx.is_inexact_array))
     shape = jax.ShapeDtypeStruct(batch.shape, batch.dtype)
     step = program.step.lower(state, shape, jax.ShapeDtypeStruct((), jnp.float32)).compile()
     seconds = time.perf_counter() - started

@@ -1,0 +1,195 @@
+"""Hypothesis strategies for budget tests: vocabulary sizes, width schedules, whole model configs.
+
+Everything drawn is valid: it can be counted, and built. Sizes shrink towards the smallest. For example, that a budget of
+one's own is never exceeded:
+
+    from hypothesis import given
+    from eqx_slm import count_parameters
+    from eqx_slm.testing import model_configs
+
+    @given(model_configs(max_depth=8))
+    def test_budget(config):
+        assert count_parameters(my_budget(config)) <= count_parameters(config)
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from .build import EmbeddingConfigs, ModelConfig, Schedule, TaperConfig
+from .nn.attention import AttentionConfig
+from .nn.compositional import CompositionalConfig
+from .nn.head import HeadConfig
+from .nn.leviathan import LeviathanConfig
+from .nn.low_rank import LowRankConfig
+from .nn.mlp import Activation, MLPConfig
+from .nn.table import TableConfig
+
+try:
+    from hypothesis import strategies as st
+except ImportError as error:
+    raise ImportError("eqx_slm.testing needs hypothesis: pip install 'eqx_slm[test]'") from error
+
+EmbeddingKind = Literal["table", "low-rank", "compositional", "leviathan"]
+EMBEDDING_KINDS: tuple[EmbeddingKind, ...] = get_args(EmbeddingKind)
+
+
+@dataclasses.dataclass(frozen=True)
+class WidthSchedule:
+    """MLP widths over `depth` layers whose mean is `width`."""
+
+    taper: TaperConfig
+    depth: int
+    width: int
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The width of every layer."""
+        return self.taper.widths(self.depth, self.width)
+
+
+def vocab_sizes(max_value: int = 1_000_000, *, min_value: int = 1) -> st.SearchStrategy[int]:
+    """Vocabulary sizes, with weight on those where integer arithmetic goes wrong.
+
+    Any size, perfect powers (where a floating-point root is off by one) and their neighbours, primes, powers of two.
+
+    **Arguments:**
+
+    - `max_value`, `min_value`: the bounds, both included.
+
+    **Returns:** a strategy of integers.
+    """
+    powers = {base**k for k in (2, 3, 4, 5) for base in range(2, math.isqrt(max_value) + 1) if base**k <= max_value}
+    near = {power + off for power in powers for off in (-1, 0, 1)}
+    primes = {2, 3, 5, 7, 13, 97, 257, 1009, 8191, 65_537, 200_017, 999_983}
+    special = sorted(n for n in near | primes if min_value <= n <= max_value)
+    anything = st.integers(min_value, max_value)
+    return anything if not special else st.one_of(anything, st.sampled_from(special))
+
+
+def width_schedules(*, max_depth: int = 64, max_width: int = 4096) -> st.SearchStrategy[WidthSchedule]:
+    """Tapers with a depth and mean width that they can reach exactly, falling, rising and flat, at odd multiples too.
+
+    **Arguments:**
+
+    - `max_depth`, `max_width`: bounds of the depth and of the mean width, in hidden units.
+
+    **Returns:** a strategy of `WidthSchedule`.
+    """
+    return _width_schedules(max_depth, max_width)
+
+
+def model_configs(
+    *,
+    min_vocab_size: int = 1,
+    max_vocab_size: int = 1_000_000,
+    max_d_model: int = 256,
+    max_depth: int = 64,
+    max_width: int = 1024,
+    max_context: int = 128,
+    embeddings: Sequence[EmbeddingKind] = EMBEDDING_KINDS,
+) -> st.SearchStrategy[ModelConfig]:
+    """Whole configs: every embedding with every legal head, odd sizes, grouped heads, tapers, norms, biases, positions.
+
+    Coordinate orders are "tokenizer" or "random", because the others need a corpus.
+
+    **Arguments:**
+
+    - `min_vocab_size`, `max_vocab_size`, `max_d_model`, `max_depth`, `max_context`: bounds, included.
+    - `max_width`: bound of the mean MLP width, where the config sets one and does not leave it at 4 d_model.
+    - `embeddings`: the kinds of token embedding to draw from.
+
+    **Returns:** a strategy of `ModelConfig`.
+    """
+    vocabularies = vocab_sizes(max_vocab_size, min_value=min_vocab_size)
+    return _model_configs(vocabularies, max_d_model, max_depth, max_width, max_context, tuple(embeddings))
+
+
+@st.composite
+def _width_schedules(draw: st.DrawFn, max_depth: int, max_width: int) -> WidthSchedule:
+    depth = draw(st.integers(1, max_depth))
+    schedule: Schedule = draw(st.sampled_from(get_args(Schedule)))
+    if schedule == "uniform":
+        return WidthSchedule(TaperConfig(), depth, draw(st.integers(1, max_width)))
+    # The multiple must divide depth * width; at depth 1 the width itself.
+    multiple = draw(st.sampled_from([m for m in (1, 2, 3, 7, 16, 24, 64) if m <= max_width]))
+    unit = multiple // math.gcd(multiple, depth)
+    width = unit * draw(st.integers(1, max_width // unit))
+    start = draw(st.sampled_from([1.5, 1.0, 1.25, 1.75, 0.5, 0.75]))
+    end = None if schedule.startswith("step") else 2 - start
+    drawn = WidthSchedule(TaperConfig(schedule, start, end, multiple), depth, width)
+    try:
+        drawn.widths  # noqa: B018
+    except ValueError:  # too few units for these ends: keep the sizes, flatten the curve
+        return WidthSchedule(TaperConfig(), depth, width)
+    return drawn
+
+
+@st.composite
+def _embeddings(draw: st.DrawFn, kind: EmbeddingKind) -> EmbeddingConfigs:
+    if kind == "table":
+        return TableConfig()
+    if kind == "low-rank":
+        return LowRankConfig(rank=draw(st.integers(1, 16)))
+    coordinates, order = draw(st.integers(1, 4)), draw(st.sampled_from(["tokenizer", "random"]))
+    if kind == "compositional":
+        return CompositionalConfig(coordinates=coordinates, order=order)
+    return LeviathanConfig(
+        coordinates=coordinates,
+        seed_size=draw(st.integers(1, 12)),
+        n_heads=draw(st.integers(1, 3)),
+        knots=draw(st.integers(3, 8)),
+        rank=draw(st.integers(1, 6)),
+        skip=draw(st.sampled_from(["none", "linear"])),
+        order=order,
+    )
+
+
+@st.composite
+def _model_configs(
+    draw: st.DrawFn,
+    vocabularies: st.SearchStrategy[int],
+    max_d_model: int,
+    max_depth: int,
+    max_width: int,
+    max_context: int,
+    embeddings: tuple[EmbeddingKind, ...],
+) -> ModelConfig:
+    layers = draw(_width_schedules(max_depth, max_width))
+    n_kv = draw(st.integers(1, min(4, max_d_model)))
+    n_heads = n_kv * draw(st.integers(1, min(4, max_d_model // n_kv)))
+    d_head = draw(st.integers(1, max_d_model // n_heads))
+    own_width = draw(st.booleans())  # the head width is given, and d_model need not be a multiple of anything
+    d_model = draw(st.integers(1, max_d_model)) if own_width else n_heads * d_head
+    fraction = draw(st.sampled_from([1.0, 0.5, 0.25, 0.0]))
+    bias: Literal["none", "all"] = draw(st.sampled_from(["none", "all"]))
+    mixer = AttentionConfig(
+        n_heads=n_heads,
+        n_kv_heads=draw(st.sampled_from([n_kv, None])),
+        d_head=d_head if own_width else None,
+        rotary_fraction=0.0 if fraction == 1 and d_head % 2 else fraction,
+        qk_norm=draw(st.sampled_from(["none", "rms"])),
+        bias=bias,
+    )
+    at_default = layers.taper.schedule == "uniform" and draw(st.booleans())
+    channel = MLPConfig(
+        d_ff=None if at_default else layers.width, activation=draw(st.sampled_from(get_args(Activation))), bias=bias
+    )
+    embedding = draw(_embeddings(draw(st.sampled_from(embeddings))))
+    own = "tied" if embedding.tieable else "generated"
+    return ModelConfig(
+        vocab_size=draw(vocabularies),
+        d_model=d_model,
+        depth=layers.depth,
+        context=draw(st.integers(1, max_context)),
+        embedding=embedding,
+        head=HeadConfig(draw(st.sampled_from(["untied", own, "low-rank"])), rank=draw(st.integers(1, 16))),
+        positions=draw(st.sampled_from(["rotary", "learned", "none"])),
+        mixer=mixer,
+        channel=channel,
+        taper=layers.taper,
+        norm=draw(st.sampled_from(["rms", "layer"])),
+        placement=draw(st.sampled_from(["pre", "post"])),
+        residual_init=draw(st.sampled_from(["constant", "depth"])),
+    )
