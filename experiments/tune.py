@@ -14,8 +14,9 @@ from rich.table import Table
 from eqx_slm.study.arms import make_arm
 from eqx_slm.study.codec import set_field
 from eqx_slm.study.config import QUICK
-from eqx_slm.study.pair import Event, pair
+from eqx_slm.study.pair import pair
 from eqx_slm.study.run import open_stream
+from eqx_slm.study.trials import Event
 
 SCALES = (1.0, 5.0, 15.0)
 LEARNING_RATES = (3e-3, 1e-2, 3e-2)

@@ -80,7 +80,7 @@ def count_parameters(model_or_config: Any) -> int:
 
 
 def total_parameters(config: ModelConfig) -> int:
-    """The ledger's total without its entries: fast enough to search with."""
+    """The ledger's total."""
     return parameter_ledger(config).total
 
 
@@ -91,9 +91,9 @@ def _config_ledger(config: ModelConfig) -> Ledger:
     if config.positions == "learned":
         entries.append(("positions", config.context * d_model))
     for i, channel in enumerate(config.channels()):
+        entries.append((f"blocks.{i}.norms", 2 * norm))
         entries.append((f"blocks.{i}.mixer", config.mixer.parameters(d_model)))
         entries.append((f"blocks.{i}.channel", channel.parameters(d_model)))
-        entries.append((f"blocks.{i}.norms", 2 * norm))
     entries.append(("norm", norm))
     if config.head.has_leaves:
         entries.append(("head", config.head.parameters(vocab, d_model)))

@@ -11,7 +11,8 @@ from .flops import flops
 from .ledger import total_parameters
 
 Vary = Literal["depth", "d_ff", "d_model"]
-LIMIT = 2**24
+# The largest values tried: a target beyond them gives the nearest end.
+LIMITS: dict[Vary, int] = {"depth": 2**12, "d_ff": 2**24, "d_model": 2**20}
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def match_parameters(
 
 def match_flops(
     config: ModelConfig,
-    target: float | ModelConfig,
+    target: float | int | ModelConfig,
     vary: Vary = "depth",
     *,
     multiple: int | None = None,
@@ -90,7 +91,9 @@ def with_value(config: ModelConfig, vary: Vary, value: int) -> ModelConfig:
 def _step(config: ModelConfig, vary: Vary) -> int:
     """The finest step along `vary` that can be valid."""
     if vary == "d_ff":
-        return 1 if config.taper.schedule == "uniform" else math.gcd(config.taper.multiple, config.depth)
+        # A taper's sum, depth times the mean width, is a multiple of the taper's multiple.
+        multiple = config.taper.multiple
+        return 1 if config.taper.schedule == "uniform" else multiple // math.gcd(multiple, config.depth)
     if vary == "d_model" and config.mixer.d_head is None:
         return config.mixer.n_heads
     return 1
@@ -103,8 +106,8 @@ def _match(
         raise ValueError(f"vary={vary!r}: it is 'depth', 'd_ff' or 'd_model'")
     if multiple is not None and multiple < 1:
         raise ValueError(f"multiple={multiple}: it must be at least 1")
-    if goal <= 0:
-        raise ValueError(f"target {goal:,}: it must be positive")
+    if not 0 < goal < math.inf:
+        raise ValueError(f"target {goal:,}: it must be positive and finite")
     step = _step(config, vary) if multiple is None else multiple
 
     def at(index: int) -> float | None:
@@ -129,7 +132,7 @@ def _match(
     if low is None:
         raise ValueError(f"no valid value of {vary} in steps of {step}: the config itself does not fit")
     high = low
-    while high < LIMIT and (at(high) or 0.0) < goal:
+    while high * step < LIMITS[vary] and (at(high) or 0.0) < goal:
         following = nearest_valid(2 * high, 1)
         if following is None:
             break

@@ -52,9 +52,16 @@ def generate(
     - `key`: for the sampling.
 
     **Returns:** the sampled ids, without the prompt.
+
+    **Raises:** `ValueError` for an empty prompt, and for sizes out of range.
     """
     if prompt.shape[0] < 1:
         raise ValueError("the prompt is empty: give at least one token")
+    if tokens < 0 or context < 1 or temperature < 0:
+        raise ValueError(
+            f"tokens={tokens}, context={context}, temperature={temperature}: give at least 0 tokens, a context of at "
+            "least 1, and a temperature of at least 0"
+        )
     model = materialize(model) if hasattr(model, "embedding") else model
     kept = prompt[-context:].astype(jnp.int32)
     window = jnp.zeros(context, jnp.int32).at[: kept.shape[0]].set(kept)
@@ -62,7 +69,7 @@ def generate(
 
 
 @eqx.filter_jit
-def _sample(model: Any, window: Array, length: Array, keys: PRNGKeyArray, temperature: float) -> Array:
+def _sample(model: Any, window: Array, length: Array, keys: Array, temperature: float) -> Array:
     params, static = eqx.partition(model, eqx.is_array)
 
     def step(carry: tuple[Array, Array], key: PRNGKeyArray) -> tuple[tuple[Array, Array], Array]:

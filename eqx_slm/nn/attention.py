@@ -36,10 +36,11 @@ class AttentionConfig:
         if self.n_heads % n_kv:
             raise ValueError(f"n_heads={self.n_heads} is not divisible by n_kv_heads={n_kv}")
         if self.d_head is None and d_model % self.n_heads:
-            lower = d_model // self.n_heads * self.n_heads
+            step = self.n_heads * (2 if self.rotary_fraction == 1 else 1)  # heads that are turned have an even width
+            lower = d_model // step * step
+            nearest = f"{lower} or {lower + step}" if lower else f"{step}"
             raise ValueError(
-                f"d_model={d_model} is not divisible by n_heads={self.n_heads}: "
-                f"take d_model {lower or self.n_heads} or {lower + self.n_heads}, or set d_head"
+                f"d_model={d_model} is not divisible by n_heads={self.n_heads}: take d_model {nearest}, or set d_head"
             )
         d_head = d_model // self.n_heads if self.d_head is None else self.d_head
         if d_head < 1:

@@ -22,6 +22,9 @@ class CompositionalConfig:
     order: OrderKind = "tokenizer"
     tieable: ClassVar[bool] = True
 
+    def __post_init__(self):
+        check_sizes(coordinates=self.coordinates)
+
     def parameters(self, vocab_size: int, d_model: int) -> int:
         """k b D."""
         return self.coordinates * coordinate_base(vocab_size, self.coordinates) * d_model

@@ -49,7 +49,7 @@ def embed_batch(
     **Returns:** an array of shape `tokens.shape + (d_model,)`.
     """
     flat = tokens.reshape(-1)
-    if not getattr(embedding, "distinct_pays", False):
+    if not getattr(embedding, "distinct_pays", False) or flat.shape[0] == 0:
         return embedding(flat).reshape(*tokens.shape, -1)
     if distinct is None:
         distinct = distinct_tokens(flat, embedding.vocab_size)

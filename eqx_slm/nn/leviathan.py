@@ -33,6 +33,11 @@ class LeviathanConfig:
     order: OrderKind = "tokenizer"
     tieable: ClassVar[bool] = False
 
+    def __post_init__(self):
+        check_sizes(coordinates=self.coordinates, seed_size=self.seed_size, n_heads=self.n_heads, rank=self.rank)
+        if self.knots < 3:
+            raise ValueError(f"knots={self.knots}: a quadratic B-spline needs at least 3 knots")
+
     def parameters(self, vocab_size: int, d_model: int) -> int:
         """k b s + h s^2 + 2 h s + h s kappa r + h r D, and s D for a linear skip."""
         base, heads, seed = coordinate_base(vocab_size, self.coordinates), self.n_heads, self.seed_size

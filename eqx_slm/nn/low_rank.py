@@ -20,6 +20,9 @@ class LowRankConfig:
     std: float = 0.02
     tieable: ClassVar[bool] = True
 
+    def __post_init__(self):
+        check_sizes(rank=self.rank)
+
     def parameters(self, vocab_size: int, d_model: int) -> int:
         """(V + D) r."""
         return (vocab_size + d_model) * self.rank

@@ -5,6 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import equinox as eqx
+import jax
+
 from ..account import Match, match_flops, match_parameters, parameter_ledger
 from ..account.match import Vary
 from ..build import ModelConfig, TaperConfig
@@ -23,7 +26,6 @@ class Tuned:
     generator: LeviathanConfig = LeviathanConfig()
     compositional_std: float = 0.02
     low_rank_std: float = 0.02
-    table_std: float = 0.02
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,8 @@ def make_arm(name: str, base: ModelConfig, tuned: Tuned, settings: tuple[str, ..
         config = set_field(config, path, text)
     held = any(setting.startswith(("depth=", "channel.d_ff=")) for setting in settings)
     try:
+        _check(config)
         if recipe.match is None or held:
-            parameter_ledger(config)  # an unreachable taper shows here
             return Arm(name, config)
         solve = match_parameters if recipe.match == "parameters" else match_flops
         found = solve(config, base, recipe.vary)
@@ -133,3 +135,9 @@ def make_arm(name: str, base: ModelConfig, tuned: Tuned, settings: tuple[str, ..
     except ValueError as error:
         raise UserError(f"arm {name}: {error}") from None
     return Arm(name, found.config, found, recipe.match)
+
+
+def _check(config: ModelConfig) -> None:
+    """Raises `ValueError` for what would fail only once a model is built: a taper out of reach, sizes of a part."""
+    parameter_ledger(config)
+    eqx.filter_eval_shape(config.embedding.build, config.vocab_size, config.d_model, key=jax.random.key(0))

@@ -1,7 +1,7 @@
 """Frozen dataclasses to and from plain JSON values; single fields set from text; two configs compared."""
 
 import dataclasses
-import json
+import math
 import types
 import typing
 from typing import Any
@@ -127,10 +127,13 @@ def _parse(hint: Any, text: str) -> Any:
 
 
 def _number(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+    for kind in (int, float):
+        try:
+            number = kind(text)
+        except ValueError:
+            continue
+        return number if math.isfinite(number) else text  # "nan" is no size and no scale
+    return text
 
 
 def _parts(hint: Any) -> tuple[Any, ...]:
@@ -165,7 +168,7 @@ def _decode_class(classes: list[Any], value: dict[str, Any], where: str) -> Any:
     if len(classes) == 1:
         return from_dict(classes[0], value, where)
     kinds = {option.kind: option for option in classes}
-    if value.get("kind") not in kinds:
+    if value.get("kind") not in list(kinds):  # a list: what is unhashable is no kind either
         raise UserError(f"{where}.kind={value.get('kind')!r}: allowed is {', '.join(kinds)}")
     return from_dict(kinds[value["kind"]], value, where)
 

@@ -122,10 +122,10 @@ def _run(options: Options) -> int:
     from rich.console import Console
 
     from .dry_run import plan, print_plan
-    from .pair import distinct_share
     from .progress import Progress
     from .run import open_stream, run_folder, run_pair
     from .summary import print_summary
+    from .trials import distinct_share
 
     console = Console(width=None if sys.stdout.isatty() else 120)
     config = resolve(options)

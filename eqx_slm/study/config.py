@@ -118,16 +118,14 @@ SMALL = Tuned(
     generator=LeviathanConfig(seed_size=48, n_heads=4, rank=16, output_std=0.15),
     compositional_std=0.3,
     low_rank_std=0.3,
-    table_std=0.3,
 )
 QUICK = PairConfig(
     name="quick",
-    model=ModelConfig(
-        vocab_size=2048, d_model=64, mixer=AttentionConfig(n_heads=2), embedding=TableConfig(std=SMALL.table_std)
-    ),
+    model=ModelConfig(vocab_size=2048, d_model=64, mixer=AttentionConfig(n_heads=2), embedding=TableConfig(std=0.3)),
     tuned=SMALL,
-    stream=StreamConfig(tokenizer="bpe:2048", batch_size=8),
+    stream=StreamConfig(tokenizer="bpe:2048", batch_size=8, eval_tokens=8192),
     steps=240,
+    evaluations=10,
     learning_rates=(1e-2,),
 )
 CPU = dataclasses.replace(

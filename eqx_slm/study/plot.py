@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from .runs import finite, has_diverged
 from .sentences import human, percent, plural
@@ -75,7 +75,7 @@ def render_curves(result: Mapping[str, Any], *, file_format: str) -> bytes:
     metadata = {"png": {"Software": None}, "svg": {"Date": None}}
     if file_format not in metadata:
         raise ValueError(f"curves are drawn as png or svg, not as {file_format!r}")
-    with matplotlib.rc_context(dict(STYLE)):
+    with matplotlib.rc_context(cast("dict[Any, Any]", STYLE)):
         buffer = io.BytesIO()
         draw_curves(result).savefig(buffer, format=file_format, dpi=DPI, metadata=metadata[file_format])
     return buffer.getvalue()

@@ -5,8 +5,8 @@ import time
 from typing import Any
 
 from .config import PairConfig
-from .pair import Event
 from .sentences import human
+from .trials import Event
 
 PLAIN_SECONDS = 10.0
 

@@ -20,8 +20,9 @@ from ..train.checkpoint import load_model, save_model
 from .arms import Arm
 from .codec import differences, from_dict, to_dict
 from .config import PairConfig
-from .pair import Event, PairResult, pair
+from .pair import PairResult, pair
 from .report import write_report
+from .trials import Event
 
 
 def open_stream(config: PairConfig) -> TokenStream:
@@ -63,8 +64,14 @@ def run_pair(
     """
     stream = open_stream(config) if stream is None else stream
     arms = config.resolve(stream.vocab_size)
+    for name, arm in arms.items():
+        if arm.config.vocab_size < stream.vocab_size:
+            raise UserError(f"arm {name} has a vocabulary of {arm.config.vocab_size}, the data {stream.vocab_size} ids")
     folder = run_folder(config, out, runs)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the run folder {folder}: {error.strerror}") from None
     write_json_atomic(folder / "config.json", to_dict(config))
     if on_folder:
         on_folder(folder)
@@ -145,13 +152,7 @@ def run_folder(config: PairConfig, out: Path | None, runs: Path) -> Path:
 
 def read_config(path: Path) -> PairConfig:
     """The config of a file that a run wrote; `UserError` where it cannot be one."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
-    return from_dict(PairConfig, data)
+    return from_dict(PairConfig, _read_json(path))
 
 
 def load_run(path: str | Path, *, arm: str | None = None, seed: int | None = None) -> Any:
@@ -177,10 +178,19 @@ def load_run(path: str | Path, *, arm: str | None = None, seed: int | None = Non
         if wanted not in there:
             raise UserError(f"{folder} has no model {wanted}; there are: {', '.join(there)}")
         folder = folder / wanted
-    config = from_dict(ModelConfig, json.loads((folder / "model.json").read_text(encoding="utf-8")))
+    config = from_dict(ModelConfig, _read_json(folder / "model.json"))
     order = jnp.zeros(config.vocab_size, jnp.int32)  # its values come from the file
     like = eqx.filter_eval_shape(lambda key: build(config, order=order, key=key), jax.random.key(0))
     return load_model(folder / "model.safetensors", like)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
 
 
 def _version() -> str:

@@ -18,8 +18,9 @@ def save_model(path: Path, model: Any, *, metadata: dict[str, Any] | None = None
     """Writes every array of `model`, buffers too, and JSON-able `metadata`; the file appears whole or not at all."""
     from safetensors.numpy import save
 
-    tensors = {name: np.ascontiguousarray(leaf) for name, leaf in named_arrays(model).items()}
-    text = {key: json.dumps(value) for key, value in (metadata or {}).items()}
+    tensors = {name: np.asarray(leaf, order="C") for name, leaf in named_arrays(model).items()}
+    # One entry: safetensors writes several in an order that changes from call to call, and equal models would differ.
+    text = {"eqx_slm": json.dumps(metadata or {}, sort_keys=True)}
     write_bytes_atomic(path, save(tensors, metadata=text))
 
 

@@ -85,10 +85,19 @@ class Progress:
 
 
 def eval_steps(steps: int, count: int = 12) -> tuple[int, ...]:
-    """About `count` log-spaced steps from 1 / 64 of the run to its end, the last one included; ascending, distinct."""
+    """`count` log-spaced steps from 1 / 64 of the run to its end, the last one included; ascending, distinct.
+
+    A short run has too few whole steps at its start for that spacing: later ones fill up, as far as there are any.
+    """
     first = max(1, steps // 64)
     points = np.geomspace(first, steps, num=max(count, 2))
-    return tuple(sorted({*(int(round(p)) for p in points), steps}))
+    chosen = sorted({*(int(round(p)) for p in points), steps})
+    for step in range(first, steps):
+        if len(chosen) >= min(count, steps):
+            break
+        if step not in chosen:
+            chosen = sorted([*chosen, step])
+    return tuple(chosen)
 
 
 def train_run(

@@ -1,0 +1,214 @@
+"""Configs as JSON, single fields from text, and what differs."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eqx_slm import (
+    AttentionConfig,
+    CompositionalConfig,
+    HeadConfig,
+    LeviathanConfig,
+    LowRankConfig,
+    MLPConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PairConfig,
+    TableConfig,
+    TaperConfig,
+    UserError,
+)
+from eqx_slm.study.arms import RECIPES, Tuned
+from eqx_slm.study.codec import differences, from_dict, set_field, to_dict
+from eqx_slm.study.config import StreamConfig, preset
+
+count = st.integers(1, 2**40)
+share = st.floats(0, 1)
+scale = st.floats(1e-6, 10)
+orders = st.sampled_from(["tokenizer", "random", "frequency", "co-occurrence"])
+generators = st.builds(LeviathanConfig, seed_size=count, rank=count, output_std=st.none() | scale, order=orders)
+tables = st.builds(TableConfig, std=scale) | st.builds(LowRankConfig, rank=count, std=scale)
+tables |= st.builds(CompositionalConfig, coordinates=st.integers(1, 5), order=orders)
+tapers = st.builds(
+    TaperConfig,
+    schedule=st.sampled_from(["uniform", "cosine", "step-late"]),
+    start=share,
+    end=st.none() | share,
+    multiple=count,
+)
+
+
+@st.composite
+def model_configs(draw):
+    embedding = draw(tables | generators)
+    kinds = ["untied", "low-rank", "tied" if embedding.tieable else "generated"]
+    heads = draw(st.integers(1, 8))
+    mixer = AttentionConfig(
+        n_heads=heads,
+        n_kv_heads=draw(st.none() | st.just(heads)),
+        rotary_fraction=draw(share),
+        bias=draw(st.sampled_from(["none", "all"])),
+    )
+    return ModelConfig(
+        vocab_size=draw(count),
+        d_model=2 * heads * draw(st.integers(1, 100)),
+        embedding=embedding,
+        head=HeadConfig(draw(st.sampled_from(kinds)), std=draw(scale)),
+        mixer=mixer,
+        channel=draw(st.builds(MLPConfig, d_ff=st.none() | count, activation=st.sampled_from(["swiglu", "relu"]))),
+        positions=draw(st.sampled_from(["rotary", "learned", "none"])),
+        taper=draw(tapers),
+        norm=draw(st.sampled_from(["rms", "layer"])),
+    )
+
+
+# Its fields, not itself: a run-time type checker looks at random items of its tuples, which a strategy must not.
+pair_fields = st.fixed_dictionaries(
+    {
+        "name": st.text(),
+        "arms": st.lists(st.sampled_from(sorted(RECIPES)), min_size=1).map(tuple),
+        "settings": st.lists(st.text()).map(tuple),
+        "model": model_configs(),
+        "tuned": st.builds(Tuned, generator=generators),
+        "stream": st.builds(StreamConfig, data=st.text(), vocab_size=st.none() | count),
+        "optimizer": st.builds(OptimizerConfig, weight_decay=scale, floor=share),
+        "seeds": count,
+        "learning_rates": st.lists(scale, min_size=1, unique=True).map(tuple),
+        "pairing": st.sampled_from(["full", "data-only"]),
+    }
+)
+
+
+def through_json(config):
+    return from_dict(type(config), json.loads(json.dumps(to_dict(config), allow_nan=False)))
+
+
+@given(model_configs() | pair_fields)
+def test_every_config_comes_back_through_json(config):
+    config = PairConfig(**config) if isinstance(config, dict) else config
+    back = through_json(config)
+    assert back == config
+    assert differences(config, back) == []
+    assert repr(back) == repr(config)  # 1 == 1.0 == True, but they do not print alike
+
+
+def test_fields_left_out_of_json_have_their_defaults():
+    assert from_dict(PairConfig, {}) == PairConfig()
+    assert from_dict(PairConfig, {"model": {"embedding": {"kind": "leviathan"}}}).model.embedding == LeviathanConfig()
+
+
+CONFIG = ModelConfig(d_model=64, embedding=LeviathanConfig())
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "value"),
+    [
+        ("depth", "7", 7),
+        ("channel.d_ff", "128", 128),
+        ("channel.d_ff", "none", None),
+        ("embedding.output_std", "0.25", 0.25),
+        ("embedding.output_std", ".25", 0.25),
+        ("embedding.output_std", "1e-3", 1e-3),
+        ("embedding.output_std", "2", 2.0),
+        ("embedding.output_std", "None", None),
+        ("embedding.output_std", "null", None),
+        ("embedding.order", "random", "random"),
+        ("head.kind", "low-rank", "low-rank"),
+        ("taper.start", "1.25", 1.25),
+        ("norm", "layer", "layer"),
+    ],
+)
+def test_a_field_is_set_from_text(path, text, value):
+    changed = set_field(CONFIG, path, text)
+    for name in path.split("."):
+        there = changed = getattr(changed, name)
+    assert there == value and type(there) is type(value)
+    (difference,) = differences(CONFIG, set_field(CONFIG, path, text)) or [None]
+    assert difference is None or difference[0] == path
+
+
+def test_only_that_field_changes_and_nothing_in_place():
+    changed = set_field(CONFIG, "channel.d_ff", "96")
+    assert differences(CONFIG, changed) == [("channel.d_ff", "-", "96")]
+    assert CONFIG.channel.d_ff is None
+
+
+@pytest.mark.parametrize("text", ["0.001,0.003", "1e-3 3e-3", "0.001, 3e-3"])
+def test_a_tuple_is_set_from_text(text):
+    assert set_field(PairConfig(), "learning_rates", text).learning_rates == (1e-3, 3e-3)
+    assert set_field(PairConfig(), "arms", "dense tapered").arms == ("dense", "tapered")
+
+
+def test_a_kind_brings_its_defaults():
+    for kind, config in [("table", TableConfig()), ("low-rank", LowRankConfig()), ("leviathan", LeviathanConfig())]:
+        assert set_field(ModelConfig(), "embedding.kind", kind).embedding == config
+    changed = set_field(set_field(ModelConfig(), "embedding.kind", "low-rank"), "embedding.rank", "3")
+    assert changed.embedding == LowRankConfig(rank=3)
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "told"),
+    [
+        ("depht", "3", ["depht", "vocab_size", "depth", "taper"]),
+        ("channel.width", "3", ["channel.width", "d_ff", "activation"]),
+        ("embedding.std", "3", ["embedding.std", "seed_size", "rank"]),  # a table has one, a generator none
+        ("depth.more", "3", ["depth.more", "no fields of its own"]),
+        ("channel", "mlp", ["channel", "group of fields", "d_ff"]),
+        ("", "3", ["''", "depth"]),
+        ("depth", "three", ["depth='three'", "an integer"]),
+        ("depth", "3.5", ["depth=3.5", "an integer"]),
+        ("depth", "true", ["depth", "an integer"]),
+        ("depth", "", ["depth=''", "an integer"]),
+        ("depth", "none", ["depth='none'", "an integer"]),
+        ("channel.d_ff", "wide", ["channel.d_ff='wide'", "an integer or none"]),
+        ("taper.start", "nan", ["taper.start='nan'", "a number"]),
+        ("taper.start", "Infinity", ["taper.start", "a number"]),
+        ("embedding.kind", "tabel", ["embedding.kind='tabel'", "table", "low-rank", "compositional", "leviathan"]),
+        ("norm", "batch", ["norm='batch'", "'rms'", "'layer'"]),
+        ("depth", "0", ["depth=0", "at least 1"]),
+        ("d_model", "66", ["d_model=66", "n_heads=4", "take d_model 64 or 72"]),
+        ("head.kind", "tied", ['head "tied"', '"generated"']),
+    ],
+)
+def test_what_cannot_be_set_is_told_with_what_is_allowed(path, text, told):
+    with pytest.raises(UserError) as error:
+        set_field(CONFIG, path, text)
+    assert "\n" not in str(error.value)
+    for part in told:
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ({"seedz": 3}, ["'seedz'", "seeds"]),
+        ({"model": {"depth": "3"}}, ["model.depth='3'", "an integer"]),
+        ({"model": {"depth": True}}, ["model.depth=True", "an integer"]),
+        ({"model": {"embedding": {"kind": "leviathan", "knot": 3}}}, ["model.embedding.knot", "knots"]),
+        ({"model": {"embedding": {"rank": 3}}}, ["model.embedding.kind=None", "table"]),
+        ({"model": {"embedding": {"kind": ["table"]}}}, ["model.embedding.kind=['table']", "leviathan"]),
+        ({"model": 3}, ["model=3", "ModelConfig"]),
+        ({"arms": "dense"}, ["arms='dense'"]),
+        ({"learning_rates": ["x"]}, ["learning_rates='x'", "a number"]),
+        ({"seeds": 0}, ["seeds=0"]),
+        ({"optimizer": {"warmup": 2}}, ["warmup=2"]),
+        ([], ["PairConfig", "an object"]),
+    ],
+)
+def test_json_that_does_not_fit_is_told_with_its_place(data, told):
+    with pytest.raises(UserError) as error:
+        from_dict(PairConfig, data)
+    assert "\n" not in str(error.value)
+    for part in told:
+        assert part in str(error.value)
+
+
+def test_differences_name_every_field_on_either_side():
+    assert differences(preset("quick"), preset("quick")) == []
+    table, generator = ModelConfig(), ModelConfig(embedding=LeviathanConfig(), depth=3)
+    told = {field: (old, new) for field, old, new in differences(table, generator)}
+    assert told["depth"] == ("2", "3") and told["embedding.kind"] == ("table", "leviathan")
+    assert told["embedding.std"] == ("0.02", "-") and told["embedding.knots"] == ("-", "16")
+    assert "d_model" not in told

@@ -1,0 +1,179 @@
+"""embed_batch is the embedding itself, in values and gradients, at the cost of the distinct tokens."""
+
+import functools
+import importlib
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from filled import as_numpy, filled
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eqx_slm import (
+    CompositionalEmbedding,
+    LeviathanEmbedding,
+    LowRankEmbedding,
+    TableEmbedding,
+    TokenEmbedding,
+    embed_batch,
+    random_order,
+)
+from eqx_slm.nn import Distinct, distinct_tokens
+
+VOCAB, WIDTH = 43, 5
+KINDS = {
+    "table": TableEmbedding,
+    "low-rank": functools.partial(LowRankEmbedding, rank=3),
+    "compositional": CompositionalEmbedding,
+    "leviathan": functools.partial(LeviathanEmbedding, seed_size=3, n_heads=2, knots=3, rank=2, skip="linear"),
+}
+# The first three have one shape, and so one compiled program.
+TOKENS = {
+    "repeated": [[3, 3, 7, 0, 42] * 9],
+    "all the same": [[5] * 45],
+    "all distinct, nearly": [list(range(VOCAB))[::-1] + [1, 2]],
+    "one axis, one token": [17],
+}
+
+
+def make(kind, **changes):
+    order = random_order(VOCAB) if kind in ("compositional", "leviathan") else None
+    return filled(lambda key: KINDS[kind](VOCAB, WIDTH, key=key), order=order, **changes)
+
+
+def values_and_gradient(embed, embedding, tokens):
+    """Vectors, and the gradient of their product with fixed random numbers."""
+    weights = jnp.asarray(np.random.default_rng(7).normal(size=(*tokens.shape, WIDTH)))
+
+    def loss(embedding):
+        vectors = embed(embedding, tokens)
+        return jnp.sum(vectors * weights), vectors
+
+    (_, vectors), gradient = eqx.filter_value_and_grad(loss, has_aux=True)(embedding)
+    return vectors, gradient
+
+
+def assert_same(first, second, *, rtol=1e-11):
+    pairs = list(zip(jax.tree.leaves(as_numpy(first)), jax.tree.leaves(as_numpy(second)), strict=True))
+    assert pairs
+    for a, b in pairs:
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * max(np.abs(b).max(), 1e-9))
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Chunks of 8 tokens, the fewest there are: 43 tokens need six, the last of them not full."""
+    # The package has a function of the module's name.
+    monkeypatch.setattr(importlib.import_module("eqx_slm.nn.embed_batch"), "CHUNK_NUMBERS", 1)
+
+
+@eqx.filter_jit
+def plain_and_batched(e, tokens):
+    return values_and_gradient(lambda e, ids: e(ids), e, tokens), values_and_gradient(embed_batch, e, tokens)
+
+
+@pytest.mark.parametrize("tokens", TOKENS.values(), ids=TOKENS)
+def test_generator_equals_the_module(tokens, small_chunks):
+    with jax.enable_x64(True):
+        tokens = jnp.array(tokens)
+        plain, batched = plain_and_batched(make("leviathan", dtype=np.float64), tokens)
+        assert batched[0].shape == (*tokens.shape, WIDTH)
+        assert_same(batched, plain)
+
+
+@pytest.mark.parametrize("kind", ["table", "low-rank", "compositional"])
+def test_lookups_equal_the_module(kind):
+    with jax.enable_x64(True):
+        plain, batched = plain_and_batched(make(kind, dtype=np.float64), jnp.array(TOKENS["repeated"]))
+        assert_same(batched, plain)
+
+
+def test_distinct_tokens_from_the_caller():
+    with jax.enable_x64(True):
+        e, tokens = make("leviathan", dtype=np.float64), jnp.array(TOKENS["repeated"])
+        ids, inverse = np.unique(tokens, return_inverse=True)
+        pad = 3  # padding may be any id: it is not computed
+        ids = np.concatenate([ids, np.full(pad, 39)]).astype(np.int32)
+        distinct = Distinct(
+            jnp.asarray(ids), jnp.asarray(inverse.reshape(-1).astype(np.int32)), jnp.int32(len(ids) - pad)
+        )
+        given_them = functools.partial(embed_batch, distinct=distinct)
+        found, given_ = eqx.filter_jit(
+            lambda e: [values_and_gradient(f, e, tokens) for f in (embed_batch, given_them)]
+        )(e)
+        assert_same(given_, found, rtol=1e-12)
+
+
+def test_under_vmap_over_parameters(small_chunks):
+    """Two arms of a learning-rate sweep: parameters with a leading axis, tokens shared."""
+    with jax.enable_x64(True):
+        tokens = jnp.array(TOKENS["all distinct, nearly"])
+        arms = [make("leviathan", dtype=np.float64, seed=seed) for seed in (0, 1)]
+        halves = [eqx.partition(arm, eqx.is_inexact_array) for arm in arms]
+        stacked = jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *(params for params, _ in halves))
+
+        @jax.jit
+        def both(stacked):
+            vmapped = jax.vmap(lambda p: values_and_gradient(embed_batch, eqx.combine(p, halves[0][1]), tokens))(
+                stacked
+            )
+            return vmapped, [values_and_gradient(lambda e, ids: e(ids), arm, tokens) for arm in arms]
+
+        batched, plain = both(stacked)
+        for i, expected in enumerate(plain):
+            assert_same(jax.tree.map(lambda x, i=i: np.asarray(x)[i], batched), expected)
+
+
+class Counted(TokenEmbedding):
+    """A generator that tells how many tokens it is called on."""
+
+    table: jax.Array
+    calls: list = eqx.field(static=True)
+    vocab_size: int = eqx.field(static=True)
+    d_model: int = eqx.field(static=True)
+    distinct_pays = True
+
+    def __call__(self, ids):
+        jax.debug.callback(lambda: self.calls.append(ids.shape[0]))
+        return self.table[ids]
+
+
+@pytest.mark.parametrize(("number", "chunks"), [(1, 1), (8, 1), (9, 2), (33, 5)])
+def test_the_cost_follows_the_distinct_tokens(number, chunks, small_chunks):
+    calls = []
+    e = Counted(jnp.ones((VOCAB, WIDTH)), calls, VOCAB, WIDTH)
+    tokens = jnp.asarray(np.arange(200, dtype=np.int32) % number)
+    jax.block_until_ready(jax.jit(lambda table: embed_batch(eqx.tree_at(lambda e: e.table, e, table), tokens))(e.table))
+    jax.effects_barrier()
+    assert calls == [8] * chunks
+
+
+@given(st.lists(st.integers(0, 9), min_size=6, max_size=6), st.sampled_from([10, 4]))
+def test_distinct_tokens(ids, vocab_size):
+    ids = [i % vocab_size for i in ids]
+    found = as_numpy(jax.jit(distinct_tokens, static_argnums=1)(jnp.array(ids), vocab_size))
+    number = int(found.number)
+    assert found.ids[:number].tolist() == sorted(set(ids))
+    assert found.ids[found.inverse].tolist() == ids
+    assert found.ids.shape == (min(6, vocab_size),)
+
+
+def test_a_generated_head_differentiates(small_chunks):
+    """`read_out` of a generator is its whole table, with the gradient of evaluating the module at every id."""
+    with jax.enable_x64(True):
+        e = make("leviathan", dtype=np.float64)
+        x = jnp.asarray(np.random.default_rng(2).normal(size=(3, WIDTH)))
+        target = jnp.array([0, 39, 11])
+
+        def loss(logits):
+            return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(3), target])
+
+        @eqx.filter_jit
+        def both(e):
+            read_out = eqx.filter_value_and_grad(lambda e: loss(e.read_out().logits(x)))(e)
+            return read_out, eqx.filter_value_and_grad(lambda e: loss(x @ e(jnp.arange(VOCAB)).T))(e)
+
+        assert_same(*both(e), rtol=1e-10)

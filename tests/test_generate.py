@@ -1,0 +1,101 @@
+"""Sampling: greedy against the whole prefix, the window, materialized tables."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import GENERATOR, LENGTH, VOCAB, tiny_config, tiny_model
+
+from eqx_slm import CompositionalConfig, HeadConfig, LowRankConfig, TableEmbedding, generate, materialize
+
+KEY = jax.random.key(0)
+ORDERED = dataclasses.replace(GENERATOR, order="random")
+CONFIGS = {
+    "table": tiny_config(),
+    "tied": tiny_config(head=HeadConfig("tied")),
+    "generator": tiny_config(embedding=ORDERED),
+    "generated": tiny_config(embedding=ORDERED, head=HeadConfig("generated")),
+    "low-rank": tiny_config(embedding=LowRankConfig(rank=4), head=HeadConfig("tied")),
+    "compositional": tiny_config(embedding=CompositionalConfig(), head=HeadConfig("tied")),
+    "learned": tiny_config(positions="learned"),
+}
+
+
+def sharp(config):
+    """A model whose features are large, so that its most likely tokens differ from place to place."""
+    return jax.tree.map(lambda leaf: leaf if leaf.dtype == jnp.int32 else 20 * leaf, tiny_model(config))
+
+
+def next_tokens(model, ids):
+    """The most likely token after every prefix of `ids`."""
+    return jnp.argmax(eqx.filter_jit(model)(jnp.asarray(ids, jnp.int32)), axis=-1).tolist()
+
+
+@pytest.mark.parametrize("name", ["table", "generated", "learned"])
+def test_greedy_is_the_argmax_over_the_whole_prefix(name):
+    model = sharp(CONFIGS[name])
+    prompt = [5, 9, 60]
+    got = generate(model, jnp.asarray(prompt), tokens=8, context=LENGTH, temperature=0.0, key=KEY).tolist()
+    assert next_tokens(model, prompt + got)[2:-1] == got
+    assert len(got) == 8 and len(set(got)) > 2
+
+
+def test_the_window_slides_past_the_context():
+    """With a context of 4, and a prompt that is longer alone, every token depends on the 4 before it."""
+    model = sharp(CONFIGS["table"])
+    prompt = [5, 9, 60, 1, 2, 3]
+    got = generate(model, jnp.asarray(prompt), tokens=6, context=4, temperature=0.0, key=KEY).tolist()
+    ids = prompt + got
+    assert [next_tokens(model, ids[i - 4 : i])[-1] for i in range(6, 12)] == got
+    assert next_tokens(model, ids)[5:-1] != got  # the length of the context matters here
+
+
+def test_samples_follow_the_models_distribution():
+    """One step from a prompt, many keys: frequencies against probabilities, at a temperature."""
+    model, prompt, temperature = sharp(CONFIGS["table"]), jnp.asarray([5, 9]), 3.0
+
+    def draw(key):
+        return generate(model, prompt, tokens=1, context=4, temperature=temperature, key=key)[0]
+
+    drawn = np.asarray(jax.vmap(draw)(jax.random.split(KEY, 4000)))
+    logits = eqx.filter_jit(model)(prompt)[-1]
+    probabilities, colder = (np.asarray(jax.nn.softmax(logits / t)) for t in (temperature, 1.0))
+    shares = np.bincount(drawn, minlength=VOCAB) / 4000
+    assert abs(shares - probabilities).max() < 5 * np.sqrt(0.25 / 4000)
+    assert 0.5 * abs(shares - probabilities).sum() < 0.1 < 0.5 * abs(shares - colder).sum()
+
+
+def test_a_key_decides_the_sample():
+    model = tiny_model()
+    one, same, other = (
+        generate(model, jnp.asarray([3]), tokens=12, context=LENGTH, key=key).tolist()
+        for key in (KEY, KEY, jax.random.key(1))
+    )
+    assert one == same != other
+    assert len(one) == 12 and all(0 <= token < VOCAB for token in one)
+
+
+def test_an_empty_prompt_is_refused():
+    with pytest.raises(ValueError, match="prompt is empty"):
+        generate(tiny_model(), jnp.zeros(0, jnp.int32), tokens=3, context=LENGTH, key=KEY)
+
+
+@pytest.mark.parametrize(("tokens", "context"), [(-1, LENGTH), (3, 0)])
+def test_sizes_that_make_no_sense_are_refused(tokens, context):
+    with pytest.raises(ValueError, match=f"tokens={tokens}, context={context}"):
+        generate(tiny_model(), jnp.asarray([3]), tokens=tokens, context=context, key=KEY)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_materialized_model_has_the_same_logits(name):
+    model = tiny_model(CONFIGS[name])
+    fast = materialize(model)
+    assert isinstance(fast.embedding, TableEmbedding)
+    ids = jnp.asarray([0, 1, 63, 5, 5, 40])
+    got, wanted = eqx.filter_jit(lambda *models: [m(ids) for m in models])(fast, model)
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+    assert materialize(fast) is fast
+    assert (fast is model) == isinstance(model.embedding, TableEmbedding)
