@@ -1,7 +1,9 @@
 """A run as plain data: everything that decides its result, with presets; replayed from the JSON it wrote."""
 
 import dataclasses
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +16,24 @@ from ..train.optimizer import OptimizerConfig
 from ..train.step import ComputeDtype
 from .arms import Arm, Tuned, make_arm
 from .codec import set_field
+
+
+def check_settings(
+    seeds: Sequence[int], steps: int, learning_rates: Sequence[float], margin: float, confidence: float
+) -> None:
+    """Raises `UserError` naming the first setting of a study that makes no sense."""
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds={list(seeds)}: give at least one, and none twice")
+    if steps < 1:
+        raise UserError(f"steps={steps}: give at least one")
+    if not learning_rates or not all(0 < rate < math.inf for rate in learning_rates):
+        raise UserError(f"learning_rates (--lr)={list(learning_rates)}: give at least one, each positive and finite")
+    if len(set(learning_rates)) < len(learning_rates):
+        raise UserError(f"learning_rates (--lr)={list(learning_rates)}: one is given twice")
+    if not 0 <= margin < math.inf:
+        raise UserError(f"margin={margin}: it is a number of nats, at least 0")
+    if not 0 < confidence < 1:
+        raise UserError(f"confidence={confidence}: it must be between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -51,17 +71,11 @@ class PairConfig:
     sample_tokens: int = 96
 
     def __post_init__(self):
-        for name in ("seeds", "steps", "evaluations"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: it must be at least 1")
         if len(self.arms) < 1:
             raise UserError("no arms: name at least one, the first is the reference")
-        if not self.learning_rates or min(self.learning_rates) <= 0:
-            raise UserError(f"lr={list(self.learning_rates)}: give at least one positive learning rate")
-        if self.margin < 0:
-            raise UserError(f"margin={self.margin}: it must be at least 0 nat")
-        if not 0 < self.confidence < 1:
-            raise UserError(f"confidence={self.confidence}: it must be between 0 and 1")
+        if self.seeds < 1 or self.evaluations < 1:
+            raise UserError(f"seeds={self.seeds}, evaluations={self.evaluations}: both must be at least 1")
+        check_settings(range(self.seeds), self.steps, self.learning_rates, self.margin, self.confidence)
 
     @property
     def tokens(self) -> int:

@@ -21,6 +21,7 @@ from ..train.optimizer import OptimizerConfig
 from ..train.step import ComputeDtype
 from .codec import differences
 from .compare import compare, control_comparisons
+from .config import check_settings
 from .summary import summary_text
 from .trials import Event, MakeModel, Trials
 
@@ -91,8 +92,7 @@ def pair(
     if not arms:
         raise UserError("no arms: give at least one, the first is the reference")
     which = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
-    if not which or steps < 1 or not learning_rates:
-        raise UserError(f"seeds={seeds}, steps={steps}, learning_rates={list(learning_rates)}: at least one of each")
+    check_settings(which, steps, learning_rates, margin, confidence)
     trials = Trials(
         arms=dict(arms),
         stream=stream,

@@ -42,7 +42,7 @@ def order_for(config: ModelConfig, stream: TokenStream) -> np.ndarray | None:
     """The coordinate order that a config asks for, from the stream's training split; None where it needs none."""
     kind = getattr(config.embedding, "order", "tokenizer")
     if kind == "frequency":
-        return frequency_order(stream.token_counts())
+        return frequency_order(np.bincount(stream.train, minlength=config.vocab_size))
     if kind == "co-occurrence":
         return cooccurrence_order(stream.train, config.vocab_size, k=getattr(config.embedding, "coordinates", 3))
     return None
@@ -73,7 +73,7 @@ class Trials:
         self.makers = {name: self._maker(arm) for name, arm in self.arms.items()}
         self.programs: dict[Any, tuple[Program, CompileReport]] = {}
         self.records: dict[str, list[RunRecord]] = {name: [] for name in self.arms}
-        self.models: dict[str, Any] = {}
+        self.models: dict[tuple[str, float], Any] = {}  # the first seed's, for samples and ledgers
         self.hashes: dict[int, str] = {}
 
     def _maker(self, arm: MakeModel | ModelConfig) -> MakeModel:
@@ -140,12 +140,12 @@ class Trials:
         trained = program.model(record.params)
         record.params = None
         self.records[name].append(record)
-        if seed == self.seeds[0] and (name not in self.models or rate == self.best_rate(name)):
-            self.models[name] = trained
+        if seed == self.seeds[0]:
+            self.models[name, rate] = trained
         self.tell(Event("run", name, seed, rate, seconds=record.train_seconds, model=trained))
 
     def best_rate(self, name: str) -> float:
-        """The rate with the lowest mean final loss over the seeds done so far; diverged runs count as infinite."""
+        """The rate with the lowest mean final loss over the seeds; diverged runs count as infinite."""
 
         def loss(rate: float) -> float:
             finals = [r.evals[-1].nll for r in self.records[name] if r.learning_rate == rate]
@@ -156,10 +156,10 @@ class Trials:
     def entry(self, name: str, sample_tokens: int, note: str | None) -> dict[str, Any]:
         """The arm's part of the result."""
         arm = self.arms[name]
-        model = self.models[name]
+        rate = self.best_rate(name)
+        model = self.models[name, rate]
         ledger = parameter_ledger(arm if isinstance(arm, ModelConfig) else model)
         _, compiled = self.programs[self._identity(name)]
-        rate = self.best_rate(name)
         sample = self._sample(name, model, sample_tokens) if sample_tokens else ""
         runs = [_run_entry(r, sample if r.seed == self.seeds[0] else "") for r in self.records[name]]
         return {

@@ -1,0 +1,220 @@
+"""The command line in this process: one line and exit code 2 for bad input, a dry run, a real one."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eqx_slm.study.command import main
+
+SCRIPT = Path(__file__).resolve().parents[1] / "experiments" / "pair.py"
+WORDS = "the cat sat on a mat while nine dogs ran past it and all of them were loud".split()
+
+
+def write_text(path, blocks=400):
+    """Blocks of words, all different, so that each split gets some."""
+    lines = (" ".join(WORDS[(i * i + 3 * j) % len(WORDS)] for j in range(12)) + f" {i}" for i in range(blocks))
+    path.write_text("\n\n".join(lines) + "\n")
+    return str(path)
+
+
+TINY = ["--tokenizer", "byte", "--sequence-length", "16", "--batch-size", "4", "--steps", "4", "--seeds", "2"]
+SMALL = ["all.d_model=16", "all.channel.d_ff=32", "all.depth=1"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working directory; what lies beside it is not the command's."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("TIKTOKEN_CACHE_DIR", raising=False)
+    return folder
+
+
+@pytest.fixture
+def text(tmp_path):
+    return write_text(tmp_path / "text.txt")
+
+
+def refused(arguments, capsys):
+    """The one line that the command leaves on standard error."""
+    assert main(arguments) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and line.endswith("\n") and line.count("\n") == 1
+    return line
+
+
+def told_before_reading(arguments):
+    """Data that does not exist shows that the arguments were refused before it was looked for."""
+    return ["--data", "no/such/folder", *arguments]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--arms", "dense", "leviathn"], "unknown arm 'leviathn'; allowed: dense, .*leviathan-deep"),
+        (["--arms"], "no arms"),
+        (["--preset", "slow"], "unknown preset 'slow'; allowed: quick, cpu"),
+        (["--set", "dense.depht=3"], "unknown field 'depht'.*depth"),
+        (["--set", "dense.depth=three"], "depth='three'.*an integer"),
+        (["--set", "depth=3"], "ARM.FIELD=VALUE"),
+        (["--set", "tapered.depth=3"], "no arm 'tapered' in this study; allowed: all, dense"),
+        (["--set", "all.d_model=63"], "d_model=63 is not divisible by n_heads=2"),
+        (["--set", "leviathan-deep.embedding.knots=2"], "knots=2.*at least 3"),
+        (["--arms", "dense", "tapered", "--set", "tapered.taper.multiple=48"], "arm tapered: .*48"),
+        (["--vocab-size", "0"], "--vocab-size 0: it must be at least 1"),
+        (["--batch-size", "0"], "--batch-size 0"),
+        (["--sequence-length", "-1"], "--sequence-length -1"),
+        (["--steps", "3", "--tokens", "1000"], "--steps and --tokens are both given"),
+        (["--steps", "0"], "steps=0"),
+        (["--tokens", "0"], "steps=0"),
+        (["--seeds", "0"], "seeds=0"),
+        (["--lr", "0.01", "-0.01"], "lr.*positive"),
+        (["--lr", "nan"], "lr.*positive"),
+        (["--lr", "0.01", "0.01"], "lr.*twice"),
+        (["--margin", "-1"], "margin=-1"),
+        (["--margin", "nan"], "margin=nan"),
+        (["--config", "nowhere.json"], "cannot read nowhere.json"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_line(arguments, told, here, capsys):
+    assert re.search(told, refused(told_before_reading(arguments), capsys))
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["--steps", "many"], ["--pairing", "none"], ["--levithan"], ["--lr", "x"]])
+def test_what_cannot_be_parsed_ends_with_the_same_code(arguments, here, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    output = capsys.readouterr()
+    assert output.err and not output.out
+    assert list(here.iterdir()) == []
+
+
+def test_help_names_every_option_and_loads_no_jax():
+    code = f"import runpy, sys; sys.argv = ['pair.py', '--help']; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    probe = f"import atexit, sys; atexit.register(lambda: print('jax' in sys.modules)); {code}"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, cwd=SCRIPT.parents[1])
+    assert done.returncode == 0 and done.stderr == ""
+    for option in ("--preset", "--arms", "--set", "--data", "--vocab-size", "--lr", "--out", "--config", "--dry-run"):
+        assert option in done.stdout
+    assert "quick" in done.stdout and "leviathan-deep" in done.stdout
+
+
+def bad_utf8(folder):
+    (folder / "bad.txt").write_bytes(b"good\n\nbad \xff here")
+    return [str(folder / "bad.txt")], r"bad\.txt is not UTF-8: .* byte offset 10"
+
+
+def missing(folder):
+    return [str(folder / "nothing")], "no corpus '.*nothing'"
+
+
+def empty(folder):
+    (folder / "empty").mkdir()
+    return [str(folder / "empty")], "empty holds no text"
+
+
+def short(folder):
+    # Batches of training windows, and not one of validation.
+    return [
+        write_text(folder / "short.txt"),
+        *TINY,
+        "--sequence-length",
+        "512",
+    ], r"valid split has .* tokens.* needs 2,049"
+
+
+def vocabulary(folder):
+    return [write_text(folder / "t.txt"), *TINY, "--vocab-size", "255"], "vocab_size is 255.* byte has 256 ids"
+
+
+def named_corpus(folder):
+    return ["ptb"], "no corpus 'ptb'"
+
+
+@pytest.mark.parametrize("case", [bad_utf8, missing, empty, short, vocabulary, named_corpus])
+def test_bad_data_is_refused_in_one_line(case, here, tmp_path, capsys):
+    data, told = case(tmp_path)
+    assert re.search(told, refused(["--data", *data], capsys))
+    assert list(here.iterdir()) == []
+
+
+def test_an_encoding_without_a_network_says_what_to_set(here, text, tmp_path, monkeypatch, capsys):
+    import tiktoken
+    import tiktoken.load
+    import tiktoken.registry
+
+    def no_network(path):
+        raise OSError("no route to host")
+
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "no-ranks"))
+    monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})
+    monkeypatch.setattr(tiktoken.load, "read_file", no_network)
+    assert "set TIKTOKEN_CACHE_DIR" in refused(["--data", text, "--tokenizer", "o200k_base"], capsys)
+    assert list(here.iterdir()) == []
+
+
+def test_a_folder_that_holds_something_else_is_refused_before_data_is_read(here, capsys):
+    (here / "out").mkdir()
+    (here / "out" / "letter.txt").write_text("dear")
+    assert "holds files that are no run" in refused(told_before_reading(["--out", "out"]), capsys)
+    assert [path.name for path in here.rglob("*")] == ["out", "letter.txt"]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["vocabulary given", "vocabulary from data"])
+def test_a_dry_run_trains_nothing_and_writes_nothing(known, here, text, monkeypatch, capsys):
+    monkeypatch.setattr("eqx_slm.study.dry_run.matmul_rate", lambda dtype: 1e9)
+    monkeypatch.setattr("eqx_slm.study.run.pair", lambda *a, **k: pytest.fail("it trained"))
+    vocabulary = ["--vocab-size", "300"] if known else []
+    assert main(["--data", text, *TINY, *vocabulary, "--dry-run", "--arms", "dense", "leviathan-flop"]) == 0
+    output = capsys.readouterr()
+    assert list(here.iterdir()) == [] and output.err == ""
+    size = 300 if known else 256
+    assert f"{64 * size:,}" in output.out  # the dense table's parameters
+    assert "leviathan-flop: flops matched to the base by d_ff" in output.out and "about" in output.out
+
+
+def test_a_real_run_ends_with_a_verdict(here, text, capsys):
+    assert main(["--data", text, *TINY, "--arms", "dense", "dense", "--set", *SMALL, "--name", "mine"]) == 0
+    output = capsys.readouterr()
+    assert output.err == ""
+    (folder,) = (here / "runs").iterdir()
+    assert re.fullmatch(r"mine-[0-9a-f]{8}-0", folder.name)
+    data = json.loads((folder / "result.json").read_text())
+    assert [c["verdict"] for c in data["comparisons"]] == ["identical arms"]
+    assert data["stream"]["corpus"] == "text.txt" and data["config"]["settings"] == SMALL
+    lines = output.out.splitlines()
+    assert lines[0].startswith("reading ") and lines[-1].startswith(f"runs/{folder.name}/report.md")
+    assert any(line.startswith("dense-2") and "identical arms" in line for line in lines)
+    assert any(re.match(r"run 4/4 done: dense-2, seed 1: \d+ s", line) for line in lines)
+    assert not re.search(r"[\x1b\r]", output.out)  # plain lines: this is no terminal
+
+    # The same command again has the next number; its config.json replays it to the same numbers.
+    assert main(["--config", str(folder / "config.json"), "--out", "again"]) == 0
+    again = json.loads(Path("again/result.json").read_text())
+    assert again["comparisons"][0]["curve"] == data["comparisons"][0]["curve"]
+    assert again["stream"] == data["stream"] and again["config"] == data["config"]
+    finals = [[run["final_nll"] for run in d["arms"]["dense"]["runs"]] for d in (data, again)]
+    assert finals[0] == finals[1] and None not in finals[0]
+    capsys.readouterr()
+    assert "finished run" in refused(["--config", "again/config.json", "--out", "again"], capsys)
+    assert "steps 4 -> 5" in refused(["--config", "again/config.json", "--out", "again", "--steps", "5"], capsys)
+
+
+def test_options_change_a_preset_or_a_config():
+    from eqx_slm.study.command import Options, resolve
+    from eqx_slm.study.config import preset
+
+    assert resolve(Options()) == preset("quick")
+    changed = resolve(Options(tokens=1000, batch_size=2, sequence_length=100, lr=(0.1, 0.2), schedule="wsd", seeds=5))
+    assert changed.steps == 5 and changed.tokens == 1000  # rounded up to whole steps
+    assert resolve(Options(tokens=1001, batch_size=2, sequence_length=100)).steps == 6
+    assert changed.learning_rates == (0.1, 0.2) and changed.seeds == 5
+    assert changed.optimizer.schedule == "wsd" and changed.optimizer.beta2 == preset("quick").optimizer.beta2
+    assert changed.stream.tokenizer == preset("quick").stream.tokenizer
