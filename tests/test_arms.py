@@ -112,7 +112,7 @@ def leaves():
     """The initial values of some arms, small in vocabulary and depth, at one seed."""
     base = dataclasses.replace(BASE, vocab_size=1024, depth=3, channel=MLPConfig(d_ff=32))
     tuned = dataclasses.replace(QUICK.tuned, generator=LeviathanConfig(seed_size=8, n_heads=2, knots=4, rank=4))
-    arms = ("dense", "dense-tied", "leviathan-deep", "tapered", "low-rank")
+    arms = ("dense", "dense-tied", "leviathan-deep", "tapered")
     made = {name: make_arm(name, base, tuned).config for name in arms}
     return {name: named_arrays(build(config, key=jax.random.key(7))) for name, config in made.items()}
 
