@@ -222,4 +222,8 @@ def test_wsd_stays_and_then_falls_in_a_line():
 )
 def test_shares_that_do_not_fit_are_refused(shares):
     with pytest.raises(ValueError, match="|".join(f"{name}=" for name in shares)):
-        OptimizerConfig(**shares)
+        OptimizerConfig(schedule="wsd", **shares)
+
+
+def test_only_wsd_asks_for_a_decay_that_fits():
+    assert OptimizerConfig(schedule="cosine", warmup=0.9).multiplier(95, 100) < 1

@@ -234,3 +234,18 @@ def test_the_optimizer_is_the_one_that_is_given():
     )
     assert constant.data["settings"]["optimizer"]["schedule"] == "constant"
     assert runs_of(cosine, "dense", "runs")[0]["final_nll"] != runs_of(constant, "dense", "runs")[0]["final_nll"]
+
+
+def test_buffers_that_depend_on_the_seed_are_that_seeds():
+    """A program holds what is not a parameter: a seed with another order must not run in the first seed's program."""
+
+    def make(key):
+        order = jax.random.permutation(jax.random.fold_in(key, 1), VOCAB).astype(jnp.int32)
+        config = tiny_config(embedding=dataclasses.replace(GENERATOR, order="random"))
+        return build(config, order=order, key=key)
+
+    models = []
+    study({"mine": make}, seeds=2, on_event=lambda e: models.append((e.seed, e.model)) if e.kind == "run" else None)
+    for seed, model in models:
+        np.testing.assert_array_equal(model.embedding.order, make(jax.random.key(seed)).embedding.order)
+    assert not np.array_equal(models[0][1].embedding.order, models[1][1].embedding.order)

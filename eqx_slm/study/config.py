@@ -71,6 +71,8 @@ class PairConfig:
     sample_tokens: int = 96
 
     def __post_init__(self):
+        if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", self.name):
+            raise UserError(f"name={self.name!r}: letters, digits and any of . + - _, it names a folder")
         if len(self.arms) < 1:
             raise UserError("no arms: name at least one, the first is the reference")
         if self.seeds < 1 or self.evaluations < 1:
@@ -138,7 +140,7 @@ QUICK = PairConfig(
     model=ModelConfig(vocab_size=2048, d_model=64, mixer=AttentionConfig(n_heads=2), embedding=TableConfig(std=0.3)),
     tuned=SMALL,
     stream=StreamConfig(tokenizer="bpe:2048", batch_size=8, eval_tokens=8192),
-    steps=240,
+    steps=200,
     evaluations=10,
     learning_rates=(1e-2,),
 )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
@@ -71,7 +72,7 @@ class Trials:
 
     def __post_init__(self) -> None:
         self.makers = {name: self._maker(arm) for name, arm in self.arms.items()}
-        self.programs: dict[Any, tuple[Program, CompileReport]] = {}
+        self.programs: dict[Any, list[tuple[Program, CompileReport]]] = {}
         self.records: dict[str, list[RunRecord]] = {name: [] for name in self.arms}
         self.models: dict[tuple[str, float], Any] = {}  # the first seed's, for samples and ledgers
         self.hashes: dict[int, str] = {}
@@ -104,14 +105,20 @@ class Trials:
         return self.makers[name](subkey(key, name) if self.pairing == "data-only" else key)
 
     def program(self, name: str, model: Any) -> tuple[Program, CompileReport]:
-        """The compiled step of an arm; equal configs share one."""
-        known = self._identity(name)
-        if known not in self.programs:
-            program = make_program(model, self.optimizer, compute_dtype=self.compute_dtype)
-            compiled = compile_step(program, model, self.stream.batch(self.seeds[0], 0))
-            self.programs[known] = compiled.program, compiled.report
-            self.tell(Event("compiled", name, seconds=compiled.report.seconds))
-        return self.programs[known]
+        """The compiled step of an arm; equal configs share one, and so do models that differ in parameters only.
+
+        A user's function may give every seed buffers of its own (a coordinate order, say): those are part of a program.
+        """
+        known = self.programs.setdefault(self._identity(name), [])
+        static = eqx.partition(model, eqx.is_inexact_array)[1]
+        for program, report in known:
+            if eqx.tree_equal(program.static, static):
+                return program, report
+        program = make_program(model, self.optimizer, compute_dtype=self.compute_dtype)
+        compiled = compile_step(program, model, self.stream.batch(self.seeds[0], 0))
+        known.append((compiled.program, compiled.report))
+        self.tell(Event("compiled", name, seconds=compiled.report.seconds))
+        return known[-1]
 
     def _identity(self, name: str) -> Any:
         """What two arms share when they are the same arm: an equal config, or the very function."""
@@ -159,7 +166,7 @@ class Trials:
         rate = self.best_rate(name)
         model = self.models[name, rate]
         ledger = parameter_ledger(arm if isinstance(arm, ModelConfig) else model)
-        _, compiled = self.programs[self._identity(name)]
+        _, compiled = self.programs[self._identity(name)][0]
         sample = self._sample(name, model, sample_tokens) if sample_tokens else ""
         runs = [_run_entry(r, sample if r.seed == self.seeds[0] else "") for r in self.records[name]]
         return {

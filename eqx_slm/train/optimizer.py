@@ -29,7 +29,8 @@ class OptimizerConfig:
     floor: float = 0.1
 
     def __post_init__(self):
-        if not 0 <= self.warmup < 1 or not 0 < self.decay <= 1 - self.warmup or not 0 <= self.floor <= 1:
+        decay_fits = self.schedule != "wsd" or 0 < self.decay <= 1 - self.warmup
+        if not 0 <= self.warmup < 1 or not decay_fits or not 0 <= self.floor <= 1:
             raise ValueError(
                 f"warmup={self.warmup}, decay={self.decay}, floor={self.floor}: warm-up and decay are shares of the "
                 "run that fit into it, floor a share of the peak rate"
