@@ -140,7 +140,7 @@ QUICK = PairConfig(
     model=ModelConfig(vocab_size=2048, d_model=64, mixer=AttentionConfig(n_heads=2), embedding=TableConfig(std=0.3)),
     tuned=SMALL,
     stream=StreamConfig(tokenizer="bpe:2048", batch_size=8, eval_tokens=8192),
-    steps=200,
+    steps=240,
     evaluations=10,
     learning_rates=(1e-2,),
 )
