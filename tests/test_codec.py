@@ -67,7 +67,7 @@ def model_configs(draw):
 # Its fields, not itself: a run-time type checker looks at random items of its tuples, which a strategy must not.
 pair_fields = st.fixed_dictionaries(
     {
-        "name": st.text(),
+        "name": st.from_regex(r"[\w.+-]*\w[\w.+-]*", fullmatch=True),
         "arms": st.lists(st.sampled_from(sorted(RECIPES)), min_size=1).map(tuple),
         "settings": st.lists(st.text()).map(tuple),
         "model": model_configs(),
@@ -212,3 +212,9 @@ def test_differences_name_every_field_on_either_side():
     assert told["depth"] == ("2", "3") and told["embedding.kind"] == ("table", "leviathan")
     assert told["embedding.std"] == ("0.02", "-") and told["embedding.knots"] == ("-", "16")
     assert "d_model" not in told
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "a b", "-"])
+def test_names_that_are_no_folder_are_refused(name):
+    with pytest.raises(UserError, match="name="):
+        PairConfig(name=name)
