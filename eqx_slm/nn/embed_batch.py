@@ -53,7 +53,8 @@ def embed_batch(
         return embedding(flat).reshape(*tokens.shape, -1)
     if distinct is None:
         distinct = distinct_tokens(flat, embedding.vocab_size)
-    rows = _rows(embedding, distinct.ids, distinct.number)
+    fast = getattr(embedding, "rows", None)
+    rows = _rows(embedding, distinct.ids, distinct.number) if fast is None else fast(distinct.ids, distinct.number)
     return rows[distinct.inverse].reshape(*tokens.shape, -1)
 
 

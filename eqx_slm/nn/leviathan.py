@@ -12,6 +12,7 @@ from .coordinates import coordinate_base, to_coordinates
 from .embedding import OrderKind, TokenEmbedding, check_sizes, position_of
 from .initial import inner_dtype, normal
 from .norm import standardize
+from .separable import Heads, head_rows
 from .spline import bspline_basis
 
 # LayerNorm's epsilon. Pre-activations start below 0.01: the usual 1e-5 would not be small beside their variance.
@@ -172,20 +173,33 @@ class LeviathanEmbedding(TokenEmbedding):
         self.knots = knots
         self.rank = rank
 
-    @property
-    def widest(self) -> int:
-        """Numbers of the largest array inside one evaluation: what bounds a chunk's memory."""
-        return self.n_heads * self.seed_size * max(self.rank, self.knots)
-
     def __call__(self, ids: Int[Array, "*t"]) -> Float[Array, "*t {self.d_model}"]:
-        digits = to_coordinates(position_of(ids, self.order), self.base, self.coordinates)
         dtype = inner_dtype(self.codebooks)
-        seed = self.codebooks[jnp.arange(self.coordinates), digits].astype(dtype).sum(axis=-2)
+        seed = self._seed(ids)
         modes_htr = self._modes(seed.reshape(-1, self.seed_size))
         out = jnp.einsum("htr,hrd->td", modes_htr, self.w_out.astype(dtype))
         if self.w_skip is not None:
             out = out + seed.reshape(-1, self.seed_size) @ self.w_skip.astype(dtype)
         return out.reshape(ids.shape + (self.d_model,)).astype(self.w_out.dtype)
+
+    def rows(self, ids: Int[Array, " n"], count: Int32[Array, ""]) -> Float[Array, "n {self.d_model}"]:
+        """`self(ids)` for the first `count` ids, fast: in chunks of bounded memory, with a backward pass by hand.
+
+        The rows beyond `count` mean nothing. Reverse mode only.
+        """
+        dtype = inner_dtype(self.codebooks)
+        seed = self._seed(ids)
+        heads = Heads(self.w_in, self.norm_weight, self.norm_bias, self.spline_offset, self.w_out)
+        heads = jax.tree.map(lambda x: x.astype(dtype), heads)
+        out = head_rows(seed, heads._replace(spline=1 + heads.spline), count, eps=EPS)
+        if self.w_skip is not None:
+            out = out + seed @ self.w_skip.astype(dtype)
+        return out.astype(self.w_out.dtype)
+
+    def _seed(self, ids: Int[Array, "*t"]) -> Float[Array, "*t {self.seed_size}"]:
+        digits = to_coordinates(position_of(ids, self.order), self.base, self.coordinates)
+        rows = self.codebooks[jnp.arange(self.coordinates), digits]
+        return rows.astype(inner_dtype(self.codebooks)).sum(axis=-2)
 
     def _modes(self, seed_ts: Float[Array, "t {self.seed_size}"]) -> Float[Array, "{self.n_heads} t {self.rank}"]:
         """The separable products of every head; heads and seed axes lead, so that the splines are batched matmuls."""

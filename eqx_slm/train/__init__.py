@@ -1,6 +1,7 @@
 """Training: the chunked loss, AdamW with explicit groups, the compiled step, one run, and model files."""
 
 from .checkpoint import load_model, save_model
+from .host import keep_freed_memory
 from .loop import Evaluation, RunRecord, eval_steps, train_run
 from .loss import CrossEntropy, cross_entropy, token_losses
 from .optimizer import OptimizerConfig, make_optimizer, parameter_groups
@@ -16,6 +17,7 @@ __all__ = [
     "TrainState",
     "cross_entropy",
     "eval_steps",
+    "keep_freed_memory",
     "load_model",
     "make_optimizer",
     "make_program",

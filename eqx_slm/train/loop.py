@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int32, PyTree
 
+from .host import keep_freed_memory
 from .optimizer import OptimizerConfig
 from .step import Metrics, Program, TrainState
 
@@ -126,6 +127,7 @@ def train_run(
 
     **Returns:** a `RunRecord` with the final parameters. Its seconds exclude evaluation and the first steps.
     """
+    keep_freed_memory()
     record = RunRecord(seed=seed, learning_rate=learning_rate)
     state: TrainState = program.start(model)
     tokens_a_step = stream.batch_size * stream.sequence_length

@@ -1,0 +1,92 @@
+"""What every benchmark shares: interleaved medians, the machine's line, and one row a question."""
+
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Row:
+    """One answer: a ratio of medians, its target ("" where it is only reported) and both sides in words."""
+
+    name: str
+    ratio: float
+    target: str
+    unit: str
+    sides: str
+
+    @property
+    def ok(self) -> bool | None:
+        """Whether the ratio meets a target such as ">= 0.95" or "1.00 +- 0.03"; None without a target."""
+        if not self.target:
+            return None
+        if "+-" in self.target:
+            middle, width = map(float, self.target.split("+-"))
+            return abs(self.ratio - middle) <= width
+        sign, number = self.target.split()
+        return self.ratio >= float(number) if sign == ">=" else self.ratio <= float(number)
+
+
+def show(*rows: Row) -> None:
+    """Prints the rows, and leaves them for `python -m benchmarks` where that started the script."""
+    print(machine())
+    for row in rows:
+        verdict = {True: "met", False: "NOT met", None: "reported"}[row.ok]
+        print(f"[{row.name}] {row.ratio:.3f} {row.unit} (target {row.target or 'none'}: {verdict}); {row.sides}")
+    path = os.environ.get("EQX_SLM_BENCHMARK_ROWS")
+    if path:
+        with open(path, "a") as file:
+            for row in rows:
+                file.write(json.dumps(dataclasses.asdict(row) | {"ok": row.ok}) + "\n")
+
+
+def machine() -> str:
+    """Date, processor, cores and the versions that speed depends on, in one line."""
+    packages = ("jax", "jaxlib", "equinox", "optax", "torch", "transformers")
+    versions = ", ".join(f"{name} {found}" for name in packages if (found := _version(name)))
+    cores = len(os.sched_getaffinity(0))
+    return f"{date.today()}, {_processor()}, {cores} cores, Python {platform.python_version()}, {versions}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()
+
+
+def interleave(sides: Mapping[str, Callable[[], Any]], *, rounds: int, warm: int = 1) -> dict[str, float]:
+    """Median seconds of every side, taken in turns so that a slow moment of the machine falls on all of them."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for index in range(rounds + warm):
+        for name, side in sides.items():
+            started = time.perf_counter()
+            side()
+            if index >= warm:
+                times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def need(*modules: str) -> None:
+    """Stops with one line where a peer to compare with is not installed."""
+    missing = [name for name in modules if _version(name) is None]
+    if missing:
+        print(f"{', '.join(missing)} not installed: pip install -e '.[bench]'", file=sys.stderr)
+        raise SystemExit(2)

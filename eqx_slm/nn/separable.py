@@ -1,0 +1,229 @@
+"""The generator's heads over many tokens: bounded chunks, splines as batched matmuls, a backward pass by hand.
+
+`LeviathanEmbedding.__call__` is the plain form of the same function; tests hold the two together. In here tokens are
+the last axis of every array: loops run along it, and no matmul needs a transposed copy.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int32
+
+# Numbers in the largest array inside a chunk. On a CPU 2 ** 19 are 2 MiB in float32, the size of a second-level cache,
+# and heads come one at a time; an accelerator wants large matmuls over all heads at once.
+CHUNK_NUMBERS = {"cpu": 2**19}
+CHUNK_NUMBERS_ACCELERATOR = 2**26
+# A product of splines within these bounds has lost no factor to underflow: its derivative may divide by a factor.
+SMALLEST, LARGEST = 1e-30, 1e30
+
+
+class Heads(NamedTuple):
+    """Parameters of the heads, heads first; `spline` holds the coefficients themselves (1 + the stored offset)."""
+
+    w_in: Float[Array, "*h s s"]
+    norm_weight: Float[Array, "*h s"]
+    norm_bias: Float[Array, "*h s"]
+    spline: Float[Array, "*h s g r"]
+    w_out: Float[Array, "*h r d"]
+
+
+class _Inside(NamedTuple):
+    """What the backward pass of one head and chunk needs."""
+
+    unit: Float[Array, "s t"]
+    scale: Float[Array, "1 t"]
+    u: Float[Array, "s t"]
+    basis: Float[Array, "s g t"]
+    phi: Float[Array, "s r t"]
+
+
+def head_rows(
+    seed: Float[Array, "n s"], heads: Heads, count: Int32[Array, ""], *, eps: float, chunk: int | None = None
+) -> Float[Array, "n d"]:
+    r"""$\sum_l M_l(z_i) W^{out}_l$ for the first `count` seeds; what stands in the rows beyond means nothing.
+
+    Time follows `count`, memory a chunk. Reverse mode only.
+
+    **Arguments:**
+
+    - `seed`: the tokens' sums of codebook rows.
+    - `heads`: the heads' parameters, in the dtype of `seed`.
+    - `count`: how many seeds are wanted.
+    - `eps`: LayerNorm's.
+    - `chunk`: tokens at a time; None chooses by backend and sizes.
+    """
+    chunk = _chunk_size(seed.shape[0], heads) if chunk is None else chunk
+    padded = jnp.pad(seed, ((0, -seed.shape[0] % chunk), (0, 0)))
+    return _rows(chunk, eps, padded.T, heads, count).T[: seed.shape[0]]
+
+
+def _chunk_size(n: int, heads: Heads) -> int:
+    """As many tokens as the bound allows, but about five chunks at least, so that little of the last one is waste."""
+    _, s, g, r = heads.spline.shape
+    numbers = CHUNK_NUMBERS.get(jax.default_backend(), CHUNK_NUMBERS_ACCELERATOR)
+    allowed = min(numbers // (s * max(g, r) * _at_once(heads)), n // 5)
+    # The nearest odd multiple of 16: whole vectors, and rows that do not all fall into the same lines of a cache.
+    return 32 * (allowed // 32) + 16
+
+
+def _at_once(heads: Heads) -> int:
+    return 1 if jax.default_backend() == "cpu" else heads.w_in.shape[0]
+
+
+def _in_groups(heads: Heads) -> Heads:
+    return jax.tree.map(lambda x: x.reshape(-1, _at_once(heads), *x.shape[1:]), heads)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _rows(
+    chunk: int, eps: float, seed: Float[Array, "s n"], heads: Heads, count: Int32[Array, ""]
+) -> Float[Array, "d n"]:
+    def group(rows: Array, part: Heads) -> tuple[Array, None]:
+        def body(i: Array, rows: Array) -> Array:
+            z = _slice(seed, i, chunk)
+            new = jax.vmap(lambda one: one.w_out.T @ product(_inside(eps, z, one).phi))(part)
+            return _add(rows, new.sum(axis=0), i)
+
+        return jax.lax.fori_loop(0, _chunks(count, chunk), body, rows), None
+
+    return jax.lax.scan(group, _zeros((heads.w_out.shape[2], seed.shape[1]), seed), _in_groups(heads))[0]
+
+
+def _rows_forward(chunk: int, eps: float, seed: Array, heads: Heads, count: Array) -> tuple[Array, Any]:
+    return _rows(chunk, eps, seed, heads, count), (seed, heads, count)
+
+
+def _rows_backward(
+    chunk: int, eps: float, residuals: tuple[Array, Heads, Array], grad_rows: Float[Array, "d n"]
+) -> tuple[Float[Array, "s n"], Heads, None]:
+    """Evaluates the heads again, a chunk at a time, and adds up gradients."""
+    seed, heads, count = residuals
+
+    def group(grad_seed: Array, part: Heads) -> tuple[Array, Heads]:
+        def body(i: Array, carry: tuple[Array, Heads]) -> tuple[Array, Heads]:
+            z, grad = _slice(seed, i, chunk), _slice(grad_rows, i, chunk)
+            grad_z, grads = jax.vmap(lambda one: _head_backward(eps, z, one, grad))(part)
+            return _add(carry[0], grad_z.sum(axis=0), i), jax.tree.map(jnp.add, carry[1], grads)
+
+        start = jax.tree.map(lambda x: _zeros(x.shape, seed), part)
+        return jax.lax.fori_loop(0, _chunks(count, chunk), body, (grad_seed, start))
+
+    grad_seed, grads = jax.lax.scan(group, _zeros(seed.shape, seed), _in_groups(heads))
+    return grad_seed, jax.tree.map(lambda g, x: g.reshape(x.shape), grads, heads), None
+
+
+_rows.defvjp(_rows_forward, _rows_backward)
+
+
+def _chunks(count: Int32[Array, ""], chunk: int) -> Int32[Array, ""]:
+    return (count + chunk - 1) // chunk
+
+
+def _zeros(shape: tuple[int, ...], like: Float[Array, "s n"]) -> Array:
+    """Zeros that vary over the mesh axes `like` varies over: what a loop under `shard_map` must start from."""
+    return jnp.zeros(shape, like.dtype) + jnp.zeros_like(like[:1, :1]).reshape((1,) * len(shape))
+
+
+def _slice(x: Float[Array, "a n"], i: Int32[Array, ""], chunk: int) -> Float[Array, "a t"]:
+    return jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis=1)
+
+
+def _add(x: Float[Array, "a n"], part: Float[Array, "a t"], i: Int32[Array, ""]) -> Float[Array, "a n"]:
+    chunk = part.shape[1]
+    return jax.lax.dynamic_update_slice_in_dim(x, _slice(x, i, chunk) + part, i * chunk, axis=1)
+
+
+def _inside(eps: float, z: Float[Array, "s t"], head: Heads) -> _Inside:
+    pre = head.w_in.T @ z
+    centred = pre - _mean(pre)
+    scale = jax.lax.rsqrt(_mean(jnp.square(centred)) + eps)
+    unit = centred * scale
+    u = jax.nn.sigmoid((unit * head.norm_weight[:, None] + head.norm_bias[:, None]) / 2)
+    knots = head.spline.shape[1]
+    place, norm, _ = _normalisation(u, knots)
+    away = jnp.abs(place[:, None] - jnp.arange(knots, dtype=u.dtype)[None, :, None])
+    weight = 0.5 * jnp.square(jnp.maximum(1.5 - away, 0)) - 1.5 * jnp.square(jnp.maximum(0.5 - away, 0))
+    basis = weight * norm[:, None]
+    phi = jnp.einsum("srg,sgt->srt", head.spline.transpose(0, 2, 1), basis)
+    return _Inside(unit, scale, u, basis, phi)
+
+
+def _mean(x: Float[Array, "s t"]) -> Float[Array, "1 t"]:
+    return jnp.mean(x, axis=0, keepdims=True)
+
+
+def _normalisation(u: Float[Array, "s t"], knots: int) -> tuple[Array, Array, Array]:
+    """u in units of the knots' spacing, 1 / the basis' sum there (see `bspline_basis`), and that sum's slope."""
+    place = u * (knots - 1)
+    low, high = jnp.maximum(0.5 - place, 0), jnp.maximum(place - (knots - 1.5), 0)
+    return place, 1 / (1 - 0.5 * (jnp.square(low) + jnp.square(high))), high - low
+
+
+def _head_backward(
+    eps: float, z: Float[Array, "s t"], head: Heads, grad: Float[Array, "d t"]
+) -> tuple[Float[Array, "s t"], Heads]:
+    x = _inside(eps, z, head)
+    modes = product(x.phi)
+    grad_modes = head.w_out @ grad
+    grad_phi = _product_backward(x.phi, modes, grad_modes)
+    grad_spline = jnp.einsum("sgt,srt->sgr", x.basis, grad_phi)
+    grad_basis = jnp.einsum("sgr,srt->sgt", head.spline, grad_phi)
+    # Sum over knots of grad_basis * basis = sum over r of grad_phi * phi = this, the same for every coordinate.
+    through_norm = (grad_modes * modes).sum(axis=0, keepdims=True)
+    grad_arg = _spline_backward(x.u, grad_basis, through_norm) * x.u * (1 - x.u) / 2
+    grad_unit = grad_arg * head.norm_weight[:, None]
+    grad_pre = x.scale * (grad_unit - _mean(grad_unit) - x.unit * _mean(grad_unit * x.unit))
+    grads = Heads(
+        w_in=(grad_pre @ z.T).T,
+        norm_weight=(grad_arg * x.unit).sum(axis=1),
+        norm_bias=grad_arg.sum(axis=1),
+        spline=grad_spline,
+        w_out=modes @ grad.T,
+    )
+    return head.w_in @ grad_pre, grads
+
+
+def _spline_backward(
+    u: Float[Array, "s t"], grad_basis: Float[Array, "s g t"], through_norm: Float[Array, "1 t"]
+) -> Float[Array, "s t"]:
+    """The gradient of u. A quadratic spline's slope is a difference of hats; unrolled over knots it stays one loop."""
+    knots = grad_basis.shape[1]
+    place, norm, norm_slope = _normalisation(u, knots)
+    direct = jnp.zeros_like(place)
+    for knot in range(knots):
+        offset = place - knot
+        hats = jnp.maximum(1 - jnp.abs(offset + 0.5), 0) - jnp.maximum(1 - jnp.abs(offset - 0.5), 0)
+        direct = direct + grad_basis[:, knot] * hats
+    return (direct + through_norm * norm_slope) * norm * (knots - 1)
+
+
+def product(phi: Float[Array, "s r t"]) -> Float[Array, "r t"]:
+    """The product over the first axis, by halves: exact at zeros and signs (no logarithm)."""
+    while phi.shape[0] > 1:
+        half, odd = divmod(phi.shape[0], 2)
+        rest = phi[2 * half :]
+        phi = phi[:half] * phi[half : 2 * half]
+        phi = jnp.concatenate([phi, rest]) if odd else phi
+    return phi[0]
+
+
+def _product_backward(
+    phi: Float[Array, "s r t"], modes: Float[Array, "r t"], grad: Float[Array, "r t"]
+) -> Float[Array, "s r t"]:
+    """Divides the product by each factor where that is exact everywhere, else multiplies the other factors."""
+    size = jnp.abs(modes)
+    exact = _all((size > SMALLEST) & (size < LARGEST))
+    return jax.lax.cond(exact, lambda: (modes * grad)[None] / phi, lambda: jax.vjp(product, phi)[1](grad)[0])
+
+
+@jax.custom_batching.custom_vmap
+def _all(x: Bool[Array, "*n"]) -> Bool[Array, ""]:
+    """`all`, over a `vmap`'s axis too: the branch it decides on is then taken once and not computed both ways."""
+    return jnp.all(x)
+
+
+@_all.def_vmap
+def _all_batched(size: int, batched: list[bool], x: Bool[Array, "*n"]) -> tuple[Bool[Array, ""], bool]:
+    return _all(x), False
