@@ -80,7 +80,7 @@ class ModelConfig:
             raise ValueError(f'head "tied" needs a table; with a {self.embedding.kind} embedding say "generated"')
         if self.head.kind == "generated" and self.embedding.tieable:
             raise ValueError(f'head "generated" needs a generator; with a {self.embedding.kind} embedding say "tied"')
-        self.mixer.head_sizes(self.d_model)
+        self.mixer.check(self.d_model)
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -2,14 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray, PyTree
 
-from .block import Mixer
+from .block import Decoded, Mixer, check_state
 from .initial import inner_dtype, normal
 from .norm import RMSNorm
 from .positions import rotate
@@ -71,6 +71,15 @@ class AttentionConfig:
         heads, kv, p = self.head_sizes(d_model)
         return d_model + 2 * (heads + kv) * p + 2 * heads * context
 
+    def state_numbers(self, d_model: int, context: int) -> int:
+        """Numbers that decoding one sequence keeps: a key and a value of every key/value head and token."""
+        _, kv, p = self.head_sizes(d_model)
+        return 2 * context * kv * p
+
+    def check(self, d_model: int) -> None:
+        """Raises `ValueError` where the heads do not fit `d_model`."""
+        self.head_sizes(d_model)
+
     def build(self, d_model: int, *, rotary: bool = True, output_scale: float = 1.0, key: PRNGKeyArray) -> "Attention":
         """The module; `rotary=False` where positions come from elsewhere; `output_scale` multiplies w_o's start."""
         self.head_sizes(d_model)
@@ -86,6 +95,14 @@ class AttentionConfig:
             output_scale=output_scale,
             key=key,
         )
+
+
+class AttentionState(NamedTuple):
+    """The last tokens' keys (turned by their positions) and values: token i is in row `i % size`."""
+
+    k: Float[Array, "size kv p"]
+    v: Float[Array, "size kv p"]
+    length: Int32[Array, ""]
 
 
 class Attention(Mixer):
@@ -153,11 +170,65 @@ class Attention(Mixer):
         self.rotary_base = rotary_base
 
     def __call__(self, x: Float[Array, "t {self.d_model}"]) -> Float[Array, "t {self.d_model}"]:
+        return self._out(x, causal_attention(*self._projected(x, 0)))
+
+    def start(self, context: int, dtype: Any = None) -> AttentionState:
+        """An empty cache for `context` tokens."""
+        if context < 1:
+            raise ValueError(f"context={context}: the cache needs room for at least one token")
+        shape = (context, self.n_kv_heads, self.d_head)
+        empty = jnp.zeros(shape, self.w_k.dtype if dtype is None else dtype)
+        return AttentionState(empty, empty, jnp.zeros((), jnp.int32))
+
+    def prefill(self, x: Float[Array, "t {self.d_model}"], state: PyTree) -> Decoded:
+        """t more tokens, which see each other and what is cached. More than the cache holds push out the oldest."""
+        self._check(state)
+        t, size, before = x.shape[0], state.k.shape[0], state.length
+        q_tnp, k_tkp, v_tkp = self._projected(x, before)
+        new_t = before + jnp.arange(t)
+        old_s = cached_positions(before, size)
+        seen = jnp.concatenate([old_s, new_t])[None, :] <= new_t[:, None]
+        seen = seen & jnp.concatenate([old_s >= 0, jnp.ones(t, bool)])[None, :]
+        k_all, v_all = (
+            jnp.concatenate([old.astype(new.dtype), new]) for old, new in ((state.k, k_tkp), (state.v, v_tkp))
+        )
+        mixed = masked_attention(q_tnp, k_all, v_all, seen)
+        # Each row holds the latest of its tokens: one of these, or still the one it held.
+        latest_s = cached_positions(before + t, size)
+        rows_s = jnp.where(latest_s >= before, size + latest_s - before, jnp.arange(size))
+        k, v = (jnp.take(every, rows_s, axis=0).astype(state.k.dtype) for every in (k_all, v_all))
+        return Decoded(self._out(x, mixed), AttentionState(k, v, before + t))
+
+    def step(self, x: Float[Array, "{self.d_model}"], state: PyTree) -> Decoded:
+        """One more token: its key and value go into the cache, and it sees what the cache holds."""
+        self._check(state)
+        size, before = state.k.shape[0], state.length
+        q_tnp, k_tkp, v_tkp = self._projected(x[None], before)
+        k, v = (
+            jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), before % size, axis=0)
+            for old, new in ((state.k, k_tkp), (state.v, v_tkp))
+        )
+        held = cached_positions(before + 1, size) >= 0
+        mixed = masked_attention(q_tnp, k.astype(x.dtype), v.astype(x.dtype), held[None])
+        return Decoded(self._out(x[None], mixed)[0], AttentionState(k, v, before + 1))
+
+    def _check(self, state: Any) -> None:
+        check_state(state, AttentionState, self)
+        if state.k.shape[1:] != (self.n_kv_heads, self.d_head):
+            raise ValueError(
+                f"the cache has heads of shape {state.k.shape[1:]}, this attention {(self.n_kv_heads, self.d_head)}: "
+                "take the state from its own start()"
+            )
+
+    def _projected(self, x: Array, offset: int | Int[Array, ""]) -> tuple[Array, Array, Array]:
+        """Queries, keys and values of tokens from position `offset` on."""
         q_tnp = self._heads(x, self.w_q, self.b_q, self.q_norm)
         k_tkp = self._heads(x, self.w_k, self.b_k, self.k_norm)
-        q_tnp = rotate(q_tnp, fraction=self.rotary_fraction, base=self.rotary_base)
-        k_tkp = rotate(k_tkp, fraction=self.rotary_fraction, base=self.rotary_base)
-        mixed = causal_attention(q_tnp, k_tkp, self._heads(x, self.w_v, self.b_v, None))
+        q_tnp = rotate(q_tnp, fraction=self.rotary_fraction, base=self.rotary_base, offset=offset)
+        k_tkp = rotate(k_tkp, fraction=self.rotary_fraction, base=self.rotary_base, offset=offset)
+        return q_tnp, k_tkp, self._heads(x, self.w_v, self.b_v, None)
+
+    def _out(self, x: Float[Array, "t d"], mixed: Float[Array, "t n p"]) -> Float[Array, "t d"]:
         out = mixed.reshape(x.shape[0], -1) @ self.w_o.astype(x.dtype)
         return out if self.b_o is None else out + self.b_o.astype(x.dtype)[None]
 
@@ -172,18 +243,30 @@ def causal_attention(
     q: Float[Array, "t n p"], k: Float[Array, "t kv p"], v: Float[Array, "t kv p"]
 ) -> Float[Array, "t n p"]:
     """Scaled dot-product attention in which a token sees itself and what came before; n is a multiple of kv."""
-    t, n, p = q.shape
-    kv = k.shape[1]
+    t = q.shape[0]
+    return masked_attention(q, k, v, jnp.tril(jnp.ones((t, t), bool)))
+
+
+def masked_attention(
+    q: Float[Array, "t n p"], k: Float[Array, "s kv p"], v: Float[Array, "s kv p"], mask: Bool[Array, "t s"]
+) -> Float[Array, "t n p"]:
+    """Scaled dot-product attention in which token t sees token s where `mask[t, s]`; every row sees one at least."""
+    (t, n, p), (s, kv, _) = q.shape, k.shape
     wide = inner_dtype(q)
     # Heads lead, so that every matmul is a plain batched one; a group of query heads shares one.
     q_knp = (q * (1 / math.sqrt(p))).reshape(t, kv, n // kv, p).transpose(1, 2, 0, 3).reshape(kv, -1, p)
     scores = jnp.einsum("knp,ksp->kns", q_knp, k.transpose(1, 0, 2), preferred_element_type=wide)
-    scores_kgts = scores.reshape(kv, n // kv, t, t)
-    causal = jnp.tril(jnp.ones((t, t), bool))[None, None]
-    scores_kgts = jnp.where(causal, scores_kgts, jnp.finfo(wide).min)
+    scores_kgts = scores.reshape(kv, n // kv, t, s)
+    scores_kgts = jnp.where(mask[None, None], scores_kgts, jnp.finfo(wide).min)
     weights = jnp.exp(scores_kgts - jax.lax.stop_gradient(scores_kgts.max(axis=-1, keepdims=True)))
     # The softmax's division comes after the values are mixed: it is then over p numbers a row instead of t.
-    flat = weights.reshape(kv, -1, t).astype(v.dtype)
+    flat = weights.reshape(kv, -1, s).astype(v.dtype)
     mixed = jnp.einsum("kns,ksp->knp", flat, v.transpose(1, 0, 2), preferred_element_type=wide)
     mixed = (mixed / weights.sum(axis=-1).reshape(kv, -1, 1)).astype(v.dtype)
     return mixed.reshape(n, t, p).transpose(1, 0, 2)
+
+
+def cached_positions(length: Int[Array, ""], size: int) -> Int[Array, "{size}"]:
+    """The position of the token in every row of a cache after `length` tokens, negative where there is none yet."""
+    last = length - 1
+    return last - (last - jnp.arange(size)) % size

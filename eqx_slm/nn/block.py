@@ -1,23 +1,51 @@
 """One layer: a mixer over tokens and a channel MLP, each on a residual branch."""
 
 import abc
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .norm import LayerNorm, NormKind, RMSNorm, make_norm
 
 Placement = Literal["pre", "post"]
 
 
+class Decoded(NamedTuple):
+    """What decoding returns: the output, and the state after the tokens it is of."""
+
+    y: Any
+    state: Any
+
+
 class Mixer(eqx.Module):
-    """Moves information between the tokens of one sequence, causally."""
+    """Moves information between the tokens of one sequence, causally.
+
+    A mixer that can go on from where a sequence ended is a `Decodes` as well. One that is not still trains; generation
+    then runs it over the whole window for every token.
+    """
 
     @abc.abstractmethod
     def __call__(self, x: Float[Array, "t d"]) -> Float[Array, "t d"]:
         """The branch's contribution; no row may depend on a later row of `x`."""
+
+
+@runtime_checkable
+class Decodes(Protocol):
+    """The decode state of a mixer, for one sequence: prefill of t tokens equals t steps, and from the start a call."""
+
+    def start(self, context: int, dtype: Any = None) -> PyTree:
+        """The state before the first of up to `context` tokens, of a fixed size; `dtype` None is the parameters'."""
+        ...
+
+    def prefill(self, x: Float[Array, "t d"], state: Any) -> Decoded:
+        """The output for t more tokens, `(t, d)`, and the state after them."""
+        ...
+
+    def step(self, x: Float[Array, " d"], state: Any) -> Decoded:
+        """The output for one more token, `(d,)`, and the state after it."""
+        ...
 
 
 class Channel(eqx.Module):
@@ -42,6 +70,14 @@ class MixerConfig(Protocol):
 
     def activations(self, d_model: int, context: int) -> int:
         """Numbers kept for the backward pass, a token."""
+        ...
+
+    def state_numbers(self, d_model: int, context: int) -> int:
+        """Numbers that decoding one sequence of up to `context` tokens keeps."""
+        ...
+
+    def check(self, d_model: int) -> None:
+        """Raises `ValueError` where the sizes do not fit `d_model`."""
         ...
 
     def build(self, d_model: int, *, rotary: bool = True, output_scale: float = 1.0, key: PRNGKeyArray) -> Mixer:
@@ -92,3 +128,46 @@ class Block(eqx.Module):
             return x + channel(self.channel_norm(x))
         x = self.mixer_norm(x + jax.vmap(self.mixer)(x))
         return self.channel_norm(x + channel(x))
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the mixer keeps a decode state, so that `start`, `prefill` and `step` work."""
+        return isinstance(self.mixer, Decodes)
+
+    def start(self, context: int, dtype: Any = None) -> PyTree:
+        """The decode state before the first of up to `context` tokens: the mixer's (a channel has none)."""
+        return self._decoder().start(context, dtype)
+
+    def prefill(self, x: Float[Array, "t d"], state: PyTree) -> Decoded:
+        """The block's output for t more tokens, and the state after them."""
+        return self._decode(x, state, self._decoder().prefill, self.channel)
+
+    def step(self, x: Float[Array, " d"], state: PyTree) -> Decoded:
+        """The block's output for one more token, and the state after it."""
+        return self._decode(x, state, self._decoder().step, lambda y: self.channel(y[None])[0])
+
+    def _decode(self, x: Array, state: Any, mixer: Any, channel: Any) -> Decoded:
+        if self.placement == "pre":
+            mixed, state = mixer(self.mixer_norm(x), state)
+            x = x + mixed
+            return Decoded(x + channel(self.channel_norm(x)), state)
+        mixed, state = mixer(x, state)
+        x = self.mixer_norm(x + mixed)
+        return Decoded(self.channel_norm(x + channel(x)), state)
+
+    def _decoder(self) -> Decodes:
+        if not isinstance(self.mixer, Decodes):
+            raise ValueError(
+                f"{type(self.mixer).__name__} keeps no decode state: give it start, prefill and step, "
+                "or run it over the whole sequence"
+            )
+        return self.mixer
+
+
+def check_state(state: Any, kind: type, mixer: Mixer) -> None:
+    """Raises `ValueError` where a decode state is not of the kind that `mixer` makes."""
+    if not isinstance(state, kind):
+        raise ValueError(
+            f"the decode state is a {type(state).__name__}, but {type(mixer).__name__} decodes with a "
+            f"{kind.__name__}: take the state from the start() of the model that it is given to"
+        )
