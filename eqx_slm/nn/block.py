@@ -57,6 +57,15 @@ class Channel(eqx.Module):
 
 
 @runtime_checkable
+class Branches(Protocol):
+    """A channel of several residual branches, one after the other: it is given the stream, not its norm."""
+
+    def stream(self, x: Float[Array, "t d"], norm: Any, placement: Placement) -> Float[Array, "t d"]:
+        """The stream after all branches; `norm` is the block's, for the first of them."""
+        ...
+
+
+@runtime_checkable
 class MixerConfig(Protocol):
     """What `build` and the accounting ask of a mixer's config."""
 
@@ -85,6 +94,40 @@ class MixerConfig(Protocol):
         ...
 
 
+@runtime_checkable
+class ChannelConfig(Protocol):
+    """What `build` and the accounting ask of a channel's config, a dataclass with the hidden width `d_ff`."""
+
+    @property
+    def branches(self) -> int:
+        """Residual branches, one after the other."""
+        ...
+
+    def width(self, d_model: int) -> int:
+        """The hidden width in numbers."""
+        ...
+
+    def parameters(self, d_model: int) -> int:
+        """Closed-form number of parameters."""
+        ...
+
+    def flops(self, d_model: int, context: int) -> int:
+        """Forward matmul FLOPs a token."""
+        ...
+
+    def activations(self, d_model: int, context: int) -> int:
+        """Numbers kept for the backward pass, a token."""
+        ...
+
+    def accumulated(self, d_model: int) -> int:
+        """Numbers of gradient that wait for an update, beside the optimizer's moments."""
+        ...
+
+    def build(self, d_model: int, *, output_scale: float = 1.0, key: PRNGKeyArray) -> Channel:
+        """The module."""
+        ...
+
+
 class Block(eqx.Module):
     """`x + mixer(norm(x))`, then `x + channel(norm(x))`; with `placement="post"` the norm comes after each sum.
 
@@ -108,11 +151,7 @@ class Block(eqx.Module):
         self.placement = placement
 
     def __call__(self, x: Float[Array, "t d"]) -> Float[Array, "t d"]:
-        if self.placement == "pre":
-            x = x + self.mixer(self.mixer_norm(x))
-            return x + self.channel(self.channel_norm(x))
-        x = self.mixer_norm(x + self.mixer(x))
-        return self.channel_norm(x + self.channel(x))
+        return self._branches(x, self.mixer, self._channel)
 
     def batch(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         """`vmap` of the call, faster: a channel sees one token at a time, so a batch is to it one long sequence.
@@ -121,13 +160,20 @@ class Block(eqx.Module):
         """
 
         def channel(y: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-            return self.channel(y.reshape(-1, y.shape[-1])).reshape(y.shape)
+            return self._channel(y.reshape(-1, y.shape[-1])).reshape(y.shape)
 
+        return self._branches(x, jax.vmap(self.mixer), channel)
+
+    def _branches(self, x: Array, mixer: Any, channel: Any) -> Array:
         if self.placement == "pre":
-            x = x + jax.vmap(self.mixer)(self.mixer_norm(x))
-            return x + channel(self.channel_norm(x))
-        x = self.mixer_norm(x + jax.vmap(self.mixer)(x))
-        return self.channel_norm(x + channel(x))
+            return channel(x + mixer(self.mixer_norm(x)))
+        return channel(self.mixer_norm(x + mixer(x)))
+
+    def _channel(self, x: Float[Array, "t d"]) -> Float[Array, "t d"]:
+        """The stream after the channel."""
+        if isinstance(self.channel, Branches):
+            return self.channel.stream(x, self.channel_norm, self.placement)
+        return add_branch(x, self.channel, self.channel_norm, self.placement)
 
     @property
     def decodes(self) -> bool:
@@ -140,20 +186,21 @@ class Block(eqx.Module):
 
     def prefill(self, x: Float[Array, "t d"], state: PyTree) -> Decoded:
         """The block's output for t more tokens, and the state after them."""
-        return self._decode(x, state, self._decoder().prefill, self.channel)
+        return self._decode(x, state, self._decoder().prefill, self._channel)
 
     def step(self, x: Float[Array, " d"], state: PyTree) -> Decoded:
         """The block's output for one more token, and the state after it."""
-        return self._decode(x, state, self._decoder().step, lambda y: self.channel(y[None])[0])
+        return self._decode(x, state, self._decoder().step, lambda y: self._channel(y[None])[0])
 
     def _decode(self, x: Array, state: Any, mixer: Any, channel: Any) -> Decoded:
-        if self.placement == "pre":
-            mixed, state = mixer(self.mixer_norm(x), state)
-            x = x + mixed
-            return Decoded(x + channel(self.channel_norm(x)), state)
-        mixed, state = mixer(x, state)
-        x = self.mixer_norm(x + mixed)
-        return Decoded(self.channel_norm(x + channel(x)), state)
+        after = []
+
+        def mixed(y: Array) -> Array:
+            out, new = mixer(y, state)
+            after.append(new)
+            return out
+
+        return Decoded(self._branches(x, mixed, channel), after[0])
 
     def _decoder(self) -> Decodes:
         if not isinstance(self.mixer, Decodes):
@@ -162,6 +209,11 @@ class Block(eqx.Module):
                 "or run it over the whole sequence"
             )
         return self.mixer
+
+
+def add_branch(x: Float[Array, "t d"], branch: Any, norm: Any, placement: Placement) -> Float[Array, "t d"]:
+    """One residual branch: `x + branch(norm(x))`, or `norm(x + branch(x))` with the norm after the sum."""
+    return x + branch(norm(x)) if placement == "pre" else norm(x + branch(x))
 
 
 def check_state(state: Any, kind: type, mixer: Mixer) -> None:
