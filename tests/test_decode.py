@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from filled import as_numpy, filled
+from filled import filled
 from tiny import LENGTH, tiny_config
 
 from eqx_slm import MLP, Attention, AttentionConfig, Block, LeviathanConfig, ModelConfig, build, generate, materialize
@@ -13,53 +13,10 @@ from eqx_slm.nn.block import Mixer
 
 D, T = 8, 7
 KEY = jax.random.key(0)
-MIXERS = {
-    "attention": lambda key: Attention(D, n_heads=2, key=key),
-    "grouped, normed, biased": lambda key: Attention(
-        D, n_heads=4, n_kv_heads=2, qk_norm="rms", bias="all", rotary_fraction=0.5, key=key
-    ),
-}
 
 
 def in_float64(make, **options):
     return filled(make, dtype=np.float64, std=0.5, **options)
-
-
-def pieces(mixer, x, cuts):
-    """Output and final state of a sequence in pieces that end at `cuts`: pieces of one token are steps."""
-
-    @eqx.filter_jit
-    def prefill(mixer, x, state):
-        return mixer.prefill(x, state)
-
-    @eqx.filter_jit
-    def step(mixer, x, state):
-        return mixer.step(x, state)
-
-    state, outputs = mixer.start(x.shape[0]), []
-    for begin, end in zip([0, *cuts], [*cuts, x.shape[0]], strict=True):
-        if end - begin == 1:
-            y, state = step(mixer, x[begin], state)
-            outputs.append(np.asarray(y)[None])
-        elif end > begin:
-            y, state = prefill(mixer, x[begin:end], state)
-            outputs.append(np.asarray(y))
-    return np.concatenate(outputs), as_numpy(state)
-
-
-@pytest.mark.parametrize("make", MIXERS.values(), ids=MIXERS)
-def test_prefill_and_steps_equal_the_call_at_every_split(make):
-    with jax.enable_x64(True):
-        mixer = in_float64(make)
-        x = jnp.asarray(np.random.default_rng(1).normal(size=(T, D)))
-        whole = np.asarray(eqx.filter_jit(mixer)(x))
-        steps, state = pieces(mixer, x, range(1, T))
-        np.testing.assert_allclose(steps, whole, rtol=1e-12, atol=1e-12)
-        for split in range(1, T):
-            got, end = pieces(mixer, x, [split, *range(split + 1, T)])
-            np.testing.assert_allclose(got, whole, rtol=1e-12, atol=1e-12)
-            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), end, state)
-            np.testing.assert_allclose(pieces(mixer, x, [split])[0], whole, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("positions", "placement", "norm"), [("rotary", "pre", "rms"), ("learned", "post", "layer")])
