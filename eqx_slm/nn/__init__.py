@@ -16,6 +16,7 @@ from .embed_batch import Distinct, distinct_tokens, embed_batch
 from .embedding import EmbeddingConfig, TokenEmbedding
 from .gated import GatedAttention, GatedAttentionConfig
 from .head import Head, HeadConfig, ReadOut
+from .in_context import InContext
 from .leviathan import LeviathanConfig, LeviathanEmbedding
 from .lm import LanguageModel
 from .low_rank import LowRankConfig, LowRankEmbedding
@@ -42,6 +43,7 @@ __all__ = [
     "GatedAttentionConfig",
     "Head",
     "HeadConfig",
+    "InContext",
     "LanguageModel",
     "LayerNorm",
     "LearnedPositions",
