@@ -2,16 +2,18 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int32, PRNGKeyArray
 
 from .nn.attention import AttentionConfig
-from .nn.block import Block, Placement
+from .nn.block import Block, ChannelConfig, MixerConfig, Placement
 from .nn.compositional import CompositionalConfig
+from .nn.continuum import ContinuumConfig
 from .nn.coordinates import random_order
+from .nn.gated import GatedAttentionConfig
 from .nn.head import HeadConfig
 from .nn.initial import subkey
 from .nn.leviathan import LeviathanConfig
@@ -23,6 +25,9 @@ from .nn.positions import LearnedPositions, PositionKind
 from .nn.table import TableConfig
 from .taper import taper_widths
 
+# What a config's JSON and `--set mixer.kind=...` know. In Python any config that answers the protocol fits.
+MixerConfigs = AttentionConfig | GatedAttentionConfig
+ChannelConfigs = MLPConfig | ContinuumConfig
 EmbeddingConfigs = TableConfig | LowRankConfig | CompositionalConfig | LeviathanConfig
 Schedule = Literal["uniform", "cosine", "linear", "sigmoid", "step-early", "step-middle", "step-late"]
 
@@ -51,7 +56,7 @@ class ModelConfig:
 
     `channel.d_ff` is the mean width where a `taper` is set. `context` bounds learned positions and is the sequence
     length that FLOPs are counted at. `residual_init="depth"` divides the initial weights of every branch's output by
-    sqrt(2 depth), after the draw.
+    the root of the number of branches (2 depth; more where a channel has several), after the draw.
     """
 
     vocab_size: int = 8192
@@ -61,16 +66,12 @@ class ModelConfig:
     embedding: EmbeddingConfigs = TableConfig()
     head: HeadConfig = HeadConfig()
     positions: PositionKind = "rotary"
-    mixer: AttentionConfig = AttentionConfig()
-    channel: MLPConfig = MLPConfig()
+    mixer: MixerConfigs | MixerConfig = AttentionConfig()
+    channel: ChannelConfigs | ChannelConfig = MLPConfig()
     taper: TaperConfig = TaperConfig()
     norm: NormKind = "rms"
     placement: Placement = "pre"
     residual_init: Literal["constant", "depth"] = "constant"
-
-    choices: ClassVar[dict[str, tuple[type, ...]]] = {
-        "embedding": (TableConfig, LowRankConfig, CompositionalConfig, LeviathanConfig)
-    }
 
     def __post_init__(self):
         for name in ("vocab_size", "d_model", "depth", "context"):
@@ -80,16 +81,17 @@ class ModelConfig:
             raise ValueError(f'head "tied" needs a table; with a {self.embedding.kind} embedding say "generated"')
         if self.head.kind == "generated" and self.embedding.tieable:
             raise ValueError(f'head "generated" needs a generator; with a {self.embedding.kind} embedding say "tied"')
-        self.mixer.head_sizes(self.d_model)
+        self.mixer.check(self.d_model)
 
     @property
     def widths(self) -> tuple[int, ...]:
         """The MLP width of every layer."""
         return self.taper.widths(self.depth, self.channel.width(self.d_model))
 
-    def channels(self) -> tuple[MLPConfig, ...]:
+    def channels(self) -> tuple[ChannelConfig, ...]:
         """The channel config of every layer."""
-        return tuple(dataclasses.replace(self.channel, d_ff=width) for width in self.widths)
+        channel: Any = self.channel  # a dataclass: a protocol cannot say so
+        return tuple(dataclasses.replace(channel, d_ff=width) for width in self.widths)
 
 
 def build(
@@ -113,7 +115,8 @@ def build(
     positions = None
     if config.positions == "learned":
         positions = LearnedPositions(config.context, config.d_model, key=subkey(key, "positions"))
-    scale = (2 * config.depth) ** -0.5 if config.residual_init == "depth" else 1.0
+    branches = (1 + config.channel.branches) * config.depth
+    scale = branches**-0.5 if config.residual_init == "depth" else 1.0
     blocks = []
     for i, channel in enumerate(config.channels()):
         block_key = subkey(subkey(key, "blocks"), i)

@@ -14,16 +14,20 @@ of one's own is never exceeded:
 
 import dataclasses
 import math
+import random
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 from .build import EmbeddingConfigs, ModelConfig, Schedule, TaperConfig
-from .nn.attention import AttentionConfig
+from .nn.attention import AttentionConfig, QKNorm
 from .nn.compositional import CompositionalConfig
+from .nn.continuum import ContinuumConfig, Form
+from .nn.gated import Gate, GatedAttentionConfig
 from .nn.head import HeadConfig
 from .nn.leviathan import LeviathanConfig
 from .nn.low_rank import LowRankConfig
 from .nn.mlp import Activation, MLPConfig
+from .nn.norm import NormKind
 from .nn.table import TableConfig
 
 try:
@@ -165,18 +169,30 @@ def _model_configs(
     d_model = draw(st.integers(1, max_d_model)) if own_width else n_heads * d_head
     fraction = draw(st.sampled_from([1.0, 0.5, 0.25, 0.0]))
     bias: Literal["none", "all"] = draw(st.sampled_from(["none", "all"]))
-    mixer = AttentionConfig(
+    heads: dict[str, Any] = dict(
         n_heads=n_heads,
         n_kv_heads=draw(st.sampled_from([n_kv, None])),
         d_head=d_head if own_width else None,
         rotary_fraction=0.0 if fraction == 1 and d_head % 2 else fraction,
-        qk_norm=draw(st.sampled_from(["none", "rms"])),
+        qk_norm=draw(st.sampled_from(get_args(QKNorm))),
         bias=bias,
+        window=draw(st.one_of(st.none(), st.integers(1, max_context))),
     )
+    mixer = AttentionConfig(**heads)
+    if draw(st.booleans()):
+        mixer = GatedAttentionConfig(gate=draw(st.sampled_from(get_args(Gate))), **heads)
     at_default = layers.taper.schedule == "uniform" and draw(st.booleans())
-    channel = MLPConfig(
+    mlp: dict[str, Any] = dict(
         d_ff=None if at_default else layers.width, activation=draw(st.sampled_from(get_args(Activation))), bias=bias
     )
+    channel = MLPConfig(**mlp)
+    if draw(st.booleans()):
+        narrowest = layers.width if layers.taper.schedule == "uniform" else layers.taper.multiple
+        periods = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=min(3, narrowest))))
+        form: Form = draw(st.sampled_from(get_args(Form)))
+        state = random.getstate()  # a run-time type checker looks at a random item, which a strategy must not
+        channel = ContinuumConfig(periods=periods, form=form, multiple=1, **mlp)
+        random.setstate(state)
     embedding = draw(embeddings)
     own = "tied" if embedding.tieable else "generated"
     return ModelConfig(
@@ -190,7 +206,7 @@ def _model_configs(
         mixer=mixer,
         channel=channel,
         taper=layers.taper,
-        norm=draw(st.sampled_from(["rms", "layer"])),
+        norm=draw(st.sampled_from(get_args(NormKind))),
         placement=draw(st.sampled_from(["pre", "post"])),
         residual_init=draw(st.sampled_from(["constant", "depth"])),
     )

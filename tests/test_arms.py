@@ -54,6 +54,9 @@ def test_every_arm_is_a_model_of_the_quick_preset(name):
         ("leviathan-flop", {"embedding", "channel"}),
         ("tapered", {"taper"}),
         ("rising", {"taper"}),
+        ("gated", {"mixer", "channel"}),
+        ("gated-wide", {"mixer"}),
+        ("hope", {"channel"}),
     ],
 )
 def test_an_arm_changes_its_named_fields_only(name, fields):

@@ -13,6 +13,8 @@ from hypothesis import given
 from eqx_slm import (
     AttentionConfig,
     CompositionalConfig,
+    ContinuumConfig,
+    GatedAttentionConfig,
     HeadConfig,
     LeviathanConfig,
     LowRankConfig,
@@ -61,9 +63,12 @@ def forward(config, change=lambda model, x: x):
 
 
 def expected_forward(config):
-    """Ours, with the half of the attention square that a mask throws away and XLA computes."""
+    """Ours, with what a mask throws away and XLA computes: half of the square, of a band what it sees of two blocks."""
     heads, _, d_head = config.mixer.head_sizes(config.d_model)
-    return flops(config).total / 3 + config.depth * 2 * config.context * heads * d_head
+    t, window = config.context, config.mixer.window or config.context
+    computed = 4 * heads * d_head * (2 * window if 2 * window < t else t)
+    counted = 2 * heads * d_head * (2 * window * t - window**2) / t
+    return flops(config).total / 3 + config.depth * (computed - counted)
 
 
 CASES = {
@@ -74,6 +79,11 @@ CASES = {
     "tied low-rank": dict(embedding=LowRankConfig(rank=512), head=HeadConfig("tied")),
     "low-rank head": dict(head=HeadConfig("low-rank", rank=512)),
     "compositional": dict(embedding=CompositionalConfig(), positions="learned"),
+    "window": dict(mixer=AttentionConfig(n_heads=8, window=16), context=64),
+    "gated": dict(mixer=GatedAttentionConfig(n_heads=8, qk_norm="zero-centred")),
+    "gated headwise": dict(mixer=GatedAttentionConfig(n_heads=8, gate="headwise")),
+    "continuum": dict(channel=ContinuumConfig(periods=(1, 4, 16))),
+    "independent continuum": dict(channel=ContinuumConfig(form="independent")),
     "tapered": dict(depth=3, taper=TaperConfig("linear", 1.5, 0.5, 512)),
 }
 

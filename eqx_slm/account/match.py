@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ..build import ModelConfig
 from .flops import flops
@@ -84,7 +84,8 @@ def match_flops(
 def with_value(config: ModelConfig, vary: Vary, value: int) -> ModelConfig:
     """`config` with its depth, mean d_ff or d_model set."""
     if vary == "d_ff":
-        return dataclasses.replace(config, channel=dataclasses.replace(config.channel, d_ff=value))
+        channel: Any = config.channel
+        return dataclasses.replace(config, channel=dataclasses.replace(channel, d_ff=value))
     return dataclasses.replace(config, **{vary: value})
 
 
@@ -94,8 +95,8 @@ def _step(config: ModelConfig, vary: Vary) -> int:
         # A taper's sum, depth times the mean width, is a multiple of the taper's multiple.
         multiple = config.taper.multiple
         return 1 if config.taper.schedule == "uniform" else multiple // math.gcd(multiple, config.depth)
-    if vary == "d_model" and config.mixer.d_head is None:
-        return config.mixer.n_heads
+    if vary == "d_model":
+        return getattr(config.mixer, "d_model_multiple", 1)
     return 1
 
 

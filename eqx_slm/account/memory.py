@@ -23,7 +23,8 @@ class Memory:
 
 
 def memory(config: ModelConfig, *, batch_size: int, context: int | None = None, activation_bytes: int = 4) -> Memory:
-    """Memory of a training step with AdamW, masters and both moments in float32.
+    """Memory of a training step with AdamW, masters and both moments in float32, and gradients that wait
+    for their level's update.
 
     **Arguments:**
 
@@ -36,15 +37,17 @@ def memory(config: ModelConfig, *, batch_size: int, context: int | None = None, 
     """
     context = config.context if context is None else context
     count = total_parameters(config)
+    waiting = 0
     a_token = config.embedding.activations(config.d_model) + config.d_model
     for channel in config.channels():
         # The two norms keep their inputs, which are also the residual stream.
         a_token += config.mixer.activations(config.d_model, context) + channel.activations(config.d_model, context)
         a_token += 2 * config.d_model
+        waiting += channel.accumulated(config.d_model)
     return Memory(
         parameters=4 * count,
         gradients=4 * count,
-        optimizer=8 * count,
+        optimizer=8 * count + 4 * waiting,
         activations=a_token * batch_size * context * activation_bytes,
         buffers=config.embedding.buffer_bytes(config.vocab_size),
     )

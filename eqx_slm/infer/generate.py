@@ -40,7 +40,9 @@ def generate(
 ) -> Int[Array, " n"]:
     """Continues a prompt by sampling, `tokens` times, from the model's next-token distribution.
 
-    Every token runs the model over a window of `context` tokens: plain and the same for every mixer.
+    Where every block keeps a decode state and prompt and tokens fit into `context`, the prompt is run once and every
+    token after it alone. Otherwise every token runs the model over a window of its last `context` tokens. Both sample
+    the same tokens from the same key (up to rounding of the logits).
 
     **Arguments:**
 
@@ -63,13 +65,39 @@ def generate(
             "least 1, and a temperature of at least 0"
         )
     model = materialize(model) if hasattr(model, "embedding") else model
+    keys, hot = jax.random.split(key, tokens), float(temperature)
+    if prompt.shape[0] + tokens <= context and getattr(model, "decodes", False):
+        # A cache in steps of 64 tokens: one program serves many lengths, and costs hardly more than what is needed.
+        size = min(context, -(-(prompt.shape[0] + tokens) // 64) * 64)
+        return _decode(model, prompt.astype(jnp.int32), size, keys, hot)
     kept = prompt[-context:].astype(jnp.int32)
     window = jnp.zeros(context, jnp.int32).at[: kept.shape[0]].set(kept)
-    return _sample(model, window, jnp.asarray(kept.shape[0]), jax.random.split(key, tokens), float(temperature))
+    return _slide(model, window, jnp.asarray(kept.shape[0]), keys, hot)
+
+
+def _draw(logits: Float[Array, " v"], temperature: float, key: PRNGKeyArray) -> Int[Array, ""]:
+    token = jax.random.categorical(key, logits / temperature) if temperature > 0 else jnp.argmax(logits)
+    return token.astype(jnp.int32)
 
 
 @eqx.filter_jit
-def _sample(model: Any, window: Array, length: Array, keys: Array, temperature: float) -> Array:
+def _decode(model: Any, prompt: Array, context: int, keys: Array, temperature: float) -> Array:
+    """The prompt at once, then a token at a time from the decode state."""
+    features, state = model.prefill(prompt, model.start(context))
+    params, static = eqx.partition(model, eqx.is_array)
+
+    def step(carry: tuple[Array, Any], key: PRNGKeyArray) -> tuple[tuple[Array, Any], Array]:
+        last, state = carry
+        this = eqx.combine(params, static)
+        token = _draw(this.logits(last[None])[0], temperature, key)
+        return tuple(this.step(token, state)), token
+
+    return jax.lax.scan(step, (features[-1], state), keys)[1]
+
+
+@eqx.filter_jit
+def _slide(model: Any, window: Array, length: Array, keys: Array, temperature: float) -> Array:
+    """The whole window again for every token."""
     params, static = eqx.partition(model, eqx.is_array)
 
     def step(carry: tuple[Array, Array], key: PRNGKeyArray) -> tuple[tuple[Array, Array], Array]:
@@ -78,12 +106,10 @@ def _sample(model: Any, window: Array, length: Array, keys: Array, temperature: 
         features = this.features(this.embedding(window))
         # Causality lets the unused tail of the window hold anything.
         last = jax.lax.dynamic_slice_in_dim(features, length - 1, 1)
-        logits = this.logits(last)[0]
-        hot = logits / temperature if temperature > 0 else logits
-        token = jax.random.categorical(key, hot) if temperature > 0 else jnp.argmax(logits)
+        token = _draw(this.logits(last)[0], temperature, key)
         full = length == window.shape[0]
         window = jnp.where(full, jnp.roll(window, -1), window)
         length = jnp.where(full, length, length + 1)
-        return (window.at[length - 1].set(token.astype(jnp.int32)), length), token
+        return (window.at[length - 1].set(token), length), token
 
     return jax.lax.scan(step, (window, length), keys)[1]

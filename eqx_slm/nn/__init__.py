@@ -1,8 +1,9 @@
 """Modules: pure pytrees of arrays and static plain values, each with its frozen config and its closed forms."""
 
 from .attention import Attention, AttentionConfig
-from .block import Block, Channel, Mixer
+from .block import Block, Channel, Decoded, Mixer
 from .compositional import CompositionalConfig, CompositionalEmbedding
+from .continuum import ContinuumConfig, ContinuumMemory
 from .coordinates import (
     cooccurrence_order,
     coordinate_base,
@@ -13,12 +14,14 @@ from .coordinates import (
 )
 from .embed_batch import Distinct, distinct_tokens, embed_batch
 from .embedding import EmbeddingConfig, TokenEmbedding
+from .gated import GatedAttention, GatedAttentionConfig
 from .head import Head, HeadConfig, ReadOut
+from .in_context import InContext
 from .leviathan import LeviathanConfig, LeviathanEmbedding
 from .lm import LanguageModel
 from .low_rank import LowRankConfig, LowRankEmbedding
 from .mlp import MLP, MLPConfig
-from .norm import LayerNorm, RMSNorm
+from .norm import LayerNorm, RMSNorm, ZeroCentredRMSNorm
 from .positions import LearnedPositions, rotate
 from .spline import bspline_basis
 from .table import TableConfig, TableEmbedding
@@ -31,10 +34,16 @@ __all__ = [
     "Channel",
     "CompositionalConfig",
     "CompositionalEmbedding",
+    "ContinuumConfig",
+    "ContinuumMemory",
+    "Decoded",
     "Distinct",
     "EmbeddingConfig",
+    "GatedAttention",
+    "GatedAttentionConfig",
     "Head",
     "HeadConfig",
+    "InContext",
     "LanguageModel",
     "LayerNorm",
     "LearnedPositions",
@@ -49,6 +58,7 @@ __all__ = [
     "TableConfig",
     "TableEmbedding",
     "TokenEmbedding",
+    "ZeroCentredRMSNorm",
     "bspline_basis",
     "cooccurrence_order",
     "coordinate_base",

@@ -1,23 +1,51 @@
 """One layer: a mixer over tokens and a channel MLP, each on a residual branch."""
 
 import abc
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .norm import LayerNorm, NormKind, RMSNorm, make_norm
 
 Placement = Literal["pre", "post"]
 
 
+class Decoded(NamedTuple):
+    """What decoding returns: the output, and the state after the tokens it is of."""
+
+    y: Any
+    state: Any
+
+
 class Mixer(eqx.Module):
-    """Moves information between the tokens of one sequence, causally."""
+    """Moves information between the tokens of one sequence, causally.
+
+    A mixer that can go on from where a sequence ended is a `Decodes` as well. One that is not still trains; generation
+    then runs it over the whole window for every token.
+    """
 
     @abc.abstractmethod
     def __call__(self, x: Float[Array, "t d"]) -> Float[Array, "t d"]:
         """The branch's contribution; no row may depend on a later row of `x`."""
+
+
+@runtime_checkable
+class Decodes(Protocol):
+    """The decode state of a mixer, for one sequence: prefill of t tokens equals t steps, and from the start a call."""
+
+    def start(self, context: int, dtype: Any = None) -> PyTree:
+        """The state before the first of up to `context` tokens, of a fixed size; `dtype` None is the parameters'."""
+        ...
+
+    def prefill(self, x: Float[Array, "t d"], state: Any) -> Decoded:
+        """The output for t more tokens, `(t, d)`, and the state after them."""
+        ...
+
+    def step(self, x: Float[Array, " d"], state: Any) -> Decoded:
+        """The output for one more token, `(d,)`, and the state after it."""
+        ...
 
 
 class Channel(eqx.Module):
@@ -26,6 +54,15 @@ class Channel(eqx.Module):
     @abc.abstractmethod
     def __call__(self, x: Float[Array, "t d"]) -> Float[Array, "t d"]:
         """The branch's contribution."""
+
+
+@runtime_checkable
+class Branches(Protocol):
+    """A channel of several residual branches, one after the other: it is given the stream, not its norm."""
+
+    def stream(self, x: Float[Array, "t d"], norm: Any, placement: Placement) -> Float[Array, "t d"]:
+        """The stream after all branches; `norm` is the block's, for the first of them."""
+        ...
 
 
 @runtime_checkable
@@ -44,7 +81,49 @@ class MixerConfig(Protocol):
         """Numbers kept for the backward pass, a token."""
         ...
 
+    def state_numbers(self, d_model: int, context: int) -> int:
+        """Numbers that decoding one sequence of up to `context` tokens keeps."""
+        ...
+
+    def check(self, d_model: int) -> None:
+        """Raises `ValueError` where the sizes do not fit `d_model`."""
+        ...
+
     def build(self, d_model: int, *, rotary: bool = True, output_scale: float = 1.0, key: PRNGKeyArray) -> Mixer:
+        """The module."""
+        ...
+
+
+@runtime_checkable
+class ChannelConfig(Protocol):
+    """What `build` and the accounting ask of a channel's config, a dataclass with the hidden width `d_ff`."""
+
+    @property
+    def branches(self) -> int:
+        """Residual branches, one after the other."""
+        ...
+
+    def width(self, d_model: int) -> int:
+        """The hidden width in numbers."""
+        ...
+
+    def parameters(self, d_model: int) -> int:
+        """Closed-form number of parameters."""
+        ...
+
+    def flops(self, d_model: int, context: int) -> int:
+        """Forward matmul FLOPs a token."""
+        ...
+
+    def activations(self, d_model: int, context: int) -> int:
+        """Numbers kept for the backward pass, a token."""
+        ...
+
+    def accumulated(self, d_model: int) -> int:
+        """Numbers of gradient that wait for an update, beside the optimizer's moments."""
+        ...
+
+    def build(self, d_model: int, *, output_scale: float = 1.0, key: PRNGKeyArray) -> Channel:
         """The module."""
         ...
 
@@ -72,11 +151,7 @@ class Block(eqx.Module):
         self.placement = placement
 
     def __call__(self, x: Float[Array, "t d"]) -> Float[Array, "t d"]:
-        if self.placement == "pre":
-            x = x + self.mixer(self.mixer_norm(x))
-            return x + self.channel(self.channel_norm(x))
-        x = self.mixer_norm(x + self.mixer(x))
-        return self.channel_norm(x + self.channel(x))
+        return self._branches(x, self.mixer, self._channel)
 
     def batch(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         """`vmap` of the call, faster: a channel sees one token at a time, so a batch is to it one long sequence.
@@ -85,10 +160,66 @@ class Block(eqx.Module):
         """
 
         def channel(y: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-            return self.channel(y.reshape(-1, y.shape[-1])).reshape(y.shape)
+            return self._channel(y.reshape(-1, y.shape[-1])).reshape(y.shape)
 
+        return self._branches(x, jax.vmap(self.mixer), channel)
+
+    def _branches(self, x: Array, mixer: Any, channel: Any) -> Array:
         if self.placement == "pre":
-            x = x + jax.vmap(self.mixer)(self.mixer_norm(x))
-            return x + channel(self.channel_norm(x))
-        x = self.mixer_norm(x + jax.vmap(self.mixer)(x))
-        return self.channel_norm(x + channel(x))
+            return channel(x + mixer(self.mixer_norm(x)))
+        return channel(self.mixer_norm(x + mixer(x)))
+
+    def _channel(self, x: Float[Array, "t d"]) -> Float[Array, "t d"]:
+        """The stream after the channel."""
+        if isinstance(self.channel, Branches):
+            return self.channel.stream(x, self.channel_norm, self.placement)
+        return add_branch(x, self.channel, self.channel_norm, self.placement)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the mixer keeps a decode state, so that `start`, `prefill` and `step` work."""
+        return isinstance(self.mixer, Decodes)
+
+    def start(self, context: int, dtype: Any = None) -> PyTree:
+        """The decode state before the first of up to `context` tokens: the mixer's (a channel has none)."""
+        return self._decoder().start(context, dtype)
+
+    def prefill(self, x: Float[Array, "t d"], state: PyTree) -> Decoded:
+        """The block's output for t more tokens, and the state after them."""
+        return self._decode(x, state, self._decoder().prefill, self._channel)
+
+    def step(self, x: Float[Array, " d"], state: PyTree) -> Decoded:
+        """The block's output for one more token, and the state after it."""
+        return self._decode(x, state, self._decoder().step, lambda y: self._channel(y[None])[0])
+
+    def _decode(self, x: Array, state: Any, mixer: Any, channel: Any) -> Decoded:
+        after = []
+
+        def mixed(y: Array) -> Array:
+            out, new = mixer(y, state)
+            after.append(new)
+            return out
+
+        return Decoded(self._branches(x, mixed, channel), after[0])
+
+    def _decoder(self) -> Decodes:
+        if not isinstance(self.mixer, Decodes):
+            raise ValueError(
+                f"{type(self.mixer).__name__} keeps no decode state: give it start, prefill and step, "
+                "or run it over the whole sequence"
+            )
+        return self.mixer
+
+
+def add_branch(x: Float[Array, "t d"], branch: Any, norm: Any, placement: Placement) -> Float[Array, "t d"]:
+    """One residual branch: `x + branch(norm(x))`, or `norm(x + branch(x))` with the norm after the sum."""
+    return x + branch(norm(x)) if placement == "pre" else norm(x + branch(x))
+
+
+def check_state(state: Any, kind: type, mixer: Mixer) -> None:
+    """Raises `ValueError` where a decode state is not of the kind that `mixer` makes."""
+    if not isinstance(state, kind):
+        raise ValueError(
+            f"the decode state is a {type(state).__name__}, but {type(mixer).__name__} decodes with a "
+            f"{kind.__name__}: take the state from the start() of the model that it is given to"
+        )

@@ -1,12 +1,13 @@
 """The language model: embedding, positions, blocks, norm, read-out."""
 
-from typing import Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Float, Int
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Int32
 
-from .block import Block
+from .block import Block, Decoded
 from .embed_batch import embed_batch
 from .embedding import TokenEmbedding
 from .head import Head, ReadOut
@@ -21,6 +22,13 @@ class HasReadOut(Protocol):
     def read_out(self) -> ReadOut:
         """The factors of the logits."""
         ...
+
+
+class ModelState(NamedTuple):
+    """The decode state of a model, for one sequence: the tokens so far, and the state of every block."""
+
+    length: Int32[Array, ""]
+    blocks: tuple[Any, ...]
 
 
 class LanguageModel(eqx.Module):
@@ -70,3 +78,55 @@ class LanguageModel(eqx.Module):
     def logits(self, features: Float[Array, "t d"]) -> Float[Array, "t vocab"]:
         """All logits of one sequence (training uses `cross_entropy`, which never holds them all)."""
         return self.read_out().logits(features)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether every block keeps a decode state, so that `start`, `prefill` and `step` work."""
+        return all(getattr(block, "decodes", False) for block in self.blocks)
+
+    def start(self, context: int, dtype: Any = None) -> ModelState:
+        """The decode state before the first of up to `context` tokens of one sequence.
+
+        **Arguments:**
+
+        - `context`: the most tokens that will follow; the state has a fixed size that may depend on it.
+        - `dtype`: of what is kept a token; None is the parameters'.
+
+        **Raises:** `ValueError` where a mixer keeps no decode state.
+        """
+        return ModelState(jnp.zeros((), jnp.int32), tuple(block.start(context, dtype) for block in self.blocks))
+
+    def prefill(self, tokens: Int[Array, " t"], state: ModelState) -> Decoded:
+        """Features `(t, d)` of t more tokens, and the state after them: the same as t steps, in one parallel pass.
+
+        From the start they are `features(embedding(tokens))`. `logits` turns the rows that are needed into logits.
+        """
+        x = self.embedding(tokens)
+        if self.positions is not None:
+            x = self.positions.at(x, state.length)
+        states = []
+        for block, before in zip(self.blocks, self._check(state).blocks, strict=True):
+            x, after = block.prefill(x, before)
+            states.append(after)
+        x = x if self.norm is None else self.norm(x)
+        return Decoded(x, ModelState(state.length + tokens.shape[0], tuple(states)))
+
+    def step(self, token: Int[Array, ""], state: ModelState) -> Decoded:
+        """The features `(d,)` of one more token, and the state after it."""
+        x = self.embedding(token)
+        if self.positions is not None:
+            x = self.positions.at(x[None], state.length)[0]
+        states = []
+        for block, before in zip(self.blocks, self._check(state).blocks, strict=True):
+            x, after = block.step(x, before)
+            states.append(after)
+        x = x if self.norm is None else self.norm(x)
+        return Decoded(x, ModelState(state.length + 1, tuple(states)))
+
+    def _check(self, state: ModelState) -> ModelState:
+        if len(state.blocks) != len(self.blocks):
+            raise ValueError(
+                f"the decode state is of {len(state.blocks)} blocks, the model has {len(self.blocks)}: "
+                "take it from this model's start()"
+            )
+        return state

@@ -23,6 +23,13 @@ class MLPConfig:
     activation: Activation = "swiglu"
     bias: Literal["none", "all"] = "none"
 
+    keeps: ClassVar[tuple[str, ...]] = ("d_ff", "activation", "bias")
+
+    @property
+    def branches(self) -> int:
+        """One residual branch."""
+        return 1
+
     def width(self, d_model: int) -> int:
         """The hidden width in numbers."""
         width = 4 * d_model if self.d_ff is None else self.d_ff
@@ -42,6 +49,10 @@ class MLPConfig:
     def activations(self, d_model: int, context: int) -> int:
         """Numbers kept a token: the input, the projections, and what they are turned into."""
         return d_model + (3 if self.activation == "swiglu" else 2) * self.width(d_model)
+
+    def accumulated(self, d_model: int) -> int:
+        """No gradient waits: every step updates."""
+        return 0
 
     def build(self, d_model: int, *, output_scale: float = 1.0, key: PRNGKeyArray) -> "MLP":
         """The module; `output_scale` multiplies the start of `down`."""

@@ -1,4 +1,4 @@
-"""RMSNorm and LayerNorm over the last axis."""
+"""RMSNorm (its weight around one or around zero) and LayerNorm over the last axis."""
 
 from typing import ClassVar, Literal
 
@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from .initial import inner_dtype
 
-NormKind = Literal["rms", "layer"]
+NormKind = Literal["rms", "layer", "zero-centred"]
 
 
 class RMSNorm(eqx.Module):
@@ -33,6 +33,26 @@ class RMSNorm(eqx.Module):
         wide = x.astype(inner_dtype(x))
         scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
         return (wide * scale).astype(x.dtype) * self.weight.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+class ZeroCentredRMSNorm(RMSNorm):
+    r"""RMSNorm whose weight is kept as its offset from one, $x (1 + \gamma) / \sqrt{\mathrm{mean}(x^2) + \epsilon}$.
+
+    The offset starts at zero and is decayed towards it, as in Qwen3-Next and Gemma.
+    """
+
+    no_decay: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, size: int, *, eps: float = 1e-6):
+        """**Arguments:** `size`, width of the last axis; `eps`, added to the mean square."""
+        super().__init__(size, eps=eps)
+        self.weight = jnp.zeros(size)
+
+    def __call__(self, x: Float[Array, "*t {self.size}"]) -> Float[Array, "*t {self.size}"]:
+        wide = x.astype(inner_dtype(x))
+        scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+        weight = (1 + self.weight.astype(wide.dtype)).reshape((1,) * (x.ndim - 1) + (-1,))
+        return (wide * scale * weight).astype(x.dtype)
 
 
 class LayerNorm(eqx.Module):
@@ -68,9 +88,10 @@ def standardize(x: Float[Array, "*t d"], eps: float) -> Float[Array, "*t d"]:
 
 def make_norm(kind: NormKind, size: int) -> RMSNorm | LayerNorm:
     """The norm a config names."""
-    return RMSNorm(size) if kind == "rms" else LayerNorm(size)
+    kinds = {"rms": RMSNorm, "layer": LayerNorm, "zero-centred": ZeroCentredRMSNorm}
+    return kinds[kind](size)
 
 
 def norm_parameters(kind: NormKind, size: int) -> int:
     """Parameters of one norm: `size`, twice that with a bias."""
-    return size if kind == "rms" else 2 * size
+    return 2 * size if kind == "layer" else size

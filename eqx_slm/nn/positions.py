@@ -3,8 +3,9 @@
 from typing import ClassVar, Literal
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .initial import inner_dtype, normal
 
@@ -20,7 +21,7 @@ def rotary_width(d_head: int, fraction: float) -> int:
 
 
 def rotate(
-    x: Float[Array, "t n p"], *, fraction: float = 1.0, base: float = 10_000.0, offset: int = 0
+    x: Float[Array, "t n p"], *, fraction: float = 1.0, base: float = 10_000.0, offset: int | Int[Array, ""] = 0
 ) -> Float[Array, "t n p"]:
     r"""Rotary position embedding on the first `fraction` of each head's channels.
 
@@ -68,3 +69,9 @@ class LearnedPositions(eqx.Module):
         if x.shape[0] > self.context:
             raise ValueError(f"{x.shape[0]} tokens, but learned positions end at {self.context}: build them longer")
         return x + self.table[: x.shape[0]].astype(x.dtype)
+
+    def at(self, x: Float[Array, "t {self.d_model}"], offset: Int[Array, ""]) -> Float[Array, "t {self.d_model}"]:
+        """The call for tokens whose first stands at `offset`; the last must be below `context`."""
+        if x.shape[0] > self.context:
+            raise ValueError(f"{x.shape[0]} tokens, but learned positions end at {self.context}: build them longer")
+        return x + jax.lax.dynamic_slice_in_dim(self.table, offset, x.shape[0]).astype(x.dtype)

@@ -13,6 +13,8 @@ from ..account.match import Vary
 from ..build import ModelConfig, TaperConfig
 from ..errors import UserError
 from ..nn.compositional import CompositionalConfig
+from ..nn.continuum import ContinuumConfig
+from ..nn.gated import GatedAttentionConfig
 from ..nn.head import HeadConfig
 from ..nn.leviathan import LeviathanConfig
 from ..nn.low_rank import LowRankConfig
@@ -89,6 +91,14 @@ def _rising(base: ModelConfig, tuned: Tuned) -> ModelConfig:
     return dataclasses.replace(base, taper=TaperConfig("cosine", start=0.5, end=1.5))
 
 
+def _gated(base: ModelConfig, tuned: Tuned) -> ModelConfig:
+    return set_field(base, "mixer.kind", GatedAttentionConfig.kind)
+
+
+def _hope(base: ModelConfig, tuned: Tuned) -> ModelConfig:
+    return set_field(base, "channel.kind", ContinuumConfig.kind)
+
+
 RECIPES: dict[str, Recipe] = {
     "dense": Recipe(_table, "a V x D token table and an untied head"),
     "dense-tied": Recipe(_tied, "one table for both ends, same body"),
@@ -101,6 +111,9 @@ RECIPES: dict[str, Recipe] = {
     "leviathan-flop": Recipe(_generator, "the generator, d_ff changed to equal training FLOPs", "flops", "d_ff"),
     "tapered": Recipe(_tapered, "MLP widths 1.5x to 0.5x on a cosine"),
     "rising": Recipe(_rising, "MLP widths 0.5x to 1.5x on a cosine"),
+    "gated": Recipe(_gated, "a gate on every head, d_ff narrowed by what the gate takes", "parameters", "d_ff"),
+    "gated-wide": Recipe(_gated, "a gate on every head, same d_ff"),
+    "hope": Recipe(_hope, "each MLP as a chain of levels, the slower ones updated every few steps"),
 }
 
 

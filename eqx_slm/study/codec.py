@@ -39,7 +39,8 @@ def from_dict(cls: type, data: Any, where: str = "") -> Any:
 def set_field(config: Any, path: str, text: str) -> Any:
     """A copy of `config` with one field, given by its dotted path, set from text as typed on a command line.
 
-    Setting `embedding.kind=leviathan` replaces the part by that kind's defaults.
+    Setting `embedding.kind=leviathan` replaces the part by that kind's defaults. A part that names fields in `keeps`
+    (a mixer's heads, a channel's width) takes those over from the part it replaces, where both have them.
 
     **Raises:** `UserError` for an unknown field or a value of the wrong type.
     """
@@ -91,10 +92,16 @@ def _set(config: Any, path: list[str], text: str, whole: str) -> Any:
     if not dataclasses.is_dataclass(current):
         raise UserError(f"unknown field {whole!r}: {name!r} has no fields of its own")
     if rest == ["kind"] and len(_parts(hint)) > 1:
-        value = _decode(hint, {"kind": text}, _join("", name))
+        value = _like(_decode(hint, {"kind": text}, _join("", name)), current)
     else:
         value = _set(current, rest, text, whole)
     return _make(type(config), _values(config) | {name: value}, whole)
+
+
+def _like(part: Any, replaced: Any) -> Any:
+    """`part` with the fields that it keeps of the part it replaces."""
+    kept = set(getattr(part, "keeps", ())) & set(getattr(replaced, "keeps", ()))
+    return _make(type(part), _values(part) | {name: getattr(replaced, name) for name in kept}, "")
 
 
 def _names(config: Any) -> list[str]:

@@ -22,7 +22,7 @@ def check_settings(
     seeds: Sequence[int], steps: int, learning_rates: Sequence[float], margin: float, confidence: float
 ) -> None:
     """Raises `UserError` naming the first setting of a study that makes no sense."""
-    if not seeds or len(set(seeds)) < len(seeds):
+    if not seeds or (not isinstance(seeds, range) and len(set(seeds)) < len(seeds)):
         raise UserError(f"seeds={list(seeds)}: give at least one, and none twice")
     if steps < 1:
         raise UserError(f"steps={steps}: give at least one")

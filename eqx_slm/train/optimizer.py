@@ -1,6 +1,7 @@
 """AdamW with explicit decay groups, clipping, and schedules that multiply a traced peak learning rate."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -82,18 +83,78 @@ def parameter_groups(model: Any) -> dict[str, Literal["decay", "no decay"]]:
     return groups
 
 
+def update_periods(model: Any) -> dict[str, int]:
+    """How many steps each parameter's gradient is summed over before it is updated, by its dotted path.
+
+    That is the `update_period` of the module it is in (the innermost that has one), and 1 where none has.
+    """
+    periods: dict[str, int] = {}
+
+    def visit(node: Any, prefix: str, period: int) -> None:
+        if isinstance(node, eqx.Module):
+            period = getattr(node, "update_period", period)
+        children = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)[0]
+        for path, child in children:
+            name = f"{prefix}.{path_name(path)}" if path else prefix
+            if path:
+                visit(child, name.lstrip("."), period)
+            else:
+                periods[prefix] = period
+
+    visit(model, "", 1)
+    return periods
+
+
+def update_every(inner: optax.GradientTransformation, periods: Callable[[str], int]) -> optax.GradientTransformation:
+    r"""`inner` for every parameter at its own period P: nothing for P - 1 steps, then an update by the summed gradient.
+
+    $\theta_{i+1} = \theta_i - \eta_i\, u(\sum_{t = i - P + 1}^{i} g_t)$ if P divides i, else $\theta_i$, steps counted
+    from 1. What `inner` counts, moments and decay included, happens once an update. Where all periods are 1 this is
+    `inner` itself.
+
+    **Arguments:**
+
+    - `inner`: any transformation that treats each parameter by itself.
+    - `periods`: the period of a parameter, given its dotted path.
+
+    Nested Learning (arXiv 2512.24695), eq. 71.
+    """
+
+    def labels(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(lambda path, _: periods(path_name(path)), params)
+
+    def parts(params: Any) -> optax.GradientTransformation:
+        used = sorted({period for period in jax.tree.leaves(labels(params))})
+        if used in ([], [1]):
+            return inner
+        every = {
+            period: inner
+            if period == 1
+            else optax.MultiSteps(inner, period, use_grad_mean=False).gradient_transformation()
+            for period in used
+        }
+        return optax.partition(every, labels)
+
+    return optax.GradientTransformation(
+        lambda params: parts(params).init(params),
+        lambda updates, state, params=None: parts(updates).update(updates, state, params),
+    )
+
+
 def make_optimizer(config: OptimizerConfig, model: Any) -> optax.GradientTransformation:
-    """Clipping by global norm, Adam, decoupled weight decay of the "decay" group.
+    """Clipping by global norm, Adam, decoupled weight decay of the "decay" group; each level at its own period.
 
     The learning rate is not in it: the step subtracts the update times a traced rate, so that a sweep compiles once.
+    An update that comes every P steps takes the rate of the step it comes at.
     """
-    groups = parameter_groups(model)
+    groups, periods = parameter_groups(model), update_periods(model)
 
     def decayed(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(lambda path, _: groups[path_name(path)] == "decay", params)
 
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.eps),
-        optax.add_decayed_weights(config.weight_decay, mask=decayed),
-    )
+    adam = optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.eps)
+    decay = optax.add_decayed_weights(config.weight_decay, mask=decayed)
+    clip = optax.clip_by_global_norm(config.clip_norm)
+    if set(periods.values()) <= {1}:
+        return optax.chain(clip, adam, decay)
+    return optax.chain(clip, update_every(optax.chain(adam, decay), periods.__getitem__))
