@@ -247,3 +247,33 @@ def test_vmap_over_losses_and_gradients():
     at_once = jax.jit(jax.vmap(gradient, (0, None, 0)))(features, weight, targets)
     one_by_one = [jax.jit(gradient)(features[i], weight, targets[i]) for i in range(3)]
     close(at_once, jax.tree.map(lambda *leaves: np.stack(leaves), *one_by_one))
+
+
+@settings(max_examples=max(6, settings.default.max_examples // 4))  # every example compiles
+@given(st.integers(0, 99), st.none() | st.floats(0.5, 8), st.sampled_from([0.0, 1e-2, 0.7]), st.none() | st.just(2))
+def test_cap_and_normaliser_loss_equal_their_definition(seed, cap, z_loss, chunk):
+    features, weight, _, targets = draw_arrays(seed, 5, 7, 3)
+    weights = jnp.asarray([1.0, 0.0, 2.0, 1.0, 0.5])
+
+    def full(features, weight):
+        logits = features @ weight.T
+        logits = logits if cap is None else cap * jnp.tanh(logits / cap)
+        normaliser = jax.nn.logsumexp(logits, axis=-1)
+        losses = normaliser - logits[jnp.arange(5), targets] + z_loss * normaliser**2
+        return jnp.sum(weights * losses) / weights.sum()
+
+    def chunked(features, weight):
+        options = {"weights": weights, "chunk": chunk, "soft_cap": cap, "z_loss": z_loss}
+        return cross_entropy(features, ReadOut(weight), targets, **options).loss
+
+    got, wanted = (jax.jit(jax.value_and_grad(f, (0, 1)))(features, weight) for f in (chunked, full))
+    close(got, wanted)
+    if z_loss == 0:
+        losses = token_losses(features, ReadOut(weight), targets, soft_cap=cap)
+        close(jnp.sum(losses * weights) / weights.sum(), wanted[0])
+
+
+def test_a_cap_that_is_not_positive():
+    features, weight, _, targets = draw_arrays(0, 2, 3, 2)
+    with pytest.raises(ValueError, match="soft_cap=0.0: it must be positive"):
+        cross_entropy(features, ReadOut(weight), targets, soft_cap=0.0)

@@ -178,3 +178,20 @@ def test_a_module_with_functions_among_its_leaves_trains(getkey):
     trained = program.model(state.params).blocks[0].channel
     assert trained.gain != 1 and (trained.places == theirs.places).all() and trained.name == "theirs"
     assert np.isfinite(metrics.loss)
+
+
+def test_the_step_lowers_for_tpu_and_gpu():
+    generator = tiny_config(embedding=GENERATOR)
+    for config, loop in ((None, "unrolled"), (generator, "runs")):
+        model, program = program_of(config, compute_dtype="bfloat16", loop=loop, remat="full" if config else "none")
+        state = jax.eval_shape(lambda p=program, m=model: p.start(m))
+        exported = jax.export.export(program.step, platforms=["tpu", "cuda"])(
+            state, jax.ShapeDtypeStruct(BATCH.shape, BATCH.dtype), jax.ShapeDtypeStruct((), jnp.float32)
+        )
+        assert exported.platforms == ("tpu", "cuda")
+
+
+def test_compiling_ahead_reports_time_memory_and_flops():
+    model, program = program_of()
+    report = compile_step(program, model, BATCH).report
+    assert report.seconds > 0 and report.temporary_bytes > 0 and report.flops > 0

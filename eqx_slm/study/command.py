@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from ..errors import UserError
+from ..train.stack import Loop, Remat
 
 if TYPE_CHECKING:  # the command answers --help without loading jax
     from .config import PairConfig
@@ -55,6 +56,10 @@ class Options:
     """full: equal leaves start equal; data-only: every arm has initial values of its own."""
     schedule: Literal["cosine", "wsd", "constant"] | None = None
     """Learning-rate schedule after warm-up."""
+    loop: Loop | None = None
+    """unrolled, or runs: scan runs of equal layers (deep models compile faster), the same for all arms."""
+    remat: Remat | None = None
+    """What the backward pass keeps of a layer: none (everything), dots (results of matmuls), full (its input)."""
     name: str | None = None
     """Name of the run folder."""
     out: Path | None = None
@@ -97,6 +102,8 @@ def resolve(options: Options) -> "PairConfig":
         "learning_rates": options.lr,
         "margin": options.margin,
         "pairing": options.pairing,
+        "loop": options.loop,
+        "remat": options.remat,
         "name": options.name,
         "optimizer": dataclasses.replace(config.optimizer, schedule=options.schedule) if options.schedule else None,
     }
@@ -121,12 +128,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: Options) -> int:
     from rich.console import Console
 
+    from ..train.host import use_compile_cache
     from .dry_run import plan, print_plan
     from .progress import Progress
     from .run import open_stream, run_folder, run_pair
     from .summary import print_summary
     from .trials import distinct_share
 
+    use_compile_cache()
     console = Console(width=None if sys.stdout.isatty() else 120)
     config = resolve(options)
     # Unknown arms and fields fail before any data is read.

@@ -13,6 +13,7 @@ from ..nn.attention import AttentionConfig
 from ..nn.leviathan import LeviathanConfig
 from ..nn.table import TableConfig
 from ..train.optimizer import OptimizerConfig
+from ..train.stack import Loop, Remat
 from ..train.step import ComputeDtype
 from .arms import Arm, Tuned, make_arm
 from .codec import set_field
@@ -67,6 +68,8 @@ class PairConfig:
     confidence: float = 0.95
     pairing: Literal["full", "data-only"] = "full"
     compute_dtype: ComputeDtype = "float32"
+    loop: Loop = "unrolled"
+    remat: Remat = "none"
     evaluations: int = 12
     sample_tokens: int = 96
 

@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..files import json_ready
 from ..train.loop import eval_steps
 from ..train.optimizer import OptimizerConfig
+from ..train.stack import Loop, Remat
 from ..train.step import ComputeDtype
 from .codec import differences
 from .compare import compare, control_comparisons
@@ -58,6 +59,8 @@ def pair(
     confidence: float = 0.95,
     pairing: Literal["full", "data-only"] = "full",
     compute_dtype: ComputeDtype = "float32",
+    loop: Loop = "unrolled",
+    remat: Remat = "none",
     evaluations: int = 12,
     sample_tokens: int = 0,
     notes: Mapping[str, str] | None = None,
@@ -80,6 +83,7 @@ def pair(
     - `pairing`: "full" starts leaves of equal path and shape equal in all arms; "data-only" gives every arm initial
       values of its own (for null studies).
     - `compute_dtype`: "float32" or "bfloat16".
+    - `loop`, `remat`: how blocks run and what their backward pass keeps, the same for all arms (see `stack_blocks`).
     - `evaluations`: how many log-spaced token counts are evaluated.
     - `sample_tokens`: length of a generated sample per arm; 0 for none.
     - `notes`: a sentence an arm for the report.
@@ -102,6 +106,8 @@ def pair(
         optimizer=OptimizerConfig() if optimizer is None else optimizer,
         pairing=pairing,
         compute_dtype=compute_dtype,
+        loop=loop,
+        remat=remat,
         evaluate_at=eval_steps(steps, evaluations),
         tell=on_event or (lambda event: None),
     )
@@ -130,6 +136,8 @@ def pair(
             "confidence": confidence,
             "pairing": pairing,
             "compute_dtype": compute_dtype,
+            "loop": loop,
+            "remat": remat,
             "learning_rates": list(trials.learning_rates),
             "swept": swept,
             "optimizer": dataclasses.asdict(trials.optimizer),

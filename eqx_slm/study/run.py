@@ -97,6 +97,8 @@ def run_pair(
             confidence=config.confidence,
             pairing=config.pairing,
             compute_dtype=config.compute_dtype,
+            loop=config.loop,
+            remat=config.remat,
             evaluations=config.evaluations,
             sample_tokens=config.sample_tokens,
             notes={name: arm.match_note for name, arm in arms.items() if arm.match_note},

@@ -20,6 +20,7 @@ from ..nn.coordinates import cooccurrence_order, frequency_order
 from ..nn.initial import subkey
 from ..train.loop import Progress, RunRecord, train_run
 from ..train.optimizer import OptimizerConfig
+from ..train.stack import Loop, Remat, stack_blocks
 from ..train.step import CompileReport, ComputeDtype, Program, compile_step, make_program
 
 MakeModel = Callable[[PRNGKeyArray], Any]
@@ -67,6 +68,8 @@ class Trials:
     optimizer: OptimizerConfig
     pairing: str
     compute_dtype: ComputeDtype
+    loop: Loop
+    remat: Remat
     evaluate_at: tuple[int, ...]
     tell: Callable[[Event], None]
 
@@ -110,11 +113,14 @@ class Trials:
         A user's function may give every seed buffers of its own (a coordinate order, say): those are part of a program.
         """
         known = self.programs.setdefault(self._identity(name), [])
-        static = eqx.partition(model, eqx.is_inexact_array)[1]
+        stacked = stack_blocks(model, loop=self.loop, remat=self.remat)
+        static = eqx.partition(stacked, eqx.is_inexact_array)[1]
         for program, report in known:
             if eqx.tree_equal(program.static, static):
                 return program, report
-        program = make_program(model, self.optimizer, compute_dtype=self.compute_dtype)
+        program = make_program(
+            model, self.optimizer, compute_dtype=self.compute_dtype, loop=self.loop, remat=self.remat
+        )
         compiled = compile_step(program, model, self.stream.batch(self.seeds[0], 0))
         known.append((compiled.program, compiled.report))
         self.tell(Event("compiled", name, seconds=compiled.report.seconds))

@@ -1,7 +1,7 @@
 """Training: the chunked loss, AdamW with explicit groups, the compiled step, one run, and model files."""
 
 from .checkpoint import load_model, save_model
-from .host import keep_freed_memory
+from .host import keep_freed_memory, use_compile_cache
 from .loop import Evaluation, RunRecord, eval_steps, train_run
 from .loss import CrossEntropy, cross_entropy, token_losses
 from .optimizer import OptimizerConfig, make_optimizer, parameter_groups
@@ -25,4 +25,5 @@ __all__ = [
     "save_model",
     "token_losses",
     "train_run",
+    "use_compile_cache",
 ]

@@ -1,8 +1,11 @@
-"""The host process: what it does with memory that a step has freed."""
+"""The host process: memory that a step has freed, and programs compiled before."""
 
 import ctypes
 import functools
+import hashlib
+import os
 import platform
+from pathlib import Path
 
 import jax
 
@@ -24,3 +27,38 @@ def keep_freed_memory() -> bool:
         return False
     libc = ctypes.CDLL(None)
     return bool(libc.mallopt(_MMAP_MAX, 0) and libc.mallopt(_TRIM_THRESHOLD, -1))
+
+
+def use_compile_cache(folder: str | os.PathLike[str] | None = None) -> Path:
+    """Keeps compiled programs on disk, so that the next process that needs the same one reads it.
+
+    A cache that is set already (JAX_COMPILATION_CACHE_DIR, or `jax_compilation_cache_dir`) stays. `experiments/pair.py`
+    calls this.
+
+    **Arguments:**
+
+    - `folder`: None is `$EQX_SLM_CACHE` or `~/.cache/eqx_slm`, and in it a folder for this kind of processor: programs
+      compiled for one may not run on another.
+
+    **Returns:** the folder in use.
+    """
+    known = jax.config.jax_compilation_cache_dir
+    if known:
+        return Path(known)
+    if folder is None:
+        root = os.environ.get("EQX_SLM_CACHE") or Path.home() / ".cache" / "eqx_slm"
+        folder = Path(root) / "compiled" / hashlib.sha256(_processor()).hexdigest()[:12]
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    # The many small programs that build a model take longer together than the step.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return Path(folder)
+
+
+def _processor() -> bytes:
+    """What tells kinds of processors apart: its name and features."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags"))})).encode()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}".encode()

@@ -17,6 +17,14 @@ CHUNK_LOGITS_ACCELERATOR = 2**27
 CHUNK_TOKENS = 128
 
 
+class _Form(NamedTuple):
+    """What is static of a loss: tokens a chunk, the logits' cap, the weight of the squared log normaliser."""
+
+    size: int
+    soft_cap: float | None = None
+    z_loss: float = 0.0
+
+
 class CrossEntropy(NamedTuple):
     """`loss`: weighted mean of the negative log likelihood, nats a token; `tokens`: the sum of the weights."""
 
@@ -31,6 +39,8 @@ def cross_entropy(
     *,
     weights: Float[Array, "*t"] | None = None,
     chunk: int | None = None,
+    soft_cap: float | None = None,
+    z_loss: float = 0.0,
 ) -> CrossEntropy:
     r"""Mean negative log likelihood of `targets`, without ever holding all logits.
 
@@ -45,8 +55,12 @@ def cross_entropy(
     - `targets`: ids of the same leading shape.
     - `weights`: a weight a token, constants as far as gradients go; None is 1 everywhere.
     - `chunk`: tokens a chunk; None chooses by backend and vocabulary.
+    - `soft_cap`: replaces a logit l by cap tanh(l / cap) (Gemma 2, arXiv 2408.00118); None leaves it.
+    - `z_loss`: adds this times (log of the softmax's normaliser)^2 to every token's loss (PaLM, arXiv 2204.02311).
 
     **Returns:** `CrossEntropy(loss, tokens)`, in at least float32; the loss is 0 where all weights are 0.
+
+    **Raises:** `ValueError` for a cap that is not positive, or a chunk below one token.
     """
     flat, weight, target = _flatten(features, read_out, targets)
     wide = inner_dtype(flat)
@@ -54,18 +68,25 @@ def cross_entropy(
     tokens = share.sum()
     share = share / jnp.where(tokens == 0, 1, tokens)
     size = _chunk_size(flat.shape[0], weight.shape[0], chunk)
-    loss = _weighted_nll(size, flat, weight, target, jax.lax.stop_gradient(share))
+    form = _Form(size, _checked_cap(soft_cap), z_loss)
+    loss = _weighted_nll(form, flat, weight, target, jax.lax.stop_gradient(share))
     return CrossEntropy(loss, jax.lax.stop_gradient(tokens))
 
 
 def token_losses(
-    features: Float[Array, "*t d"], read_out: ReadOut, targets: Int[Array, "*t"], *, chunk: int | None = None
+    features: Float[Array, "*t d"],
+    read_out: ReadOut,
+    targets: Int[Array, "*t"],
+    *,
+    chunk: int | None = None,
+    soft_cap: float | None = None,
 ) -> Float[Array, "*t"]:
     """Negative log likelihood of every token, nats; chunked like `cross_entropy`, with the automatic gradient."""
     flat, weight, target = _flatten(features, read_out, targets)
     size = _chunk_size(flat.shape[0], weight.shape[0], chunk)
     x, y, _ = _chunked(size, flat, target, None)
-    losses = jax.lax.map(lambda xy: _chunk_nll(xy[0], weight, xy[1])[0], (x, y))
+    form = _Form(size, _checked_cap(soft_cap))
+    losses = jax.lax.map(lambda xy: _chunk_nll(form, xy[0], weight, xy[1]).loss, (x, y))
     return losses.reshape(-1)[: target.shape[0]].reshape(targets.shape)
 
 
@@ -91,49 +112,75 @@ def _chunked(size: int, x: Array, targets: Array, share: Array | None) -> tuple[
     return x, jnp.pad(targets, (0, padding)).reshape(-1, size), jnp.pad(share, (0, padding)).reshape(-1, size)
 
 
-def _chunk_nll(x: Array, weight: Array, targets: Array) -> tuple[Array, Array, Array]:
-    """(negative log likelihoods, exp(logits - their maximum), its sum) of one chunk: one exponential a logit."""
+class _ChunkLoss(NamedTuple):
+    """Of one chunk: the tokens' losses, exp(logits - their maximum), its sum, and the log of the normaliser."""
+
+    loss: Float[Array, " t"]
+    powers: Float[Array, "t v"]
+    total: Float[Array, " t"]
+    log_normaliser: Float[Array, " t"]
+    logits: Float[Array, "t v"]
+
+
+def _checked_cap(soft_cap: float | None) -> float | None:
+    if soft_cap is not None and not soft_cap > 0:
+        raise ValueError(f"soft_cap={soft_cap}: it must be positive, or None for no cap")
+    return soft_cap
+
+
+def _chunk_nll(form: _Form, x: Array, weight: Array, targets: Array) -> _ChunkLoss:
+    """One exponential a logit."""
     logits = ReadOut(weight).logits(x)
+    if form.soft_cap is not None:
+        logits = form.soft_cap * jnp.tanh(logits / form.soft_cap)
     highest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     powers = jnp.exp(logits - highest)
     total = powers.sum(axis=-1)
     picked = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    return jnp.log(total) + highest[:, 0] - picked, powers, total
+    log_normaliser = jnp.log(total) + highest[:, 0]
+    loss = log_normaliser - picked + form.z_loss * jnp.square(log_normaliser)
+    return _ChunkLoss(loss, powers, total, log_normaliser, logits)
 
 
-def _weighted_nll_plain(size: int, x: Array, weight: Array, targets: Array, share: Array) -> Array:
-    """Sum of share * nll: what `_weighted_nll` computes, with nothing kept for a gradient."""
+def _weighted_nll_plain(form: _Form, x: Array, weight: Array, targets: Array, share: Array) -> Array:
+    """Sum of share * loss: what `_weighted_nll` computes, with nothing kept for a gradient."""
 
     def body(total: Array, part: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        nll, _, _ = _chunk_nll(part[0], weight, part[1])
-        return total + jnp.sum(part[2] * nll), None
+        return total + jnp.sum(part[2] * _chunk_nll(form, part[0], weight, part[1]).loss), None
 
-    chunks = _chunked(size, x, targets, share)
+    chunks = _chunked(form.size, x, targets, share)
     return jax.lax.scan(body, jnp.zeros((), chunks[2].dtype), chunks)[0]
 
 
 def _weighted_nll_forward(
-    size: int, x: Array, weight: Array, targets: Array, share: Array
+    form: _Form, x: Array, weight: Array, targets: Array, share: Array
 ) -> tuple[Array, tuple[Array, Array]]:
     """The loss, and its gradients with respect to x and weight as residuals."""
     wide = inner_dtype(x)
 
     def chunk_gradients(part: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        # d loss / d logits is share (softmax - one hot). The softmax's division scales rows of the small matrices and
-        # the one hot touches one row a token, so that the logits are passed over as seldom as possible.
+        # d loss / d logits is share ((1 + 2 z log Z) softmax - one hot), times the cap's slope. The softmax's division
+        # scales rows of the small matrices and the one hot touches one row a token, so that the logits are passed over
+        # as seldom as possible.
         x_c, targets_c, share_c = part
-        nll, powers, normaliser = _chunk_nll(x_c, weight, targets_c)
+        chunk = _chunk_nll(form, x_c, weight, targets_c)
+        powers, row_share = chunk.powers, share_c[:, None]
+        if form.soft_cap is not None:
+            slope = 1 - jnp.square(chunk.logits / form.soft_cap)
+            powers, row_share = powers * slope, row_share * jnp.take_along_axis(slope, targets_c[:, None], axis=-1)
         powers = powers.astype(x_c.dtype)
-        scale = (share_c / normaliser)[:, None]
-        x_wide, row_share = x_c.astype(wide), share_c[:, None]
+        scale = share_c / chunk.total
+        if form.z_loss:
+            scale = scale * (1 + 2 * form.z_loss * chunk.log_normaliser)
+        scale, x_wide = scale[:, None], x_c.astype(wide)
         mean_row = jnp.einsum("tv,vr->tr", powers, weight.astype(x_c.dtype), preferred_element_type=wide)
         grad_x = mean_row * scale - weight[targets_c].astype(wide) * row_share
         scaled = (x_wide * scale).astype(x_c.dtype)
         grad_weight = jnp.einsum("tv,tr->vr", powers, scaled, preferred_element_type=wide)
         grad_weight = grad_weight.at[targets_c].add(-x_wide * row_share)
-        return jnp.sum(share_c * nll), grad_x.astype(x_c.dtype), grad_weight
+        return jnp.sum(share_c * chunk.loss), grad_x.astype(x_c.dtype), grad_weight
 
-    chunks = _chunked(size, x, targets, share)
+    chunks = _chunked(form.size, x, targets, share)
     if chunks[0].shape[0] == 1:  # one chunk: no accumulator to add to
         total, grad_x, grad_weight = chunk_gradients((chunks[0][0], chunks[1][0], chunks[2][0]))
         return total, (grad_x[: x.shape[0]], grad_weight.astype(weight.dtype))
@@ -148,7 +195,7 @@ def _weighted_nll_forward(
     return total, (grad_x, grad_weight.astype(weight.dtype))
 
 
-def _weighted_nll_backward(size: int, residuals: tuple[Array, Array], cotangent: Array) -> tuple:
+def _weighted_nll_backward(form: _Form, residuals: tuple[Array, Array], cotangent: Array) -> tuple:
     grad_x, grad_weight = residuals
     return (grad_x * cotangent.astype(grad_x.dtype), grad_weight * cotangent.astype(grad_weight.dtype), None, None)
 

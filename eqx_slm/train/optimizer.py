@@ -10,6 +10,7 @@ import jax
 import optax
 
 from ..account.ledger import path_name
+from .stack import first_blocks
 
 
 @dataclass(frozen=True)
@@ -141,13 +142,16 @@ def update_every(inner: optax.GradientTransformation, periods: Callable[[str], i
     )
 
 
-def make_optimizer(config: OptimizerConfig, model: Any) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, model: Any, *, plain: Any = None) -> optax.GradientTransformation:
     """Clipping by global norm, Adam, decoupled weight decay of the "decay" group; each level at its own period.
 
     The learning rate is not in it: the step subtracts the update times a traced rate, so that a sweep compiles once.
-    An update that comes every P steps takes the rate of the step it comes at.
+    An update that comes every P steps takes the rate of the step it comes at. For a `model` in stacked form (see
+    `stack_blocks`) give the `plain` one too: it says what belongs to which group.
     """
-    groups, periods = parameter_groups(model), update_periods(model)
+    plain = model if plain is None else plain
+    groups, periods = parameter_groups(plain), update_periods(plain)
+    groups, periods = _by_stacked_name(groups, model, plain), _by_stacked_name(periods, model, plain)
 
     def decayed(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(lambda path, _: groups[path_name(path)] == "decay", params)
@@ -158,3 +162,21 @@ def make_optimizer(config: OptimizerConfig, model: Any) -> optax.GradientTransfo
     if set(periods.values()) <= {1}:
         return optax.chain(clip, adam, decay)
     return optax.chain(clip, update_every(optax.chain(adam, decay), periods.__getitem__))
+
+
+def _by_stacked_name(values: dict[str, Any], model: Any, plain: Any) -> dict[str, Any]:
+    """Values by a plain model's paths, as values by the paths of its stacked form: a run's are its first block's."""
+    if model is plain:
+        return values
+    starts = first_blocks(model)
+
+    def plain_name(name: str) -> str:
+        parts = name.split(".")
+        if parts[0] == "blocks":
+            run, rest = int(parts[1]), parts[3:] if parts[2] == "block" else parts[2:]
+            return ".".join(["blocks", str(starts[run]), *rest])
+        return name
+
+    paths = jax.tree_util.tree_flatten_with_path(model)[0]
+    names = [path_name(path) for path, leaf in paths if hasattr(leaf, "dtype")]
+    return {name: values[plain_name(name)] for name in names if plain_name(name) in values}

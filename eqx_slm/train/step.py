@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Int32, PyTree
 
 from .loss import cross_entropy
 from .optimizer import OptimizerConfig, make_optimizer
+from .stack import Loop, Remat, stack_blocks, unstack_blocks
 
 ComputeDtype = Literal["float32", "bfloat16"]
 
@@ -38,26 +39,37 @@ class Metrics(NamedTuple):
 class Program:
     """The compiled side of one arm: shared by all its seeds and learning rates.
 
-    `static` is the half of the model that is not parameters. `step(state, batch, rate)` donates its state;
-    `evaluate(params, batch)` returns the summed negative log likelihood of a batch, in nats.
+    `static` is the half of the model that is not parameters, in the form that the step runs (`loop`, `remat`).
+    `step(state, batch, rate)` donates its state; `evaluate(params, batch)` takes a state's parameters and returns the
+    summed negative log likelihood of a batch, in nats.
     """
 
     static: Any
     optimizer: optax.GradientTransformation
     step: Any
     evaluate: Callable[[PyTree[Array], Int[Array | np.ndarray, "b t"]], Float[Array, ""]]
+    loop: Loop = "unrolled"
+    remat: Remat = "none"
 
     def start(self, model: Any) -> TrainState:
         """The state before the first step. It takes copies: the model stays usable after donation."""
-        params = jax.tree.map(jnp.copy, eqx.filter(model, eqx.is_inexact_array))
+        stacked = stack_blocks(model, loop=self.loop, remat=self.remat)
+        params = jax.tree.map(jnp.copy, eqx.filter(stacked, eqx.is_inexact_array))
         return TrainState(params, self.optimizer.init(params), jnp.zeros((), jnp.int32))
 
     def model(self, params: PyTree[Array]) -> Any:
-        """The model with these parameters."""
-        return eqx.combine(params, self.static)
+        """The model with these parameters of a state, in its public form."""
+        return unstack_blocks(eqx.combine(params, self.static))
 
 
-def make_program(model: Any, config: OptimizerConfig, *, compute_dtype: ComputeDtype = "float32") -> Program:
+def make_program(
+    model: Any,
+    config: OptimizerConfig,
+    *,
+    compute_dtype: ComputeDtype = "float32",
+    loop: Loop = "unrolled",
+    remat: Remat = "none",
+) -> Program:
     """Compiles (at the first call) training and evaluation for models of `model`'s structure.
 
     **Arguments:**
@@ -65,11 +77,14 @@ def make_program(model: Any, config: OptimizerConfig, *, compute_dtype: ComputeD
     - `model`: a `LanguageModel`, or anything with `batch_features` and `read_out`.
     - `config`: the optimizer.
     - `compute_dtype`: what parameters are cast to inside the step; masters, moments and sums stay float32.
+    - `loop`, `remat`: how the blocks run and what their backward pass keeps (see `stack_blocks`), at the same values.
 
     **Returns:** a `Program`. Batches are int `(rows, T + 1)`: inputs `[:, :-1]`, targets `[:, 1:]`.
     """
-    params, static = eqx.partition(model, eqx.is_inexact_array)
-    optimizer = make_optimizer(config, params)
+    stacked = stack_blocks(model, loop=loop, remat=remat)
+    params, static = eqx.partition(stacked, eqx.is_inexact_array)
+    plain = params if stacked is model else eqx.filter(model, eqx.is_inexact_array)
+    optimizer = make_optimizer(config, params, plain=plain)
 
     def loss(params: PyTree[Array], batch: Int[Array, "b t"]) -> Float[Array, ""]:
         return batch_loss(eqx.combine(cast(params, compute_dtype), static), batch)
@@ -84,15 +99,19 @@ def make_program(model: Any, config: OptimizerConfig, *, compute_dtype: ComputeD
     def evaluate(params: PyTree[Array], batch: Int[Array, "b t"]) -> Float[Array, ""]:
         return loss(params, batch) * (batch.shape[0] * (batch.shape[1] - 1))
 
-    return Program(static, optimizer, jax.jit(step, donate_argnums=0), jax.jit(evaluate))
+    return Program(static, optimizer, jax.jit(step, donate_argnums=0), jax.jit(evaluate), loop, remat)
 
 
 @dataclass(frozen=True)
 class CompileReport:
-    """What compiling a step cost and what XLA says of it: seconds, and bytes of temporaries beside state and batch."""
+    """What compiling a step cost and what XLA says of it: seconds, bytes of temporaries beside state and batch, FLOPs.
+
+    XLA counts a loop's body once, so `flops` is a lower bound; `eqx_slm.account.flops` is exact.
+    """
 
     seconds: float
     temporary_bytes: int | None
+    flops: float | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +131,8 @@ def compile_step(program: Program, model: Any, batch: Int[np.ndarray, "b t"]) ->
     seconds = time.perf_counter() - started
     analysis = step.memory_analysis()
     temporary = None if analysis is None else int(analysis.temp_size_in_bytes)
-    return Compiled(dataclasses.replace(program, step=step), CompileReport(seconds, temporary))
+    cost = step.cost_analysis() or {}
+    return Compiled(dataclasses.replace(program, step=step), CompileReport(seconds, temporary, cost.get("flops")))
 
 
 def batch_loss(model: Any, batch: Int[Array, "b t"]) -> Float[Array, ""]:
