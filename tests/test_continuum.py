@@ -237,6 +237,37 @@ def test_chunks_equal_the_stream_and_rate_zero_equals_the_static_model(t):
         assert learned.tolist() == [i >= 4 for i in range(t)]  # and it does learn, from the second chunk on
 
 
+def test_levels_learn_by_the_written_rule():
+    """After n chunks a level has lost its rate times the gradients of the chunks before its last boundary, once each."""
+    with jax.enable_x64(True):
+        model, ids = in_float64(depth=1), jnp.asarray(IDS)
+
+        def where(m):
+            return [level.mlp for level in m.blocks[0].channel.levels]
+
+        @eqx.filter_jit
+        def chunk(mlps, tokens, labels, state):
+            def loss(mlps):
+                features, after = eqx.tree_at(where, model, mlps).prefill(tokens, state)
+                logits = model.logits(features)
+                nll = jax.nn.logsumexp(logits, axis=-1) - logits[jnp.arange(len(labels)), labels]
+                return nll.sum(), (features, after)
+
+            return eqx.filter_grad(loss, has_aux=True)(mlps)
+
+        state, gradients, expected = model.start(32), [], []
+        for n in range(4):
+            mlps = list(where(model))
+            for s, (every, rate) in enumerate([(1, 0.3), (2, 0.1)]):
+                for gradient in gradients[: n // every * every]:
+                    mlps[s] = eqx.apply_updates(mlps[s], jax.tree.map(lambda g, r=rate: -r * g, gradient[s]))
+            gradient, (features, state) = chunk(mlps, ids[4 * n : 4 * n + 4], ids[4 * n + 1 : 4 * n + 5], state)
+            gradients.append(gradient)
+            expected.append(features)
+        got = eqx.filter_jit(IN_CONTEXT.features)(model, ids[:17])
+        np.testing.assert_allclose(got[:16], np.concatenate(expected), rtol=1e-10, atol=1e-11)
+
+
 def test_nothing_leaks_in_context_and_a_batch_is_its_sequences():
     with jax.enable_x64(True):
         model = in_float64()
