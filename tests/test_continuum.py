@@ -238,7 +238,7 @@ def test_chunks_equal_the_stream_and_rate_zero_equals_the_static_model(t):
 
 
 def test_levels_learn_by_the_written_rule():
-    """After n chunks a level has lost its rate times the gradients of the chunks before its last boundary, once each."""
+    """After n chunks a level has lost its rate times the gradients of the chunks before its last boundary."""
     with jax.enable_x64(True):
         model, ids = in_float64(depth=1), jnp.asarray(IDS)
 
