@@ -1,6 +1,7 @@
 """Continuum memory: its formula, its widths, the update rule, one level as the Transformer, and learning in context."""
 
 import dataclasses
+import json
 
 import equinox as eqx
 import jax
@@ -16,7 +17,7 @@ from tiny import LENGTH, ROWS, VOCAB, tiny_config
 from eqx_slm import Block, ContinuumConfig, InContext, MLPConfig, ModelConfig, OptimizerConfig, TaperConfig, build
 from eqx_slm.account import memory
 from eqx_slm.nn.norm import RMSNorm
-from eqx_slm.study.codec import set_field
+from eqx_slm.study.codec import from_dict, set_field, to_dict
 from eqx_slm.train import make_optimizer, make_program
 from eqx_slm.train.checkpoint import named_arrays
 from eqx_slm.train.optimizer import update_every, update_periods
@@ -203,6 +204,7 @@ def test_kind_and_fields_from_a_command_line_keep_the_width():
     assert set_field(config, "channel.periods", "1,4,16").channel.periods == (1, 4, 16)
     config = set_field(config, "mixer.kind", "gated-attention")
     assert config.mixer.kind == "gated-attention" and config.mixer.n_heads == 2
+    assert from_dict(ModelConfig, json.loads(json.dumps(to_dict(config)))) == config
 
 
 IN_CONTEXT = InContext(chunks=(4, 8), rates=(0.3, 0.1))
@@ -213,8 +215,8 @@ MODEL = ModelConfig(
 IDS = np.random.default_rng(3).integers(0, 13, 19).astype(np.int32)
 
 
-def in_float64():
-    return filled(lambda key: build(MODEL, key=key), dtype=np.float64, std=0.4)
+def in_float64(**changes):
+    return filled(lambda key: build(dataclasses.replace(MODEL, **changes), key=key), dtype=np.float64, std=0.4)
 
 
 @pytest.mark.parametrize("t", [1, 5, 8, 19])
@@ -235,6 +237,37 @@ def test_chunks_equal_the_stream_and_rate_zero_equals_the_static_model(t):
         assert learned.tolist() == [i >= 4 for i in range(t)]  # and it does learn, from the second chunk on
 
 
+def test_levels_learn_by_the_written_rule():
+    """After n chunks a level has lost its rate times the gradients of the chunks before its last boundary."""
+    with jax.enable_x64(True):
+        model, ids = in_float64(depth=1), jnp.asarray(IDS)
+
+        def where(m):
+            return [level.mlp for level in m.blocks[0].channel.levels]
+
+        @eqx.filter_jit
+        def chunk(mlps, tokens, labels, state):
+            def loss(mlps):
+                features, after = eqx.tree_at(where, model, mlps).prefill(tokens, state)
+                logits = model.logits(features)
+                nll = jax.nn.logsumexp(logits, axis=-1) - logits[jnp.arange(len(labels)), labels]
+                return nll.sum(), (features, after)
+
+            return eqx.filter_grad(loss, has_aux=True)(mlps)
+
+        state, gradients, expected = model.start(32), [], []
+        for n in range(4):
+            mlps = list(where(model))
+            for s, (every, rate) in enumerate([(1, 0.3), (2, 0.1)]):
+                for gradient in gradients[: n // every * every]:
+                    mlps[s] = eqx.apply_updates(mlps[s], jax.tree.map(lambda g, r=rate: -r * g, gradient[s]))
+            gradient, (features, state) = chunk(mlps, ids[4 * n : 4 * n + 4], ids[4 * n + 1 : 4 * n + 5], state)
+            gradients.append(gradient)
+            expected.append(features)
+        got = eqx.filter_jit(IN_CONTEXT.features)(model, ids[:17])
+        np.testing.assert_allclose(got[:16], np.concatenate(expected), rtol=1e-10, atol=1e-11)
+
+
 def test_nothing_leaks_in_context_and_a_batch_is_its_sequences():
     with jax.enable_x64(True):
         model = in_float64()
@@ -253,7 +286,7 @@ def test_nothing_leaks_in_context_and_a_batch_is_its_sequences():
 def test_the_outer_gradient_is_first_order_unless_asked():
     """ "full" is the derivative of what is computed, by finite differences; "first-order" leaves a part of it out."""
     with jax.enable_x64(True):
-        model, tokens = in_float64(), jnp.asarray(IDS[:9])
+        model, tokens = in_float64(depth=1), jnp.asarray(IDS[:9])
 
         def value(model, how="full"):
             return jnp.sum(jnp.sin(dataclasses.replace(IN_CONTEXT, outer=how).features(model, tokens)))

@@ -59,6 +59,11 @@ def test_another_mixers_state_is_refused_in_one_line(getkey):
             call((1, 2))
         with pytest.raises(ValueError, match=r"heads of shape \(4, 2\), this attention \(2, 4\)"):
             call(other.start(4))
+    model, deeper = (build(tiny_config(depth=depth), key=KEY) for depth in (1, 2))
+    with pytest.raises(ValueError, match="is a AttentionState: take it from this model's"):
+        model.step(jnp.asarray(1), mixer.start(4))
+    with pytest.raises(ValueError, match="is of 2 blocks, the model has 1"):
+        model.prefill(jnp.asarray([1]), deeper.start(4))
     with pytest.raises(ValueError, match="context=0"):
         mixer.start(0)
 

@@ -96,34 +96,36 @@ class LanguageModel(eqx.Module):
         """
         return ModelState(jnp.zeros((), jnp.int32), tuple(block.start(context, dtype) for block in self.blocks))
 
-    def prefill(self, tokens: Int[Array, " t"], state: ModelState) -> Decoded:
+    def prefill(self, tokens: Int[Array, " t"], state: Any) -> Decoded:
         """Features `(t, d)` of t more tokens, and the state after them: the same as t steps, in one parallel pass.
 
         From the start they are `features(embedding(tokens))`. `logits` turns the rows that are needed into logits.
         """
-        x = self.embedding(tokens)
+        x, state = self.embedding(tokens), self._check(state)
         if self.positions is not None:
             x = self.positions.at(x, state.length)
         states = []
-        for block, before in zip(self.blocks, self._check(state).blocks, strict=True):
+        for block, before in zip(self.blocks, state.blocks, strict=True):
             x, after = block.prefill(x, before)
             states.append(after)
         x = x if self.norm is None else self.norm(x)
         return Decoded(x, ModelState(state.length + tokens.shape[0], tuple(states)))
 
-    def step(self, token: Int[Array, ""], state: ModelState) -> Decoded:
+    def step(self, token: Int[Array, ""], state: Any) -> Decoded:
         """The features `(d,)` of one more token, and the state after it."""
-        x = self.embedding(token)
+        x, state = self.embedding(token), self._check(state)
         if self.positions is not None:
             x = self.positions.at(x[None], state.length)[0]
         states = []
-        for block, before in zip(self.blocks, self._check(state).blocks, strict=True):
+        for block, before in zip(self.blocks, state.blocks, strict=True):
             x, after = block.step(x, before)
             states.append(after)
         x = x if self.norm is None else self.norm(x)
         return Decoded(x, ModelState(state.length + 1, tuple(states)))
 
-    def _check(self, state: ModelState) -> ModelState:
+    def _check(self, state: Any) -> ModelState:
+        if not isinstance(state, ModelState):
+            raise ValueError(f"the decode state is a {type(state).__name__}: take it from this model's start()")
         if len(state.blocks) != len(self.blocks):
             raise ValueError(
                 f"the decode state is of {len(state.blocks)} blocks, the model has {len(self.blocks)}: "
