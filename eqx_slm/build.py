@@ -23,10 +23,11 @@ from .nn.mlp import MLPConfig
 from .nn.norm import NormKind, make_norm
 from .nn.positions import LearnedPositions, PositionKind
 from .nn.table import TableConfig
+from .nn.titans import TitansConfig
 from .taper import taper_widths
 
 # What a config's JSON and `--set mixer.kind=...` know. In Python any config that answers the protocol fits.
-MixerConfigs = AttentionConfig | GatedAttentionConfig
+MixerConfigs = AttentionConfig | GatedAttentionConfig | TitansConfig
 ChannelConfigs = MLPConfig | ContinuumConfig
 EmbeddingConfigs = TableConfig | LowRankConfig | CompositionalConfig | LeviathanConfig
 Schedule = Literal["uniform", "cosine", "linear", "sigmoid", "step-early", "step-middle", "step-late"]

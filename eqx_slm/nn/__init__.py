@@ -25,6 +25,7 @@ from .norm import LayerNorm, RMSNorm, ZeroCentredRMSNorm
 from .positions import LearnedPositions, rotate
 from .spline import bspline_basis
 from .table import TableConfig, TableEmbedding
+from .titans import TitansConfig, TitansMemory
 
 __all__ = [
     "MLP",
@@ -57,6 +58,8 @@ __all__ = [
     "ReadOut",
     "TableConfig",
     "TableEmbedding",
+    "TitansConfig",
+    "TitansMemory",
     "TokenEmbedding",
     "ZeroCentredRMSNorm",
     "bspline_basis",

@@ -117,6 +117,11 @@ def _standard(z: Array) -> tuple[Array, Array]:
     return centred * inverse, inverse
 
 
+def _outer(x: Float[Array, "n c i"], delta: Float[Array, "n c o"]) -> Float[Array, "n i o"]:
+    """The sum over a chunk of outer products: one contraction, without a transposed copy."""
+    return jnp.einsum("nci,nco->nio", x, delta)
+
+
 class Surprise(NamedTuple):
     """The gradient of token t for matrix l is the outer product of `inputs[l][:, t]` and `deltas[l][:, t]`."""
 
@@ -187,12 +192,11 @@ def memory_chunk(
             overlap = write * (hidden @ x.mT)
             hidden = keep[..., None] * (hidden @ w) + carry[..., None] * (hidden @ s) - overlap @ delta
         y = _finish(q, hidden, shape)
+    kept, carried, last = at.keep[:, -1, None, None], at.carry[:, -1, None, None], at.write[:, -1, :, None]
     weights, momentum = [], []
     for w, s, x, delta in zip(*memory, inputs, deltas, strict=True):
-        weights.append(
-            at.keep[:, -1, None, None] * w + at.carry[:, -1, None, None] * s - (x * at.write[:, -1, :, None]).mT @ delta
-        )
-        momentum.append(at.last_eta[:, None, None] * s - (x * at.last_write[..., None]).mT @ delta)
+        weights.append(kept * w + carried * s - _outer(x * last, delta))
+        momentum.append(at.last_eta[:, None, None] * s - _outer(x * at.last_write[..., None], delta))
     return Memory(tuple(weights), tuple(momentum)), y
 
 
