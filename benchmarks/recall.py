@@ -102,9 +102,9 @@ def main() -> None:
     parser.add_argument("--mixer", choices=("titans", "attention"), default="titans")
     parser.add_argument("--chunk", type=int, default=16)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--rate", type=float, default=3e-3)
-    parser.add_argument("--std", type=float, default=0.02, help="of the token table's initial values")
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--std", type=float, default=1.0, help="of the token table's initial values")
     given = parser.parse_args()
     memory = TitansConfig(n_heads=2, chunk=given.chunk)
     config = ModelConfig(

@@ -18,6 +18,7 @@ from eqx_slm.nn.titans import TitansConfig, TitansMemory, TitansState, group_siz
 from eqx_slm.train.optimizer import parameter_groups
 
 D, C = 8, 4
+FAST = dict(compiler_options={"xla_backend_optimization_level": 0})  # half the time to compile
 CONFIGS = {
     "inclusive": TitansConfig(n_heads=2, chunk=C),
     "exclusive, persistent": TitansConfig(n_heads=2, chunk=C, read="exclusive", persistent=3, memory_norm="none"),
@@ -31,9 +32,9 @@ def programs(config):
     static = eqx.partition(shapes, is_parameter)[1]
 
     def form(name):
-        return jax.jit(lambda params, *a: getattr(eqx.combine(params, static), name)(*a))
+        return jax.jit(lambda params, *a: getattr(eqx.combine(params, static), name)(*a), **FAST)
 
-    start = jax.jit(lambda params: eqx.combine(params, static).start(2 * C + 1))
+    start = jax.jit(lambda params: eqx.combine(params, static).start(2 * C + 1), **FAST)
     return {"start": start} | {name: form(name) for name in ("__call__", "batch", "prefill", "step")}
 
 
@@ -75,7 +76,7 @@ def test_call_equals_prefill_and_steps_at_every_split(config):
         params = eqx.filter(mixer, eqx.is_inexact_array)
         steps, state = run(config, mixer, x, range(1, longest))
         assert np.abs(steps).max() > 0.1
-        for t in (1, C - 1, C, C + 1, longest):
+        for t in (1, C - 1, C, longest):
             close(programs(config)["__call__"](params, x[:t]), steps[:t], tolerance)
         for split in (1, C - 1, C, C + 1, 2 * C):
             for cuts in ((split,), (split, *range(split + 1, longest))):
@@ -101,7 +102,7 @@ def test_no_output_depends_on_a_later_token(read):
     t = 2 * C + 1
     with jax.enable_x64(True):
         mixer = module(TitansConfig(n_heads=2, chunk=C, read=read))
-        jacobian = jax.jit(jax.jacfwd(mixer))(numbers(t, D))
+        jacobian = jax.jit(jax.jacfwd(mixer), **FAST)(numbers(t, D))
     influence = np.abs(np.asarray(jacobian)).max(axis=(1, 3))
     assert (influence[np.triu_indices(t, 1)] == 0).all()
     earlier = influence[np.tril_indices(t, -1)]
@@ -116,12 +117,15 @@ def test_groups_of_chunks_change_nothing_and_every_leaf_learns():
     with jax.enable_x64(True):
         x, pull = numbers(13, D), numbers(13, D, seed=2)
 
-        @eqx.filter_jit
-        @eqx.filter_value_and_grad
-        def loss(mixer):
-            return (mixer(x) * pull).sum()
+        def value_and_gradient(remat):
+            params, static = eqx.partition(module(dataclasses.replace(config, remat=remat)), eqx.is_inexact_array)
 
-        grouped, plain = (loss(module(dataclasses.replace(config, remat=r))) for r in ("groups", "none"))
+            def loss(params):
+                return (eqx.combine(params, static)(x) * pull).sum()
+
+            return jax.jit(jax.value_and_grad(loss), **FAST)(params)
+
+        grouped, plain = value_and_gradient("groups"), value_and_gradient("none")
     close(grouped, plain, 1e-10)
     for leaf in jax.tree.leaves(as_numpy(grouped[1])):
         assert np.isfinite(leaf).all() and (np.abs(leaf) > 0).mean() > 0.9
@@ -132,7 +136,7 @@ def test_backward_memory_grows_with_the_square_root_of_the_chunks():
     """Temporary bytes of the gradient at 4,096 tokens, at most three times those at 1,024."""
 
     def temporary(context):
-        config = TitansConfig(n_heads=1, chunk=8)
+        config = TitansConfig(n_heads=1, chunk=8, memory_depth=1)
         params, static = eqx.partition(
             eqx.filter_eval_shape(lambda key: config.build(32, key=key), jax.random.key(0)), is_parameter
         )
@@ -141,7 +145,7 @@ def test_backward_memory_grows_with_the_square_root_of_the_chunks():
             return eqx.combine(params, static)(x).sum()
 
         x = jax.ShapeDtypeStruct((context, 32), jnp.float32)
-        return jax.jit(jax.grad(loss)).lower(params, x).compile().memory_analysis().temp_size_in_bytes
+        return jax.jit(jax.grad(loss), **FAST).lower(params, x).compile().memory_analysis().temp_size_in_bytes
 
     assert temporary(4096) < 3 * temporary(1024)
 

@@ -26,6 +26,8 @@ from .positions import LearnedPositions, rotate
 from .spline import bspline_basis
 from .table import TableConfig, TableEmbedding
 from .titans import TitansConfig, TitansMemory
+from .titans_mac import TitansMAC, TitansMACConfig
+from .titans_mag import TitansMAG, TitansMAGConfig
 
 __all__ = [
     "MLP",
@@ -59,6 +61,10 @@ __all__ = [
     "TableConfig",
     "TableEmbedding",
     "TitansConfig",
+    "TitansMAC",
+    "TitansMACConfig",
+    "TitansMAG",
+    "TitansMAGConfig",
     "TitansMemory",
     "TokenEmbedding",
     "ZeroCentredRMSNorm",

@@ -1,7 +1,7 @@
 """Titans' neural long-term memory as a mixer: every head learns, token by token, to map its keys to its values."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import equinox as eqx
@@ -43,6 +43,13 @@ class TitansConfig:
     persistent: int = 0
     remat: Literal["groups", "none"] = "groups"
 
+    keeps: ClassVar[tuple[str, ...]] = ("n_heads",)
+
+    @property
+    def d_model_multiple(self) -> int:
+        """What `d_model` is a multiple of."""
+        return self.n_heads
+
     def check(self, d_model: int) -> None:
         """**Raises:** `ValueError` where the sizes do not fit `d_model`, or a value is not an allowed one."""
         for name in ("n_heads", "memory_depth", "expansion", "chunk"):
@@ -71,13 +78,13 @@ class TitansConfig:
         widths = (p,) + (self.expansion * p,) * (self.memory_depth - 1) + (p,)
         return tuple(zip(widths[:-1], widths[1:], strict=True))
 
-    def _memory_numbers(self, d_model: int) -> int:
+    def memory_numbers(self, d_model: int) -> int:
         """Numbers in the memories of all heads, without momentum."""
         return self.n_heads * sum(a * b for a, b in self.layers(d_model))
 
     def parameters(self, d_model: int) -> int:
         """5 D^2, convolutions 12 D, gates 3 (D H + H), initial memories (8 D p), norms, persistent tokens."""
-        memory = self._memory_numbers(d_model)
+        memory = self.memory_numbers(d_model)
         p = d_model // self.n_heads
         norms = p + (d_model if self.memory_norm == "layer" else 0)
         gates = 3 * self.n_heads * (d_model + 1)
@@ -102,20 +109,20 @@ class TitansConfig:
         c = min(self.chunk, context + self.persistent)
         chunks = -(-(context + self.persistent) // c)
         group = group_size(chunks) if self.remat == "groups" else chunks
-        state = 2 * self._memory_numbers(d_model)
+        state = 2 * self.memory_numbers(d_model)
         hidden = self.n_heads * sum(a + b for a, b in self.layers(d_model))
         inside = group * (2 * state + c * (12 * d_model + 6 * hidden + 6 * self.n_heads * c))
         return d_model + -(-(chunks // group * state + inside) // context)
 
     def state_numbers(self, d_model: int, context: int) -> int:
         """Numbers of decode state, whatever the context: weights, momentum, anchor, the convolutions' last rows."""
-        return 3 * self._memory_numbers(d_model) + 3 * (CONV - 1) * d_model
+        return 3 * self.memory_numbers(d_model) + 3 * (CONV - 1) * d_model
 
     def build(
         self, d_model: int, *, rotary: bool = True, output_scale: float = 1.0, key: PRNGKeyArray
     ) -> "TitansMemory":
         """The module; `output_scale` multiplies w_o's start. A memory needs no positions: `rotary` is not used."""
-        options = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "kind"}
+        options = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "kind"}
         return TitansMemory(d_model, **options, output_scale=output_scale, key=key)
 
 
@@ -131,14 +138,14 @@ def group_size(chunks: int) -> int:
 class TitansState(NamedTuple):
     """Of one sequence: the memory of every head, where its gradients are taken, the convolutions' last rows.
 
-    `count` is the number of tokens in the running chunk.
+    `phase` is the number of tokens in the running chunk.
     """
 
     weights: tuple[Float[Array, "h _ _"], ...]
     momentum: tuple[Float[Array, "h _ _"], ...]
     anchor: tuple[Float[Array, "h _ _"], ...]
     rows: Float[Array, "3 _"]
-    count: Int32[Array, ""]
+    phase: Int32[Array, ""]
 
 
 class _Carry(NamedTuple):
@@ -295,20 +302,20 @@ class TitansMemory(Mixer):
         groups = -(-chunks // group)
         span = group * c
         laid = jnp.zeros((groups * span, self.d_model), x.dtype)
-        laid = jax.lax.dynamic_update_slice_in_dim(laid, x, state.count, axis=0)
+        laid = jax.lax.dynamic_update_slice_in_dim(laid, x, state.phase, axis=0)
         offsets = span * jnp.arange(groups)
 
         def run(carry: _Carry, now: tuple[Array, Array]) -> tuple[_Carry, Array]:
             rows, offset = now
-            begin, end = (jnp.clip(at - offset, 0, span) for at in (state.count, state.count + t))
+            begin, end = (jnp.clip(at - offset, 0, span) for at in (state.phase, state.phase + t))
             return self._group(carry, rows[None], c, (begin, end))
 
         carry = _Carry(state.rows[None], Memory(state.weights, state.momentum), state.anchor)
         carry, y = jax.lax.scan(run, carry, (laid.reshape(groups, span, -1), offsets))
-        y = jax.lax.dynamic_slice_in_dim(y.reshape(groups * span, -1), state.count, t, axis=0)
+        y = jax.lax.dynamic_slice_in_dim(y.reshape(groups * span, -1), state.phase, t, axis=0)
         rows, memory, anchor = carry
-        count = (state.count + t) % c
-        return Decoded(y, TitansState(memory.weights, memory.momentum, anchor or memory.weights, rows[0], count))
+        phase = (state.phase + t) % c
+        return Decoded(y, TitansState(memory.weights, memory.momentum, anchor or memory.weights, rows[0], phase))
 
     def step(self, x: Float[Array, " {self.d_model}"], state: Any) -> Decoded:
         """One token.
@@ -330,10 +337,10 @@ class TitansMemory(Mixer):
             read=self.read,
             anchor=state.anchor,
         )
-        count = (state.count + 1) % self.chunk
-        anchor = tuple(jnp.where(count == 0, w, a) for w, a in zip(memory.weights, state.anchor, strict=True))
+        phase = (state.phase + 1) % self.chunk
+        anchor = tuple(jnp.where(phase == 0, w, a) for w, a in zip(memory.weights, state.anchor, strict=True))
         y = self._output(x[None, None], y[None, None])[0, 0]
-        return Decoded(y, TitansState(memory.weights, memory.momentum, anchor, rows[0], count))
+        return Decoded(y, TitansState(memory.weights, memory.momentum, anchor, rows[0], phase))
 
     def _fresh(self, b: int, wide: Any) -> _Carry:
         """Before the first token of b sequences."""
@@ -387,9 +394,12 @@ class TitansMemory(Mixer):
             a = jnp.moveaxis(a.reshape(b, chunks, c, heads, *a.shape[3:]), (1, 3), (0, 2))
             return a.reshape(chunks, b * heads, c, *a.shape[4:])
 
+        q, k, v = map(split, qkv)
         memory, anchor, y = memory_chunks(
             carry.memory,
-            *map(split, qkv),
+            q,
+            k,
+            v,
             Gates(*map(split, gates)),
             self._shape(b, inner_dtype(x)),
             read=self.read,
