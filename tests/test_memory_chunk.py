@@ -28,35 +28,39 @@ def memory_output(weights, gain, z):
     return z + (hidden if gain is None else gain * layer_norm(hidden))
 
 
-def one_by_one(weights, momentum, anchor, q, k, v, alpha, eta, theta, gain, begin, end, chunk):
-    """All three reads of every token, and the state after the last; one head, gradients by `jax.grad`."""
+def one_by_one(weights, momentum, anchor, q, k, v, keep, eta, theta, gain, begin, end, chunk):
+    """All three reads of every token, and the state after the last; one head, gradients by `jax.grad`.
+
+    `keep` (1 - alpha) and `eta` are given before their sigmoid: near 0 and 1 their logarithms are then well defined.
+    """
+    keep, eta = 1 / (1 + jnp.exp(-keep)), 1 / (1 + jnp.exp(-eta))
 
     def loss(weights, k, v):
         return ((memory_output(weights, gain, k) - v) ** 2).sum() / 2
 
     def token(now, given):
-        q, k, v, alpha, eta, theta, at = given
+        q, k, v, keep, eta, theta, at = given
         old, momentum, anchor = now
         u = jax.grad(loss)(anchor, k, v)
         new_momentum = jax.tree.map(lambda s, u: eta * s - theta * u, momentum, u)
-        new = jax.tree.map(lambda w, s: (1 - alpha) * w + s, old, new_momentum)
+        new = jax.tree.map(lambda w, s: keep * w + s, old, new_momentum)
         seen = (new, old, anchor)
         new_anchor = jax.tree.map(lambda w, a: jnp.where((at + 1) % chunk == 0, w, a), new, anchor)
         valid = (begin <= at) & (at < end)
         after = jax.tree.map(lambda new, old: jnp.where(valid, new, old), (new, new_momentum, new_anchor), now)
         return after, jnp.stack([jnp.where(valid, memory_output(w, gain, q), 0) for w in seen])
 
-    return jax.lax.scan(token, (weights, momentum, anchor), (q, k, v, alpha, eta, theta, jnp.arange(len(q))))
+    return jax.lax.scan(token, (weights, momentum, anchor), (q, k, v, keep, eta, theta, jnp.arange(len(q))))
 
 
-def chunked(weights, momentum, anchor, q, k, v, alpha, eta, theta, gain, begin, end, chunk):
+def chunked(weights, momentum, anchor, q, k, v, keep, eta, theta, gain, begin, end, chunk):
     """The same by `memory_chunks`, all rows together."""
-    n, t = alpha.shape
+    n, t = keep.shape
 
     def split(a):
         return jnp.moveaxis(a.reshape(n, t // chunk, chunk, *a.shape[2:]), 1, 0)
 
-    gates = Gates(*map(split, (jnp.log1p(-alpha), jnp.log(eta), theta)))
+    gates = Gates(*map(split, (jax.nn.log_sigmoid(keep), jax.nn.log_sigmoid(eta), theta)))
     valid = ((jnp.arange(t) >= begin) & (jnp.arange(t) < end))[None, :, None]
     reads = []
     for read in READS:
@@ -101,9 +105,10 @@ def numbers(seed, norm, depth, scale):
         tuple(normal(ROWS, a, b) * s for a, b in zip(widths[:-1], widths[1:], strict=True)) for s in (0.5, 0.1, 0.5)
     )
     q, k = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (normal(ROWS, t, P), normal(ROWS, t, P)))
-    alpha, eta, theta = (1 / (1 + jnp.exp(-s * normal(ROWS, t) + b)) for s, b in ((scale, 3), (scale, 0), (scale, 1)))
+    keep, eta, theta = scale * normal(ROWS, t) + 3, scale * normal(ROWS, t), scale * normal(ROWS, t) - 1
+    theta = 0.2 / (1 + jnp.exp(eta)) / (1 + jnp.exp(-theta))  # 0.2 (1 - eta) sigmoid(.)
     gain = 1 + 0.3 * normal(ROWS, P) if norm == "layer" else None
-    leaves = (weights, momentum, anchor, q, k, normal(ROWS, t, P), alpha, eta, 0.2 * (1 - eta) * theta, gain)
+    leaves = (weights, momentum, anchor, q, k, normal(ROWS, t, P), keep, eta, theta, gain)
     state = tuple(jax.tree.map(lambda w: normal(*w.shape), w) for w in (weights, momentum, anchor))
     return leaves, (state, normal(ROWS, t, 3, P))
 
@@ -186,8 +191,8 @@ def online_linear():
 @pytest.mark.parametrize("read", READS)
 def test_a_step_is_a_chunk_of_one(read):
     with jax.enable_x64(True):
-        (weights, momentum, anchor, q, k, v, alpha, eta, theta, gain), _ = numbers(0, "layer", 2, 1.0)
-        memory, gates = Memory(weights, momentum), (jnp.log1p(-alpha), jnp.log(eta), theta)
+        (weights, momentum, anchor, q, k, v, keep, eta, theta, gain), _ = numbers(0, "layer", 2, 1.0)
+        memory, gates = Memory(weights, momentum), (jax.nn.log_sigmoid(keep), jax.nn.log_sigmoid(eta), theta)
 
         @jax.jit
         def both():

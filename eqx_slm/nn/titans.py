@@ -111,7 +111,7 @@ class TitansConfig:
         group = group_size(chunks) if self.remat == "groups" else chunks
         state = 2 * self.memory_numbers(d_model)
         hidden = self.n_heads * sum(a + b for a, b in self.layers(d_model))
-        inside = group * (2 * state + c * (12 * d_model + 6 * hidden + 6 * self.n_heads * c))
+        inside = group * (2 * state + c * (12 * d_model + 10 * hidden + 6 * self.n_heads * c))
         return d_model + -(-(chunks // group * state + inside) // context)
 
     def state_numbers(self, d_model: int, context: int) -> int:
@@ -128,7 +128,7 @@ class TitansConfig:
 
 def group_size(chunks: int) -> int:
     """Chunks a group: near the square root of their number, and such that few are added to fill the last group."""
-    if chunks <= 4:
+    if chunks <= 8:  # too few for a second forward pass to be worth their memory
         return chunks
     root = math.sqrt(chunks)
     sizes = range(math.ceil(root / 1.5), math.floor(1.5 * root) + 1)

@@ -180,9 +180,7 @@ class TitansMAC(Mixer):
             inner, cache = carry
             rows, offset = now
             span = (jnp.clip(phase - offset, 0, c), jnp.clip(phase + t - offset, 0, c))
-            inner, seen, y = self._segment(inner, rows, cache, span)
-            # A segment after the last token is empty: it must not take the cache with it.
-            cache = jax.tree.map(lambda new, old: jnp.where(span[1] > span[0], new, old), seen, cache)
+            inner, cache, y = self._segment(inner, rows, cache, span)
             return (inner, cache), y
 
         carry = _Carry(memory.rows[None], Memory(memory.weights, memory.momentum), memory.anchor)
