@@ -1,11 +1,10 @@
-"""What does Titans' memory cost beside attention, its step form, four times the context, and a peer?
+"""What does Titans' memory cost beside its step form, at four times the context, and beside a peer?
 
-    python benchmarks/titans.py --part steps      training step of small models, relative to the Transformer
     python benchmarks/titans.py --part forms      chunk form against one token at a time, forward
     python benchmarks/titans.py --part memory     temporary bytes of the gradient at context 1,024 and 4,096
     python benchmarks/titans.py --part peer       lucidrains' titans-pytorch, where it is installed
 
-Context 512, d_model 256, four heads; batch 4 in `steps`, else one sequence. Interleaved, medians, in one process.
+Context 512, d_model 256, four heads, one sequence. Interleaved, medians, in one process.
 """
 
 import argparse
@@ -21,19 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from eqx_slm import (
-    AttentionConfig,
-    MLPConfig,
-    ModelConfig,
-    OptimizerConfig,
     TitansConfig,
-    TitansMACConfig,
-    TitansMAGConfig,
-    build,
-    make_program,
 )
 from eqx_slm.study.pair import machine
 
-CONTEXT, WIDTH, HEADS, ROWS = 512, 256, 4, 4
+CONTEXT, WIDTH, HEADS = 512, 256, 4
 
 
 def memory(chunk: int) -> TitansConfig:
@@ -53,41 +44,6 @@ def interleaved(runs: dict[str, Callable[[], Any]], repeats: int, rest: float = 
             run()
             times[name].append(time.perf_counter() - started)
     return {name: statistics.median(taken) for name, taken in times.items()}
-
-
-def steps(repeats: int) -> None:
-    """Tokens a second of training steps, two layers with SwiGLU of 704 and 2,048 tokens of vocabulary."""
-    base = ModelConfig(
-        vocab_size=2048,
-        d_model=WIDTH,
-        depth=2,
-        context=CONTEXT,
-        mixer=AttentionConfig(n_heads=HEADS),
-        channel=MLPConfig(d_ff=704),
-    )
-    mixers = {
-        "Transformer": base.mixer,
-        "Titans, chunk 16": memory(16),
-        "Titans, chunk 64": memory(64),
-        "MAG, window 64": TitansMAGConfig(memory=memory(64), window=64),
-        "MAC, segment 64": TitansMACConfig(memory=memory(64)),
-    }
-    tokens = np.random.default_rng(0).integers(0, 2048, (ROWS, CONTEXT + 1)).astype(np.int32)
-    runs = {}
-    for name, mixer in mixers.items():
-        model = build(dataclasses.replace(base, mixer=mixer), key=jax.random.key(0))
-        program = make_program(model, OptimizerConfig())
-        box = [program.start(model)]
-
-        def run(program: Any = program, box: Any = box) -> None:
-            box[0], metrics = program.step(box[0], tokens, np.float32(1e-4))
-            jax.block_until_ready(metrics)
-
-        runs[name] = run
-    medians = interleaved(runs, repeats)
-    for name, median in medians.items():
-        share = medians["Transformer"] / median
-        print(f"{name:18s} {1e3 * median:7.1f} ms a step, {ROWS * CONTEXT / median:7,.0f} tokens/s, {share:.2f} x")
 
 
 def forms(repeats: int) -> None:
@@ -174,11 +130,11 @@ def peer(repeats: int) -> None:
 def main() -> None:
     """Prints one part's table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--part", choices=("steps", "forms", "memory", "peer"), required=True)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--part", choices=("forms", "memory", "peer"), required=True)
+    parser.add_argument("--repeats", type=int, default=7)
     given = parser.parse_args()
     print(machine())
-    parts = {"steps": steps, "forms": forms, "memory": lambda _: temporaries(), "peer": peer}
+    parts = {"forms": forms, "memory": lambda _: temporaries(), "peer": peer}
     parts[given.part](given.repeats)
 
 

@@ -128,7 +128,7 @@ class TitansConfig:
 
 def group_size(chunks: int) -> int:
     """Chunks a group: near the square root of their number, and such that few are added to fill the last group."""
-    if chunks <= 8:  # too few for a second forward pass to be worth their memory
+    if chunks <= 4:  # too few for a second forward pass to be worth their memory
         return chunks
     root = math.sqrt(chunks)
     sizes = range(math.ceil(root / 1.5), math.floor(1.5 * root) + 1)
