@@ -18,7 +18,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eqx_slm import AttentionConfig, ContinuumConfig, GatedAttentionConfig, ModelConfig, build, count_parameters, flops
+from eqx_slm import (
+    AttentionConfig,
+    ContinuumConfig,
+    GatedAttentionConfig,
+    ModelConfig,
+    TitansConfig,
+    TitansMACConfig,
+    TitansMAGConfig,
+    build,
+    count_parameters,
+    flops,
+)
 from eqx_slm.infer.generate import _decode, _slide
 from eqx_slm.study.pair import machine
 from eqx_slm.train.optimizer import OptimizerConfig
@@ -32,6 +43,10 @@ MIXERS = {
     "gated-headwise": dict(mixer=GatedAttentionConfig(n_heads=4, gate="headwise")),
     "hope-2": dict(channel=ContinuumConfig(periods=(1, 4))),
     "hope-4": dict(channel=ContinuumConfig(periods=(1, 1, 2, 4))),
+    "titans-16": dict(mixer=TitansConfig(n_heads=4, chunk=16)),
+    "titans-64": dict(mixer=TitansConfig(n_heads=4, chunk=64)),
+    "titans-mag-64": dict(mixer=TitansMAGConfig(memory=TitansConfig(n_heads=4, chunk=64), window=64)),
+    "titans-mac-64": dict(mixer=TitansMACConfig(memory=TitansConfig(n_heads=4, chunk=64))),
 }
 ROWS, STEPS, WARM = 4, 12, 3
 

@@ -23,10 +23,13 @@ from .nn.mlp import MLPConfig
 from .nn.norm import NormKind, make_norm
 from .nn.positions import LearnedPositions, PositionKind
 from .nn.table import TableConfig
+from .nn.titans import TitansConfig
+from .nn.titans_mac import TitansMACConfig
+from .nn.titans_mag import TitansMAGConfig
 from .taper import taper_widths
 
 # What a config's JSON and `--set mixer.kind=...` know. In Python any config that answers the protocol fits.
-MixerConfigs = AttentionConfig | GatedAttentionConfig
+MixerConfigs = AttentionConfig | GatedAttentionConfig | TitansConfig | TitansMAGConfig | TitansMACConfig
 ChannelConfigs = MLPConfig | ContinuumConfig
 EmbeddingConfigs = TableConfig | LowRankConfig | CompositionalConfig | LeviathanConfig
 Schedule = Literal["uniform", "cosine", "linear", "sigmoid", "step-early", "step-middle", "step-late"]

@@ -57,6 +57,8 @@ def test_every_arm_is_a_model_of_the_quick_preset(name):
         ("gated", {"mixer", "channel"}),
         ("gated-wide", {"mixer"}),
         ("hope", {"channel"}),
+        ("titans", {"mixer", "channel"}),
+        ("titans-wide", {"mixer"}),
     ],
 )
 def test_an_arm_changes_its_named_fields_only(name, fields):

@@ -25,6 +25,9 @@ from .norm import LayerNorm, RMSNorm, ZeroCentredRMSNorm
 from .positions import LearnedPositions, rotate
 from .spline import bspline_basis
 from .table import TableConfig, TableEmbedding
+from .titans import TitansConfig, TitansMemory
+from .titans_mac import TitansMAC, TitansMACConfig
+from .titans_mag import TitansMAG, TitansMAGConfig
 
 __all__ = [
     "MLP",
@@ -57,6 +60,12 @@ __all__ = [
     "ReadOut",
     "TableConfig",
     "TableEmbedding",
+    "TitansConfig",
+    "TitansMAC",
+    "TitansMACConfig",
+    "TitansMAG",
+    "TitansMAGConfig",
+    "TitansMemory",
     "TokenEmbedding",
     "ZeroCentredRMSNorm",
     "bspline_basis",

@@ -156,13 +156,15 @@ class Block(eqx.Module):
     def batch(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         """`vmap` of the call, faster: a channel sees one token at a time, so a batch is to it one long sequence.
 
-        Two-axis matmuls keep their gradients free of transposes (half the time of a vmapped MLP on a CPU).
+        Two-axis matmuls keep their gradients free of transposes (half the time of a vmapped MLP on a CPU). A mixer may
+        have a batched form of its own.
         """
+        mixer = getattr(self.mixer, "batch", None) or jax.vmap(self.mixer)
 
         def channel(y: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
             return self._channel(y.reshape(-1, y.shape[-1])).reshape(y.shape)
 
-        return self._branches(x, jax.vmap(self.mixer), channel)
+        return self._branches(x, mixer, channel)
 
     def _branches(self, x: Array, mixer: Any, channel: Any) -> Array:
         if self.placement == "pre":

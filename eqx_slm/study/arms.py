@@ -18,6 +18,7 @@ from ..nn.gated import GatedAttentionConfig
 from ..nn.head import HeadConfig
 from ..nn.leviathan import LeviathanConfig
 from ..nn.low_rank import LowRankConfig
+from ..nn.titans import TitansConfig
 from .codec import set_field
 
 
@@ -99,6 +100,10 @@ def _hope(base: ModelConfig, tuned: Tuned) -> ModelConfig:
     return set_field(base, "channel.kind", ContinuumConfig.kind)
 
 
+def _titans(base: ModelConfig, tuned: Tuned) -> ModelConfig:
+    return set_field(base, "mixer.kind", TitansConfig.kind)
+
+
 RECIPES: dict[str, Recipe] = {
     "dense": Recipe(_table, "a V x D token table and an untied head"),
     "dense-tied": Recipe(_tied, "one table for both ends, same body"),
@@ -114,6 +119,8 @@ RECIPES: dict[str, Recipe] = {
     "gated": Recipe(_gated, "a gate on every head, d_ff narrowed by what the gate takes", "parameters", "d_ff"),
     "gated-wide": Recipe(_gated, "a gate on every head, same d_ff"),
     "hope": Recipe(_hope, "each MLP as a chain of levels, the slower ones updated every few steps"),
+    "titans": Recipe(_titans, "a neural memory for attention, d_ff narrowed by what it takes", "parameters", "d_ff"),
+    "titans-wide": Recipe(_titans, "a neural memory for attention, same d_ff"),
 }
 
 

@@ -1,0 +1,269 @@
+"""A neural memory trained token by token inside the forward pass: its exact chunk-parallel form and its step form.
+
+The memory of one row (one head of one sequence) is a small MLP with weights W_1 .. W_L. Every token moves the weights
+by gradient descent with momentum and forgetting on how badly the memory maps the token's key to its value:
+
+    f(W; z) = [z +] norm(... SiLU(z W_1) ... W_L),      loss(W; k, v) = |f(W; k) - v|^2 / 2
+    u_t = grad loss(W_anchor; k_t, v_t)                  anchor: the weights at the start of t's chunk
+    S_t = eta_t S_{t-1} - theta_t u_t,                   W_t = keep_t W_{t-1} + S_t
+
+Within a chunk both lines are linear, so S_t and W_t are sums over the chunk's tokens with coefficients that depend on
+the gates alone, and a token's gradient is an outer product x_t delta_t per matrix. No token's weights are ever formed.
+From Titans (arXiv 2501.00663); reading a two-layer memory in dual form from TTT (arXiv 2407.04620).
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+Read = Literal["inclusive", "exclusive", "chunk_start"]
+Weights = tuple[Float[Array, "n _ _"], ...]
+NORM_EPS = 1e-6
+
+
+class Memory(NamedTuple):
+    """What a token changes: weights and their momentum, a matrix a layer, for n rows at once."""
+
+    weights: Weights
+    momentum: Weights
+
+
+class Shape(NamedTuple):
+    """The function around the memory's matrices. Without a residual the widths of key and value may differ.
+
+    `gain` (n p) is the LayerNorm's; None: no norm.
+    """
+
+    gain: Float[Array, "n p"] | None
+    residual: Literal["identity", "none"] = "identity"
+
+
+class Gates(NamedTuple):
+    """Of every token: log(1 - alpha), log eta, both at most 0 and finite, and theta at least 0."""
+
+    log_keep: Float[Array, "*n c"]
+    log_eta: Float[Array, "*n c"]
+    theta: Float[Array, "*n c"]
+
+
+class Coefficients(NamedTuple):
+    """W_t = keep_t W_0 + carry_t S_0 - sum_j write_tj u_j after row t of a chunk; S_C from the `last_` ones."""
+
+    keep: Float[Array, "*n c"]
+    carry: Float[Array, "*n c"]
+    write: Float[Array, "*n c c"]
+    last_eta: Float[Array, "*n"]
+    last_write: Float[Array, "*n c"]
+
+
+def coefficients(gates: Gates, valid: Bool[Array, "*#n c"] | None = None) -> Coefficients:
+    """The coefficients of whole chunks from their gates.
+
+    A row that is not `valid` leaves weights and momentum exactly as they are. (Gates alone cannot say so: with
+    alpha = 0 and theta = 0 the momentum would still be added.)
+    """
+    log_keep, log_eta, theta = gates
+    if valid is not None:
+        log_keep, log_eta, theta = (jnp.where(valid, x, 0) for x in gates)
+    keep, eta = _products(log_keep), _products(log_eta)
+    momentum = jnp.exp(_cumulative(log_eta))
+    last_write = eta[..., -1, :] * theta
+    last_eta = momentum[..., -1]
+    written = eta * theta[..., None, :]
+    if valid is not None:
+        written, momentum = jnp.where(valid[..., None], written, 0), jnp.where(valid, momentum, 0)
+    return Coefficients(
+        keep=jnp.exp(_cumulative(log_keep)),
+        carry=(keep * momentum[..., None, :]).sum(axis=-1),
+        write=keep @ written,
+        last_eta=last_eta,
+        last_write=last_write,
+    )
+
+
+def _cumulative(x: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
+    return jnp.cumsum(x, axis=-1)
+
+
+def _products(log_x: Float[Array, "*n c"]) -> Float[Array, "*n c c"]:
+    """Entry (t, i): the product of x_j over i < j <= t; 0 where i > t."""
+    total = _cumulative(log_x)
+    lower = jnp.tril(jnp.ones((total.shape[-1],) * 2, bool)).reshape((1,) * (total.ndim - 1) + (total.shape[-1],) * 2)
+    # Masked inside the exponential too: above the diagonal it may overflow, and inf * 0 is NaN in the gradient.
+    difference = jnp.where(lower, total[..., :, None] - total[..., None, :], 0)
+    return jnp.where(lower, jnp.exp(difference), 0)
+
+
+def recall(weights: Weights, z: Float[Array, "n c p"], shape: Shape) -> Float[Array, "n c o"]:
+    """f(W; z): what the memory holds for keys `z`."""
+    hidden = z
+    for i, w in enumerate(weights):
+        hidden = (jax.nn.silu(hidden) if i else hidden) @ w
+    return _finish(z, hidden, shape)
+
+
+def _finish(z: Array, out: Array, shape: Shape) -> Array:
+    if shape.gain is not None:
+        out = shape.gain[:, None] * _standard(out)[0]
+    return z + out if shape.residual == "identity" else out
+
+
+def _standard(z: Array) -> tuple[Array, Array]:
+    """Zero mean and unit variance over the last axis, and the inverse deviation."""
+    centred = z - z.mean(axis=-1, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + NORM_EPS)
+    return centred * inverse, inverse
+
+
+def _outer(x: Float[Array, "n c i"], delta: Float[Array, "n c o"]) -> Float[Array, "n i o"]:
+    """The sum over a chunk of outer products: one contraction, without a transposed copy."""
+    return jnp.einsum("nci,nco->nio", x, delta)
+
+
+class Surprise(NamedTuple):
+    """The gradient of token t for matrix l is the outer product of `inputs[l][:, t]` and `deltas[l][:, t]`."""
+
+    inputs: tuple[Float[Array, "n c _"], ...]
+    deltas: tuple[Float[Array, "n c _"], ...]
+
+
+def surprise(weights: Weights, k: Float[Array, "n c p"], v: Float[Array, "n c o"], shape: Shape) -> Surprise:
+    """The gradients of the memory's loss at `weights`, token by token, as factors."""
+    inputs, before, hidden = [k], [], k
+    for i, w in enumerate(weights):
+        if i:
+            before.append(hidden)
+            hidden = jax.nn.silu(hidden)
+            inputs.append(hidden)
+        hidden = hidden @ w
+    if shape.gain is None:
+        delta = (k + hidden if shape.residual == "identity" else hidden) - v
+    else:
+        unit, inverse = _standard(hidden)
+        error = shape.gain[:, None] * unit - v
+        error = (k + error if shape.residual == "identity" else error) * shape.gain[:, None]
+        along = (error * unit).mean(axis=-1, keepdims=True)
+        delta = inverse * (error - error.mean(axis=-1, keepdims=True) - unit * along)
+    deltas = [delta]
+    for w, a in zip(weights[:0:-1], before[::-1], strict=True):
+        s = jax.nn.sigmoid(a)
+        deltas.append((deltas[-1] @ w.mT) * (s * (1 + a * (1 - s))))
+    return Surprise(tuple(inputs), tuple(deltas[::-1]))
+
+
+def memory_chunk(
+    memory: Memory,
+    q: Float[Array, "n c p"],
+    k: Float[Array, "n c p"],
+    v: Float[Array, "n c o"],
+    at: Coefficients,
+    shape: Shape,
+    *,
+    read: Read = "inclusive",
+    anchor: Weights | None = None,
+) -> tuple[Memory, Float[Array, "n c o"]]:
+    """One chunk in parallel: what its queries read, and the memory after it.
+
+    **Arguments:**
+
+    - `memory`: before the first row.
+    - `q`, `k`, `v`: of the chunk's tokens, for n rows.
+    - `at`: `coefficients` of the chunk's gates.
+    - `read`: a query sees the memory after its own token, before it, or at the start of the chunk.
+    - `anchor`: where gradients are taken, if the chunk was entered in its middle; None: at `memory.weights`.
+
+    **Returns:** the memory after the last row, and the reads.
+    """
+    anchor = memory.weights if anchor is None else anchor
+    inputs, deltas = surprise(anchor, k, v, shape)
+    if read == "chunk_start":
+        y = recall(anchor, q, shape)
+    else:
+        keep, carry, write = at.keep, at.carry, at.write
+        if read == "exclusive":  # the row before: at first the memory as it was
+            keep = jnp.pad(keep[:, :-1], ((0, 0), (1, 0)), constant_values=1)
+            carry = jnp.pad(carry[:, :-1], ((0, 0), (1, 0)))
+            write = jnp.pad(write[:, :-1], ((0, 0), (1, 0), (0, 0)))
+        hidden = q
+        for i, (w, s, x, delta) in enumerate(zip(*memory, inputs, deltas, strict=True)):
+            hidden = jax.nn.silu(hidden) if i else hidden
+            overlap = write * (hidden @ x.mT)
+            hidden = keep[..., None] * (hidden @ w) + carry[..., None] * (hidden @ s) - overlap @ delta
+        y = _finish(q, hidden, shape)
+    kept, carried, last = at.keep[:, -1, None, None], at.carry[:, -1, None, None], at.write[:, -1, :, None]
+    weights, momentum = [], []
+    for w, s, x, delta in zip(*memory, inputs, deltas, strict=True):
+        weights.append(kept * w + carried * s - _outer(x * last, delta))
+        momentum.append(at.last_eta[:, None, None] * s - _outer(x * at.last_write[..., None], delta))
+    return Memory(tuple(weights), tuple(momentum)), y
+
+
+def memory_chunks(
+    memory: Memory,
+    q: Float[Array, "g n c p"],
+    k: Float[Array, "g n c p"],
+    v: Float[Array, "g n c o"],
+    gates: Gates,
+    shape: Shape,
+    *,
+    read: Read = "inclusive",
+    anchor: Weights | None = None,
+    span: tuple[Int[Array, ""], Int[Array, ""]] | None = None,
+) -> tuple[Memory, Weights | None, Float[Array, "g n c o"]]:
+    """Chunks in a row: exactly what `memory_step` gives for their tokens one after the other.
+
+    **Arguments:**
+
+    - `memory`: before the first token.
+    - `q`, `k`, `v`, `gates`: g chunks of c tokens for n rows.
+    - `read`: as in `memory_chunk`.
+    - `anchor`, `span`: for sequences that begin or end within a chunk. Only tokens from `span[0]` (in the first chunk)
+      to before `span[1]`, counted from 0, change anything; `anchor` is where the first chunk takes its gradients, and
+      moves at the end of a chunk that is full.
+
+    **Returns:** the memory after the last token, the anchor of the token to come (None where none was given), and the
+    reads (without meaning outside `span`).
+    """
+    chunks, _, c, _ = q.shape
+    valid, full = None, None
+    if span is not None:
+        at = jnp.arange(chunks * c).reshape(chunks, 1, c)
+        valid, full = (at >= span[0]) & (at < span[1]), span[1] >= c * jnp.arange(1, chunks + 1)
+
+    def run(now: tuple[Memory, Weights | None], chunk: Any) -> tuple[tuple[Memory, Weights | None], Array]:
+        (memory, anchor), (q, k, v, at, full) = now, chunk
+        memory, y = memory_chunk(memory, q, k, v, at, shape, read=read, anchor=anchor)
+        if anchor is not None:
+            moved = memory.weights
+            anchor = moved if full is None else jax.tree.map(lambda w, a: jnp.where(full, w, a), moved, anchor)
+        return (memory, anchor), y
+
+    inputs = (q, k, v, coefficients(gates, valid), full)
+    if chunks == 1:
+        (memory, anchor), y = run((memory, anchor), jax.tree.map(lambda a: a[0], inputs))
+        return memory, anchor, y[None]
+    (memory, anchor), y = jax.lax.scan(run, (memory, anchor), inputs)
+    return memory, anchor, y
+
+
+def memory_step(
+    memory: Memory,
+    q: Float[Array, "n p"],
+    k: Float[Array, "n p"],
+    v: Float[Array, "n o"],
+    gates: Gates,
+    shape: Shape,
+    *,
+    read: Read = "inclusive",
+    anchor: Weights | None = None,
+) -> tuple[Memory, Float[Array, "n o"]]:
+    """One token, as `memory_chunk` without its sums: gates have shape (n,), `anchor` is the chunk's start."""
+    anchor = memory.weights if anchor is None else anchor
+    inputs, deltas = surprise(anchor, k[:, None], v[:, None], shape)
+    keep, eta, theta = (x[:, None, None] for x in (jnp.exp(gates.log_keep), jnp.exp(gates.log_eta), gates.theta))
+    momentum = tuple(eta * s - theta * (x.mT * d) for s, x, d in zip(memory.momentum, inputs, deltas, strict=True))
+    weights = tuple(keep * w + s for w, s in zip(memory.weights, momentum, strict=True))
+    seen = {"inclusive": weights, "exclusive": memory.weights, "chunk_start": anchor}[read]
+    return Memory(weights, momentum), recall(seen, q[:, None], shape)[:, 0]

@@ -1,0 +1,253 @@
+"""Titans, memory as a context (MAC): attention within segments, and to what a memory recalls of earlier ones."""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from .attention import Attention, AttentionConfig, masked_attention
+from .block import Decoded, Mixer, check_state
+from .initial import inner_dtype, normal, subkey
+from .memory_chunk import Memory, Weights, recall
+from .norm import RMSNorm
+from .titans import NORM_EPS, TitansConfig, TitansMemory, TitansState, _Carry, group_size
+
+
+@dataclass(frozen=True)
+class TitansMACConfig:
+    """A memory, whose chunk is the segment and whose heads are the attention's as well.
+
+    `memory.persistent` tokens are seen by the attention of every segment; the memory itself, which is fed by the
+    attention, has none.
+    """
+
+    kind: Literal["titans-mac"] = "titans-mac"
+    memory: TitansConfig = TitansConfig(chunk=64)
+
+    @property
+    def d_model_multiple(self) -> int:
+        """What `d_model` is a multiple of: heads of an even width."""
+        return 2 * self.memory.n_heads
+
+    def attention(self, rotary: bool = True) -> AttentionConfig:
+        """The attention's config."""
+        return AttentionConfig(n_heads=self.memory.n_heads, rotary_fraction=1.0 if rotary else 0.0)
+
+    def inner(self) -> TitansConfig:
+        """The memory's config, without persistent tokens."""
+        return replace(self.memory, persistent=0)
+
+    def check(self, d_model: int) -> None:
+        """**Raises:** `ValueError` where the sizes do not fit `d_model`."""
+        self.memory.check(d_model)
+        self.attention().check(d_model)
+
+    def parameters(self, d_model: int) -> int:
+        """The memory's, 4 D^2 of attention, D^2 of queries to the memory, 3 D of norms, persistent tokens."""
+        own = d_model**2 + 3 * d_model + self.memory.persistent * d_model
+        return self.inner().parameters(d_model) + self.attention().parameters(d_model) + own
+
+    def flops(self, d_model: int, context: int) -> int:
+        """Forward FLOPs a token: memory, recall, projections of tokens and of what was recalled, attention at half."""
+        c, size = min(self.memory.chunk, context), self.memory.memory_numbers(d_model)
+        attention = 4 * d_model * (c + self.memory.persistent)  # two causal squares at half
+        prefix = 4 * d_model**2 * self.memory.persistent // context
+        return self.inner().flops(d_model, context) + 2 * size + 14 * d_model**2 + attention + prefix
+
+    def activations(self, d_model: int, context: int) -> int:
+        """Numbers kept a token: the memory's, the segment's attention twice, and the normed branches (an estimate)."""
+        seen = 2 * min(self.memory.chunk, context) + self.memory.persistent
+        return self.inner().activations(d_model, context) + self.attention().activations(d_model, seen) + 6 * d_model
+
+    def state_numbers(self, d_model: int, context: int) -> int:
+        """Numbers of decode state: the memory's, and keys and values of a segment's tokens and what they recalled."""
+        return self.inner().state_numbers(d_model, context) + 4 * self.memory.chunk * d_model
+
+    def build(self, d_model: int, *, rotary: bool = True, output_scale: float = 1.0, key: PRNGKeyArray) -> "TitansMAC":
+        """The module; `rotary=False` where positions come from elsewhere; `output_scale` multiplies both w_o."""
+        return TitansMAC(d_model, self, rotary=rotary, output_scale=output_scale, key=key)
+
+
+class Cache(NamedTuple):
+    """Keys and values of the running segment's tokens, and of what they recalled."""
+
+    k: Float[Array, "c h p"]
+    v: Float[Array, "c h p"]
+    recalled_k: Float[Array, "c h p"]
+    recalled_v: Float[Array, "c h p"]
+
+
+class MACState(NamedTuple):
+    """The memory's state, whose `phase` is the number of tokens in the running segment, and the segment's cache."""
+
+    memory: TitansState
+    cache: Cache
+
+
+class TitansMAC(Mixer):
+    r"""Segment by segment: recall, attend to it, write what attention made of it, and gate that with a second read.
+
+    In a segment of C tokens x, with M the memory at its start and P the persistent tokens:
+
+    $$h = M(q(x)), \quad y = \mathrm{Attn}([P, h, x]), \quad
+    o = \mathrm{RMSNorm}(y) \odot \sigma(\mathrm{RMSNorm}(\mathrm{LMM}(y)))$$
+
+    A literal reading of the paper leaks in two places, because all of a segment's tokens are handled at once: $h_j$
+    comes from token j, so a query i < j must not see it (h is masked like x), and reading the memory after the whole
+    segment was written would show token i what token j wrote (the LMM here reads after token i's own writing).
+    Positions count from the segment's start. From Titans (arXiv 2501.00663), section 4.1.
+    """
+
+    memory: TitansMemory
+    attention: Attention
+    w_recall: Float[Array, "{self.d_model} {self.d_model}"]
+    persistent: Float[Array, "_ {self.d_model}"] | None
+    recall_norm: RMSNorm
+    attention_norm: RMSNorm
+    memory_norm: RMSNorm
+    d_model: int = eqx.field(static=True)
+    no_decay: ClassVar[tuple[str, ...]] = ("persistent",)
+
+    def __init__(
+        self,
+        d_model: int,
+        config: TitansMACConfig | None = None,
+        *,
+        rotary: bool = True,
+        output_scale: float = 1.0,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:** `d_model`; `config`; `rotary` and `output_scale` as in its `build`; `key`.
+
+        **Raises:** `ValueError` where the sizes do not fit.
+        """
+        config = TitansMACConfig() if config is None else config
+        config.check(d_model)
+        count = config.memory.persistent
+        self.memory = config.inner().build(d_model, output_scale=output_scale, key=subkey(key, "memory"))
+        attention = config.attention(rotary)
+        self.attention = attention.build(d_model, output_scale=output_scale, key=subkey(key, "attention"))
+        self.w_recall = normal(key, "w_recall", (d_model, d_model), d_model**-0.5)
+        self.persistent = normal(key, "persistent", (count, d_model), 1.0) if count else None
+        self.recall_norm = RMSNorm(d_model)
+        self.attention_norm = RMSNorm(d_model)
+        self.memory_norm = RMSNorm(d_model)
+        self.d_model = d_model
+
+    def __call__(self, x: Float[Array, "t {self.d_model}"]) -> Float[Array, "t {self.d_model}"]:
+        t = x.shape[0]
+        c = max(1, min(self.memory.chunk, t))
+        segments = max(1, -(-t // c))
+        group = group_size(segments) if self.memory.remat == "groups" else segments
+        groups = -(-segments // group)
+        x = jnp.pad(x, ((0, groups * group * c - t), (0, 0))).reshape(groups, group, c, -1)
+
+        def segment(carry: _Carry, x: Array) -> tuple[_Carry, Array]:
+            carry, _, y = self._segment(carry, x)
+            return carry, y
+
+        def run(carry: _Carry, x: Array) -> tuple[_Carry, Array]:
+            return jax.lax.scan(segment, carry, x)
+
+        carry = self.memory._fresh(1, inner_dtype(x))
+        if groups == 1:
+            y = run(carry, x[0])[1]
+        else:
+            y = jax.lax.scan(jax.checkpoint(run, prevent_cse=False), carry, x)[1]
+        return y.reshape(-1, self.d_model)[:t]
+
+    def start(self, context: int, dtype: Any = None) -> MACState:
+        """The memory's start, and an empty cache for a segment."""
+        k, v, _ = self.attention.start(self.memory.chunk, dtype)
+        return MACState(self.memory.start(context, dtype), Cache(k, v, k, v))
+
+    def prefill(self, x: Float[Array, "t {self.d_model}"], state: Any) -> Decoded:
+        """t more tokens, a segment at a time.
+
+        **Raises:** `ValueError` for a decode state of another mixer.
+        """
+        check_state(state, MACState, self)
+        memory, cache = state
+        t, c, phase = x.shape[0], self.memory.chunk, memory.phase
+        segments = -(-(t + c - 1) // c)
+        laid = jnp.zeros((segments * c, self.d_model), x.dtype)
+        laid = jax.lax.dynamic_update_slice_in_dim(laid, x, phase, axis=0)
+
+        def run(carry: tuple[_Carry, Cache], now: tuple[Array, Array]) -> tuple[tuple[_Carry, Cache], Array]:
+            inner, cache = carry
+            rows, offset = now
+            span = (jnp.clip(phase - offset, 0, c), jnp.clip(phase + t - offset, 0, c))
+            inner, cache, y = self._segment(inner, rows, cache, span)
+            return (inner, cache), y
+
+        carry = _Carry(memory.rows[None], Memory(memory.weights, memory.momentum), memory.anchor)
+        inputs = (laid.reshape(segments, c, -1), c * jnp.arange(segments))
+        (carry, cache), y = jax.lax.scan(run, (carry, cache), inputs)
+        y = jax.lax.dynamic_slice_in_dim(y.reshape(segments * c, -1), phase, t, axis=0)
+        rows, (weights, momentum), anchor = carry
+        after = TitansState(weights, momentum, anchor or weights, rows[0], (phase + t) % c)
+        return Decoded(y, MACState(after, cache))
+
+    def step(self, x: Float[Array, "{self.d_model}"], state: Any) -> Decoded:
+        """One token.
+
+        **Raises:** `ValueError` for a decode state of another mixer.
+        """
+        check_state(state, MACState, self)
+        memory, cache = state
+        q, new = self._projected(x[None], memory.anchor, memory.phase)
+        cache = Cache(
+            *(
+                jax.lax.dynamic_update_slice_in_dim(old, row.astype(old.dtype), memory.phase, axis=0)
+                for old, row in zip(cache, new, strict=True)
+            )
+        )
+        seen = (jnp.arange(self.memory.chunk) <= memory.phase)[None]
+        y = self._attend(x[None], q, Cache(*(a.astype(x.dtype) for a in cache)), seen)[0]
+        remembered, memory = self.memory.step(y, memory)
+        return Decoded(self._gated(y, remembered), MACState(memory, cache))
+
+    def _segment(
+        self,
+        carry: _Carry,
+        x: Float[Array, "c d"],
+        cache: Cache | None = None,
+        span: tuple[Array, Array] | None = None,
+    ) -> tuple[_Carry, Cache, Float[Array, "c d"]]:
+        """One segment. Only rows from `span[0]` to before `span[1]` are new; `cache` has the others."""
+        c = x.shape[0]
+        anchor = carry.memory.weights if carry.anchor is None else carry.anchor
+        q, new = self._projected(x, anchor, 0)
+        if cache is not None and span is not None:
+            fresh = ((jnp.arange(c) >= span[0]) & (jnp.arange(c) < span[1]))[:, None, None]
+            new = Cache(*(jnp.where(fresh, a.astype(old.dtype), old) for a, old in zip(new, cache, strict=True)))
+        y = self._attend(x, q, Cache(*(a.astype(x.dtype) for a in new)), jnp.tril(jnp.ones((c, c), bool)))
+        carry, remembered = self.memory._group(carry, y[None], c, span)
+        return carry, new, self._gated(y, remembered[0])
+
+    def _projected(self, x: Float[Array, "t d"], weights: Weights, at: int | Int[Array, ""]) -> tuple[Array, Cache]:
+        """Queries of tokens from row `at` of a segment on, and keys and values of them and of what they recall."""
+        heads, wide = self.memory.n_heads, inner_dtype(x)
+        asked = jax.nn.silu((x @ self.w_recall.astype(x.dtype)).astype(wide)).reshape(x.shape[0], heads, -1)
+        asked = asked * jax.lax.rsqrt(jnp.square(asked).sum(axis=-1, keepdims=True) + NORM_EPS)
+        recalled = recall(weights, asked.swapaxes(0, 1), self.memory._shape(1, wide)).swapaxes(0, 1)
+        recalled = self.recall_norm(recalled.reshape(x.shape)).astype(x.dtype)
+        first = 0 if self.persistent is None else self.persistent.shape[0]
+        q, k, v = self.attention._projected(x, first + at)
+        _, recalled_k, recalled_v = self.attention._projected(recalled, first + at)
+        return q, Cache(k, v, recalled_k, recalled_v)
+
+    def _attend(self, x: Array, q: Array, cache: Cache, mask: Array) -> Float[Array, "t d"]:
+        """Attention to the persistent tokens, and to the rows of the segment, and of what it recalled, in `mask`."""
+        ks, vs, masks = [cache.recalled_k, cache.k], [cache.recalled_v, cache.v], [mask, mask]
+        if self.persistent is not None:
+            _, k, v = self.attention._projected(self.persistent.astype(x.dtype), 0)
+            ks, vs, masks = [k, *ks], [v, *vs], [jnp.ones((mask.shape[0], k.shape[0]), bool), *masks]
+        mixed = masked_attention(q, jnp.concatenate(ks), jnp.concatenate(vs), jnp.concatenate(masks, axis=1))
+        return self.attention._out(x, mixed)
+
+    def _gated(self, y: Float[Array, "*t d"], remembered: Float[Array, "*t d"]) -> Float[Array, "*t d"]:
+        return self.attention_norm(y) * jax.nn.sigmoid(self.memory_norm(remembered))

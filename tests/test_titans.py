@@ -1,0 +1,285 @@
+"""Titans' memory as a mixer: exact in every form, causal to the last bit, counted to the digit."""
+
+import dataclasses
+import functools
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from filled import as_numpy, filled, is_parameter
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eqx_slm import HeadConfig, MLPConfig, ModelConfig, TaperConfig, build, count_parameters
+from eqx_slm.nn.titans import TitansConfig, TitansMemory, TitansState, group_size
+from eqx_slm.train.optimizer import parameter_groups
+
+D, C = 8, 4
+FAST = dict(compiler_options={"xla_backend_optimization_level": 0})  # half the time to compile
+CONFIGS = {
+    "inclusive": TitansConfig(n_heads=2, chunk=C),
+    "exclusive, persistent": TitansConfig(n_heads=2, chunk=C, read="exclusive", persistent=3, memory_norm="none"),
+}
+
+
+@functools.cache
+def programs(config):
+    """The module's forms, each a function that compiles once a shape."""
+    shapes = eqx.filter_eval_shape(lambda key: config.build(D, key=key), jax.random.key(0))
+    static = eqx.partition(shapes, is_parameter)[1]
+
+    def form(name):
+        return jax.jit(lambda params, *a: getattr(eqx.combine(params, static), name)(*a), **FAST)
+
+    start = jax.jit(lambda params: eqx.combine(params, static).start(2 * C + 1), **FAST)
+    return {"start": start} | {name: form(name) for name in ("__call__", "batch", "prefill", "step")}
+
+
+def module(config, seed=0):
+    """In float64, at a scale where memory and gates matter."""
+    return filled(lambda key: config.build(D, key=key), seed=seed, std=0.5, dtype=np.float64)
+
+
+def numbers(*shape, seed=1):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def run(config, mixer, x, cuts=()):
+    """Outputs and last state in pieces that end at `cuts` and at the end; pieces of one token are steps."""
+    forms, params = programs(config), eqx.filter(mixer, eqx.is_inexact_array)
+    state, outputs = forms["start"](params), []
+    for begin, end in zip((0, *cuts), (*cuts, len(x)), strict=True):
+        if end - begin == 1:
+            y, state = forms["step"](params, x[begin], state)
+            outputs.append(y[None])
+        elif end > begin:
+            y, state = forms["prefill"](params, x[begin:end], state)
+            outputs.append(y)
+    return np.concatenate(outputs), as_numpy(state)
+
+
+def close(a, b, tolerance):
+    a, b = jax.tree.leaves(as_numpy(a)), jax.tree.leaves(as_numpy(b))
+    for x, y in zip(a, b, strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * (np.abs(y).max() + 1e-30))
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_call_equals_prefill_and_steps_at_every_split(config):
+    """Contexts below, at and across chunk boundaries; the state too, whichever way it was reached."""
+    tolerance, longest = (1e-8 if config.memory_norm == "layer" else 1e-12), 2 * C + 1
+    with jax.enable_x64(True):
+        mixer, x = module(config), numbers(longest, D)
+        params = eqx.filter(mixer, eqx.is_inexact_array)
+        steps, state = run(config, mixer, x, range(1, longest))
+        assert np.abs(steps).max() > 0.1
+        for t in (1, C - 1, C, longest):
+            close(programs(config)["__call__"](params, x[:t]), steps[:t], tolerance)
+        for split in (1, C - 1, C, C + 1, 2 * C):
+            for cuts in ((split,), (split, *range(split + 1, longest))):
+                got, end = run(config, mixer, x, cuts)
+                close(got, steps, tolerance)
+                close(end, state, tolerance)
+
+
+@given(seed=st.integers(0, 2**31))
+def test_a_batch_is_its_sequences(seed):
+    config = CONFIGS["inclusive"]
+    with jax.enable_x64(True):
+        mixer, x = module(config, seed), numbers(2, 2 * C + 1, D, seed=seed)
+        params = eqx.filter(mixer, eqx.is_inexact_array)
+        both = programs(config)["batch"](params, x)
+        for i in range(2):
+            close(both[i], programs(config)["__call__"](params, x[i]), 1e-8)
+
+
+@pytest.mark.parametrize("read", ["inclusive", "exclusive", "chunk_start"])
+def test_no_output_depends_on_a_later_token(read):
+    """Exactly. What a token's own value does to its own output is the read's convention."""
+    t = 2 * C + 1
+    with jax.enable_x64(True):
+        mixer = module(TitansConfig(n_heads=2, chunk=C, read=read))
+        jacobian = jax.jit(jax.jacfwd(mixer), **FAST)(numbers(t, D))
+    influence = np.abs(np.asarray(jacobian)).max(axis=(1, 3))
+    assert (influence[np.triu_indices(t, 1)] == 0).all()
+    earlier = influence[np.tril_indices(t, -1)]
+    # At a chunk's start the memory knows earlier chunks; the convolutions reach three tokens back in any case.
+    near = np.subtract(*np.tril_indices(t, -1)) < 4
+    assert (earlier[near] > 1e-9).all() and (read == "chunk_start" or (earlier > 1e-9).all())
+
+
+def test_groups_of_chunks_change_nothing_and_every_leaf_learns():
+    """Rematerialised groups (eleven chunks: 3, 3, 3 and 2) against none."""
+    config = TitansConfig(n_heads=2, chunk=2, persistent=1)
+    with jax.enable_x64(True):
+        x, pull = numbers(20, D), numbers(20, D, seed=2)
+
+        def value_and_gradient(remat):
+            params, static = eqx.partition(module(dataclasses.replace(config, remat=remat)), eqx.is_inexact_array)
+
+            def loss(params):
+                return (eqx.combine(params, static)(x) * pull).sum()
+
+            return jax.jit(jax.value_and_grad(loss), **FAST)(params)
+
+        grouped, plain = value_and_gradient("groups"), value_and_gradient("none")
+    close(grouped, plain, 1e-10)
+    for leaf in jax.tree.leaves(as_numpy(grouped[1])):
+        assert np.isfinite(leaf).all() and (np.abs(leaf) > 0).mean() > 0.9
+    assert len(jax.tree.leaves(grouped[1])) == 13
+
+
+def test_backward_memory_grows_with_the_square_root_of_the_chunks():
+    """Temporary bytes of the gradient at 4,096 tokens, at most three times those at 1,024."""
+
+    def temporary(context):
+        config = TitansConfig(n_heads=1, chunk=8, memory_depth=1)
+        params, static = eqx.partition(
+            eqx.filter_eval_shape(lambda key: config.build(32, key=key), jax.random.key(0)), is_parameter
+        )
+
+        def loss(params, x):
+            return eqx.combine(params, static)(x).sum()
+
+        x = jax.ShapeDtypeStruct((context, 32), jnp.float32)
+        return jax.jit(jax.grad(loss), **FAST).lower(params, x).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(4096) < 3 * temporary(1024)
+
+
+@given(st.integers(1, 5000))
+def test_groups_are_near_the_root_and_nearly_full(chunks):
+    group = group_size(chunks)
+    assert 1 <= group <= max(4, 1.5 * math.sqrt(chunks)) and group >= min(chunks, math.sqrt(chunks) / 1.5)
+    assert -chunks % group <= 0.1 * chunks + 1
+
+
+def test_published_totals():
+    assert TitansConfig(n_heads=2).parameters(64) == 38_118
+    tiny = ModelConfig(
+        vocab_size=64,
+        d_model=64,
+        depth=4,
+        mixer=TitansConfig(n_heads=2),
+        channel=MLPConfig(d_ff=176),
+        taper=TaperConfig("cosine", 1.5, 0.5, 8),
+        head=HeadConfig("tied"),
+    )
+    assert tiny.widths == (264, 224, 128, 88) and count_parameters(tiny) == 292_312
+    shapes = eqx.filter_eval_shape(lambda key: build(tiny, key=key), jax.random.key(0))
+    assert count_parameters(shapes) == 292_312
+
+
+@given(
+    heads=st.integers(1, 3),
+    width=st.integers(1, 5),
+    depth=st.integers(1, 3),
+    expansion=st.integers(1, 4),
+    persistent=st.integers(0, 3),
+    norm=st.sampled_from(["layer", "none"]),
+)
+def test_closed_forms_equal_the_leaves(heads, width, depth, expansion, persistent, norm):
+    config = TitansConfig(
+        n_heads=heads, memory_depth=depth, expansion=expansion, persistent=persistent, memory_norm=norm
+    )
+    d = heads * width
+    shapes = eqx.filter_eval_shape(lambda key: config.build(d, key=key), jax.random.key(0))
+    assert config.parameters(d) == count_parameters(shapes)
+    mixer = filled(lambda key: config.build(d, key=key))
+    state = jax.eval_shape(lambda: mixer.start(7))
+    assert config.state_numbers(d, 7) == sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state) if leaf.shape)
+
+
+def test_groups_of_parameters():
+    groups = parameter_groups(filled(lambda key: TitansMemory(8, n_heads=2, persistent=1, key=key)))
+    kept = {"b_inner", "initial.0", "initial.1", "gain", "persistent", "out_norm.weight"}
+    assert {name for name, group in groups.items() if group == "no decay"} == kept
+    assert {name for name, group in groups.items() if group == "decay"} == {
+        "w_q", "w_k", "w_v", "w_gate", "w_o", "conv", "w_inner",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change", [{}, dict(read="chunk_start"), dict(memory_depth=1), dict(memory_depth=3, expansion=2)]
+)
+def test_flops_equal_xlas_count_of_one_chunk(change):
+    """Outputs and the memory after one chunk: no loop. One projection more would be beyond the tolerance."""
+    config = dataclasses.replace(TitansConfig(n_heads=4, chunk=256), **change)
+    d, context = 1024, 256
+    params, static = eqx.partition(
+        eqx.filter_eval_shape(lambda key: config.build(d, key=key), jax.random.key(0)), is_parameter
+    )
+
+    @jax.jit
+    def chunk(params, x):
+        mixer = eqx.combine(params, static)
+        return mixer._group(mixer._fresh(1, x.dtype), x, context)
+
+    cost = chunk.lower(params, jax.ShapeDtypeStruct((1, context, d), jnp.float32)).cost_analysis()
+    ours = config.flops(d, context)
+    assert (cost[0] if isinstance(cost, list) else cost)["flops"] / context == pytest.approx(ours, rel=0.02)
+    assert 2 * d**2 > 0.03 * ours
+
+
+def test_flops_of_many_chunks_are_those_of_one():
+    config = TitansConfig(n_heads=2, chunk=16)
+    assert config.flops(64, 16) == config.flops(64, 4096)
+    assert config.flops(64, 8) < config.flops(64, 16)  # a context below a chunk has shorter sums
+    by_hand = 10 * 64**2 + 22 * 64 * 128 + 4 * 16 * 2 * (32 + 128) + 2 * 16**2 * 2 + 6 * 64 * 2 + 24 * 64
+    assert config.flops(64, 512) == by_hand
+    assert dataclasses.replace(config, persistent=16).flops(64, 64) == by_hand * 80 // 64
+
+
+def test_bfloat16_outside_float32_inside():
+    mixer = TitansMemory(D, n_heads=2, chunk=C, key=jax.random.key(0))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2 * C + 1, D)), jnp.bfloat16)
+    y, prefilled, state = jax.jit(lambda x: (mixer(x), *mixer.prefill(x, mixer.start(9, jnp.bfloat16))))(x)
+    assert y.dtype == prefilled.dtype == jnp.bfloat16 and np.isfinite(np.asarray(y, np.float32)).all()
+    assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype("float32"), jnp.dtype("int32")}
+
+
+def test_the_step_size_is_of_the_model_and_not_of_the_chunk_it_runs_at():
+    mixers = [TitansMemory(D, n_heads=2, chunk=c, chunk_train=6, key=jax.random.key(0)) for c in (2, 5)]
+    x = jnp.ones(D)
+    one, other = (as_numpy(jax.jit(lambda x, m=m: m.step(x, m.start(1)))(x)) for m in mixers)
+    np.testing.assert_array_equal(one.y, other.y)
+    assert TitansMemory(D, n_heads=2, chunk=5, key=jax.random.key(0)).chunk_train == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (dict(n_heads=3), "d_model=8 is not divisible by n_heads=3: take d_model 6 or 9"),
+        (dict(n_heads=16), "d_model=8 is not divisible by n_heads=16: take d_model 16"),
+        (dict(n_heads=0), "n_heads=0: it must be at least 1"),
+        (dict(chunk=0), "chunk=0: it must be at least 1"),
+        (dict(chunk_train=0), "chunk_train=0: it must be at least 1, or None"),
+        (dict(memory_depth=0), "memory_depth=0"),
+        (dict(expansion=0), "expansion=0"),
+        (dict(persistent=-1), "persistent=-1: it is a number of tokens"),
+        (dict(step_size=0.0), "step_size=0.0: it must be positive"),
+    ],
+)
+def test_bad_values_are_refused_in_one_line(options, named):
+    with pytest.raises(ValueError, match=named) as caught:
+        ModelConfig(d_model=8, mixer=dataclasses.replace(TitansConfig(), **options))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["read", "memory_norm", "memory_residual", "remat"])
+def test_unknown_kinds_are_refused(name):
+    config = TitansConfig()
+    object.__setattr__(config, name, "other")  # the constructor is type-checked here, and not for a user
+    with pytest.raises(ValueError, match=f"{name}='other': it is one of "):
+        config.check(8)
+
+
+def test_another_mixers_state_is_refused():
+    mixer = filled(lambda key: TitansMemory(D, n_heads=2, key=key))
+    for call in (lambda: mixer.step(jnp.ones(D), (1,)), lambda: mixer.prefill(jnp.ones((2, D)), (1,))):
+        with pytest.raises(ValueError, match="is a tuple, but TitansMemory decodes with a TitansState"):
+            call()
+    assert isinstance(mixer.start(3), TitansState)
