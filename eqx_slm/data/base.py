@@ -50,6 +50,11 @@ class Stream(abc.ABC):
     process_index: int
     process_count: int
 
+    @property
+    def padding(self) -> int:
+        """Ids of the vocabulary that stand for nothing: those beyond the tokenizer's."""
+        return 0 if self.tokenizer is None else self.vocab_size - self.tokenizer.vocab_size
+
     @abc.abstractmethod
     def batch(self, seed: int, index: int) -> np.ndarray:
         """Training batch `index` of a seed, int32[B, T+1]: inputs are columns [:-1], targets [1:]."""

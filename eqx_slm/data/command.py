@@ -150,7 +150,7 @@ def _prepare(options: Prepare) -> int:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from .describe import describe_prepared
-    from .prepare import Told, prepare
+    from .preparing import Told, prepare
 
     source, rule, tokenizer = _open(options)
     total = sum(size for _, size, _ in source.spec["files"]) if source.spec["kind"] == "files" else None

@@ -12,7 +12,7 @@ from .documents import MemorySource, OnError, Problem, Skipped, Source
 from .manifest import Manifest, SplitCounts
 from .sources import spec_hash
 from .splits import SplitRule
-from .tokenizer import Tokenizer, make_tokenizer
+from .tokenizer import Tokenizer, make_tokenizer, padded_vocab
 from .workers import TokenizingPool, chunks
 
 TRAINING_BYTES = 64 << 20  # of text that merges are learned from; a corpus in memory is used whole
@@ -101,13 +101,6 @@ def describe_prepared(folder: Path, *, pad_vocab_to: int = 1) -> dict[str, Any]:
     name, size = manifest.tokenizer["name"], manifest.tokenizer["vocab_size"]
     table = _table(folder.name, manifest.split_rule, name, size, pad_vocab_to, manifest.counts, manifest.skipped)
     return {**table, "prepared": manifest.hash, "leaks": manifest.leaks}
-
-
-def padded_vocab(size: int, multiple: int) -> int:
-    """The smallest multiple that is at least `size`; `UserError` where the multiple is below 1."""
-    if multiple < 1:
-        raise UserError(f"pad_vocab_to={multiple}: give a multiple of at least 1 (1 pads nothing)")
-    return -(-size // multiple) * multiple
 
 
 def _table(

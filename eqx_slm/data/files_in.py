@@ -9,10 +9,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ..errors import UserError
 
+Readable = Any  # binary files; what fsspec opens has the methods and not the type
 _BLOCK = 1 << 20
 _JSON = (".jsonl", ".ndjson", ".json")
 
@@ -141,24 +142,25 @@ def _remote_files(pattern: str) -> list[InputFile]:
         raise UserError(f"cannot list {pattern!r}: {type(error).__name__}: {error}".replace("\n", " ")) from None
 
 
-def open_raw(file: InputFile) -> IO[bytes]:
+def open_raw(file: InputFile) -> Readable:
     """The bytes as stored; raises `OSError` where they cannot be had."""
     if file.remote:
         return need("fsspec", f"reading {file.path}").open(file.path, "rb").open()
     return open(file.path, "rb")
 
 
-def open_unpacked(file: InputFile) -> IO[bytes]:
+def open_unpacked(file: InputFile) -> Readable:
     """The bytes behind gzip or zstandard, buffered; reading raises `Damaged` where they end early."""
+    zstandard = need("zstandard", f"reading {file.path}") if file.packing == "zst" else None
     raw = open_raw(file)
     if file.packing == "gz":
         return io.BufferedReader(_Gzip(raw), _BLOCK)
-    if file.packing == "zst":
-        return io.BufferedReader(_Zstandard(raw, need("zstandard", f"reading {file.path}")), _BLOCK)
-    return raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, _BLOCK)  # pyright: ignore
+    if zstandard is not None:
+        return io.BufferedReader(_Zstandard(raw, zstandard), _BLOCK)
+    return raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, _BLOCK)
 
 
-def skip_to(stream: IO[bytes], file: InputFile, offset: int) -> None:
+def skip_to(stream: Readable, file: InputFile, offset: int) -> None:
     """Moves to a byte of the unpacked text: at once in a plain file, by unpacking in a packed one."""
     if not file.packing:
         stream.seek(offset)
@@ -171,7 +173,7 @@ def skip_to(stream: IO[bytes], file: InputFile, offset: int) -> None:
 
 
 class _Gzip(io.RawIOBase):
-    def __init__(self, raw: IO[bytes]) -> None:
+    def __init__(self, raw: Readable) -> None:
         self._raw, self._unpacked = raw, gzip.GzipFile(fileobj=raw, mode="rb")
 
     def readable(self) -> bool:
@@ -192,7 +194,7 @@ class _Gzip(io.RawIOBase):
 class _Zstandard(io.RawIOBase):
     """Frame after frame. The package's own stream reader ends silently where a file is cut off, this one does not."""
 
-    def __init__(self, raw: IO[bytes], zstandard: Any) -> None:
+    def __init__(self, raw: Readable, zstandard: Any) -> None:
         self._raw, self._package = raw, zstandard
         self._frame: Any = None
         self._packed = b""

@@ -15,7 +15,7 @@ from ..errors import UserError
 from .base import IndexedStream, check_processes
 from .corpus import SPLITS, load_corpus
 from .order import permutation
-from .tokenizer import Tokenizer, make_tokenizer
+from .tokenizer import Tokenizer, make_tokenizer, padded_vocab
 
 EVAL_SEED = "validation"  # a string: no integer seed of a run gives the same order
 
@@ -161,10 +161,13 @@ def make_stream(
     *,
     data_root: str | Path | None = None,
     vocab_size: int | None = None,
+    pad_vocab_to: int = 1,
     sequence_length: int = 128,
     batch_size: int = 16,
     eval_tokens: int = 16384,
     cache_dir: str | Path | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> TokenStream:
     """Read a corpus, make its tokenizer, and encode its splits.
 
@@ -173,7 +176,8 @@ def make_stream(
     - `data`, `data_root`: see `load_corpus`.
     - `tokenizer`, `cache_dir`: see `make_tokenizer`.
     - `vocab_size`: the model's vocabulary, to pad the tokenizer's; by default the tokenizer's own.
-    - `sequence_length`, `batch_size`, `eval_tokens`: see `TokenStream`.
+    - `pad_vocab_to`: pads that further, to a multiple.
+    - `sequence_length`, `batch_size`, `eval_tokens`, `process_index`, `process_count`: see `TokenStream`.
 
     **Returns:** a `TokenStream` whose `info` names the corpus, the tokenizer, and the size of every split.
 
@@ -186,6 +190,7 @@ def make_stream(
             f"vocab_size is {vocab_size}, but the tokenizer {made.name} has {made.vocab_size} ids; "
             f"give a vocab_size of at least {made.vocab_size}, or leave it out"
         )
+    size = padded_vocab(made.vocab_size if vocab_size is None else vocab_size, pad_vocab_to)
     documents = {split: getattr(corpus, split) for split in SPLITS}
     info = {
         "corpus": corpus.name,
@@ -201,13 +206,15 @@ def make_stream(
         made.encode_documents(corpus.train),
         made.encode_documents(corpus.valid),
         test=made.encode_documents(corpus.test),
-        vocab_size=made.vocab_size if vocab_size is None else vocab_size,
+        vocab_size=size,
         sequence_length=sequence_length,
         batch_size=batch_size,
         eval_tokens=eval_tokens,
         byte_lengths=made.byte_lengths,
         info=info,
         tokenizer=made,
+        process_index=process_index,
+        process_count=process_count,
     )
 
 

@@ -205,6 +205,13 @@ class WordTokenizer(Tokenizer):
         return text.replace(" \n", "\n").replace("\n ", "\n")
 
 
+def padded_vocab(size: int, multiple: int) -> int:
+    """The smallest multiple that is at least `size`; `UserError` where the multiple is below 1."""
+    if multiple < 1:
+        raise UserError(f"pad_vocab_to={multiple}: give a multiple of at least 1 (1 pads nothing)")
+    return -(-size // multiple) * multiple
+
+
 def as_ids(ids: Iterable[int] | np.ndarray) -> list[int]:
     """Ids from a list, a numpy or a JAX array as plain integers."""
     return np.asarray(ids if hasattr(ids, "__array__") else list(ids)).reshape(-1).astype(np.int64).tolist()
