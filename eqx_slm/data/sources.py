@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import hashlib
 import json
 import re
@@ -134,7 +135,7 @@ def open_source(
         files |= {file.path: file for file in find_files(name)}
     found = tuple(files.values())
     splits = tuple(split_of_file(file.name) for file in found)
-    label = Path(names[0].rstrip("/")).name if len(names) == 1 else f"{len(names)} sources"
+    label = _label(names[0]) if len(names) == 1 else f"{len(names)} sources"
     official = all(splits) and {"train", "valid"} <= set(splits)
     return FileSource(label, found, fields, splits if official else ())
 
@@ -167,6 +168,11 @@ def lasting(spec: dict[str, Any]) -> dict[str, Any]:
     return {**spec, "files": [[name, size] for name, size, _ in spec["files"]]}
 
 
+def _label(name: str) -> str:
+    parts = [part for part in name.rstrip("/").split("/") if part and not glob.has_magic(part)]
+    return parts[-1] if parts else name
+
+
 def _is_corpus(name: str, data_root: str | Path | None) -> bool:
     if name in ("stdlib", "site-packages"):
         return True
@@ -180,8 +186,6 @@ def _is_corpus(name: str, data_root: str | Path | None) -> bool:
 
 
 def _exists(name: str) -> bool:
-    import glob
-
     return Path(name).expanduser().exists() or glob.has_magic(name)
 
 

@@ -156,7 +156,10 @@ class StreamingStream(Stream):
         return StreamingBatches(self, state.cursor["seed"], state)
 
     def eval_batches(self) -> list[np.ndarray]:
-        """The first validation documents of each source, packed without overlap, int32[B, T+1] each."""
+        """The validation batches, int32[B, T+1] each: about `eval_tokens` targets, equal for all seeds and arms.
+
+        They are the first validation documents of each source, packed without overlap; at least one batch, at most all.
+        """
         if self._eval is None:
             self._eval = self._read_eval()
         return self._eval
@@ -164,25 +167,28 @@ class StreamingStream(Stream):
     def _read_eval(self) -> list[np.ndarray]:
         assert self.tokenizer is not None
         count = max(1, round(self.eval_tokens / (self.batch_size * self.sequence_length)))
-        rows = np.arange(count * self.batch_size)
-        which, ordinals = self.schedule.locate(rows)
-        batch = np.empty((len(rows), self.sequence_length + 1), np.int32)
+        which, ordinals = self.schedule.locate(np.arange(count * self.batch_size))
+        found: list[list[np.ndarray]] = []
         for number, (source, rule) in enumerate(zip(self.sources, self.rules, strict=True)):
-            want = which == number
             packer = Packer(self.sequence_length + 1, np.asarray(self.tokenizer.separator, np.int32))
-            skipped = Skipped(self.on_error)
-            packer.start(self._encode(only(source, rule, "valid"), rule, "valid", skipped))
-            mine = []
-            while len(mine) < int(want.sum()) and (row := packer.next()) is not None:
-                mine.append(row)
-            if len(mine) < int(want.sum()):
-                have, need = len(mine) * self.sequence_length, int(want.sum()) * self.sequence_length
-                raise UserError(
-                    f"the valid split of {source.name} has {have:,} tokens in whole sequences, an evaluation needs "
-                    f"{need:,}; give more text, a larger --valid-share, or fewer eval_tokens"
-                )
-            batch[want] = np.stack(mine)[ordinals[want]] if mine else batch[want]
-        return [self._own_rows(part) for part in batch.reshape(count, self.batch_size, -1)]
+            packer.start(self._encode(only(source, rule, "valid"), rule, "valid", Skipped(self.on_error)))
+            rows: list[np.ndarray] = []
+            while len(rows) < int((which == number).sum()) and (row := packer.next()) is not None:
+                rows.append(row)
+            found.append(rows)
+        # As many whole batches as every source has sequences for.
+        short = [i for i in range(len(which)) if ordinals[i] >= len(found[which[i]])]
+        if short:
+            count = short[0] // self.batch_size
+        if count < 1:
+            source = self.sources[which[short[0]]]
+            raise UserError(
+                f"the valid split of {source.name} has {len(found[which[short[0]]])} sequences of "
+                f"{self.sequence_length + 1} tokens, too few for its part of one batch of {self.batch_size}; "
+                "give more text, a larger --valid-share, or a smaller batch"
+            )
+        rows = [found[which[i]][ordinals[i]] for i in range(count * self.batch_size)]
+        return [self._own_rows(part) for part in np.stack(rows).reshape(count, self.batch_size, -1)]
 
     def _encode(self, source: Source, rule: SplitRule, split: str, skipped: Skipped) -> Iterator[Tokenized]:
         assert self.tokenizer is not None
@@ -306,13 +312,12 @@ class _Lane:
 
     def next(self) -> np.ndarray:
         """The next sequence."""
-        empty = 0
         while self.ended and not self.buffer.filled:
+            left = len(self.packer.left)
             self._begin(self.epoch + 1)
             while self.buffer.filled < self.buffer.capacity and (row := self._pull()) is not None:
                 self.buffer.put(row)
-            empty += 1
-            if empty > 1 and not len(self.packer.left):
+            if not self.buffer.filled and len(self.packer.left) == left:  # a whole pass gave not a token
                 raise UserError(f"{self.source.name} has no training text by the rule '{self.rule}'; give more text")
         place = draw(self._start, self.draws, self.buffer.filled)
         self.draws += 1
