@@ -90,7 +90,7 @@ def _make(data: dict[str, Any]) -> Tokenizer:
 
 def save_tokenizer(path: str | Path, tokenizer: Tokenizer) -> Path:
     """Writes `tokenizer_to_json`; the file appears whole or not at all."""
-    return write_json_atomic(path, tokenizer_to_json(tokenizer), indent=None)
+    return write_bytes_atomic(path, json.dumps(tokenizer_to_json(tokenizer)).encode("ascii"))
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:

@@ -22,7 +22,8 @@ def check_settings(
     seeds: Sequence[int], steps: int, learning_rates: Sequence[float], margin: float, confidence: float
 ) -> None:
     """Raises `UserError` naming the first setting of a study that makes no sense."""
-    if not seeds or len(set(seeds)) < len(seeds):
+    # A range has none twice, and millions of seeds are too many to put into a set.
+    if not seeds or (not isinstance(seeds, range) and len(set(seeds)) < len(seeds)):
         raise UserError(f"seeds={list(seeds)}: give at least one, and none twice")
     if steps < 1:
         raise UserError(f"steps={steps}: give at least one")
