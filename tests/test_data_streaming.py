@@ -391,6 +391,15 @@ def test_two_arms_and_two_runs_see_the_same_tokens(folder, tokenizer):
     assert iterator.skipped["json"] >= 1
 
 
+def test_dropped_batches_leave_no_process(folder, tokenizer):
+    batches = folder_stream(folder, tokenizer, workers=2).batches(0)
+    next(batches)
+    children = [process.child for process in batches._pool._processes]
+    assert len(children) == 2 and all(child.poll() is None for child in children)
+    del batches
+    assert all(child.poll() is not None for child in children)
+
+
 def test_streamed_text_is_the_text(folder, tokenizer):
     """Without shuffling, the rows in a row decode to the training documents in order."""
     source = open_source(str(folder))

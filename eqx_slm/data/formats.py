@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..errors import UserError
 from .documents import Document, Item, Position, Problem
 from .files_in import Damaged, InputFile, need, open_raw, open_unpacked, skip_to
 
@@ -226,7 +227,12 @@ def _array_record(maker: _Maker, start: Position) -> Iterator[Item]:
     if maker.file.remote:
         yield Problem("unreadable", f"{maker.file.path}: ArrayRecord files are read from a local disk", maker.at())
         return
-    from array_record.python.array_record_module import ArrayRecordReader
+    try:
+        from array_record.python.array_record_module import ArrayRecordReader
+    except ImportError:
+        raise UserError(
+            f"reading {maker.file.path} needs the package array_record, which comes with grain but not for Windows"
+        ) from None
 
     maker.word = "record"
     maker.offset, maker.line = start.offset, start.offset + 1

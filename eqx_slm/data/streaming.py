@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
@@ -216,12 +217,13 @@ class StreamingStream(Stream):
 
 
 class StreamingBatches:
-    """The batches of a `StreamingStream`; `close` ends its worker processes (the end of the program does too)."""
+    """The batches of a `StreamingStream`; `close`, or dropping it, ends its worker processes."""
 
     def __init__(self, stream: StreamingStream, seed: int, state: StreamState | None = None) -> None:
         assert stream.tokenizer is not None
         self._stream, self._seed, self._index = stream, seed, 0
         self._pool = TokenizingPool(stream.tokenizer, stream.workers)
+        self._close = weakref.finalize(self, self._pool.close)  # whoever drops this drops its processes
         self._recent: deque[np.ndarray] = deque(maxlen=_KEPT)
         self._ahead: deque[np.ndarray] = deque()  # batches of a state that had stepped back
         self._lanes = [_Lane(stream, number, seed, self._pool) for number in range(len(stream.sources))]
@@ -293,7 +295,7 @@ class StreamingBatches:
 
     def close(self) -> None:
         """Ends the worker processes."""
-        self._pool.close()
+        self._close()
 
 
 class _Lane:
