@@ -258,6 +258,16 @@ def test_streaming_goes_on_from_any_batch(folder, tokenizer, batches, back, work
     resumed.close()
 
 
+@pytest.mark.parametrize("batches", [0, 1, 2, 5, 30])
+def test_streaming_goes_on_within_a_document(batches):
+    """The first document has no separator before it, later passes do; it is far longer than a batch."""
+    stream = streaming(["abcdefghij" * 30], length=6, batch=1, buffer=1)
+    whole = stream.batches(0)
+    take(whole, batches)
+    for ours, theirs in zip(take(stream.resume(whole.state()), 50), take(whole, 50), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 @pytest.mark.parametrize("kind", ["streaming", "prepared", "memory"])
 def test_processes_share_the_batches(folder, tokenizer, tmp_path, kind):
     """1, 2 and 4 processes: disjoint, complete, one global order; a state moves from one number to another."""
