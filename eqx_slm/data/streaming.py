@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 import weakref
 from collections import deque
@@ -13,15 +12,15 @@ import numpy as np
 
 from ..errors import UserError
 from .base import Stream, check_processes
-from .documents import Document, MemorySource, OnError, Position, Problem, Skipped, Source
+from .documents import OnError, Problem, Skipped, Source
+from .lane import Lane, only
 from .mix import Schedule
-from .order import draw, label_start
-from .pack import Packer, ShuffleBuffer, Tokenized
-from .sources import FileSource, HuggingFaceSource, lasting, spec_hash
+from .pack import Packer, Tokenized
+from .sources import lasting, spec_hash
 from .splits import SplitRule
 from .state import LARGEST, StreamState, check_cursor
 from .tokenizer import Tokenizer
-from .workers import Chunk, TokenizingPool, chunks
+from .workers import TokenizingPool
 
 BUFFER_SEQUENCES = 10_000
 _KEPT = 4  # batches that a state may step back over
@@ -226,7 +225,20 @@ class StreamingBatches:
         self._close = weakref.finalize(self, self._pool.close)  # whoever drops this drops its processes
         self._recent: deque[np.ndarray] = deque(maxlen=_KEPT)
         self._ahead: deque[np.ndarray] = deque()  # batches of a state that had stepped back
-        self._lanes = [_Lane(stream, number, seed, self._pool) for number in range(len(stream.sources))]
+        self._lanes = [
+            Lane(
+                source,
+                rule,
+                self._pool,
+                length=stream.sequence_length + 1,
+                capacity=capacity,
+                label=f"{seed}/shuffle/{number}",
+                on_error=stream.on_error,
+            )
+            for number, (source, rule, capacity) in enumerate(
+                zip(stream.sources, stream.rules, stream.capacities, strict=True)
+            )
+        ]
         if state is not None:
             self._restore(state)
 
@@ -238,7 +250,7 @@ class StreamingBatches:
         if self._ahead:
             batch = self._ahead.popleft()
         else:
-            first = (self._index) * stream.batch_size
+            first = self._index * stream.batch_size
             which, _ = stream.schedule.locate(np.arange(first, first + stream.batch_size))
             batch = np.stack([self._lanes[lane].next() for lane in which.tolist()])
         self._recent.append(batch)
@@ -296,103 +308,3 @@ class StreamingBatches:
     def close(self) -> None:
         """Ends the worker processes."""
         self._close()
-
-
-class _Lane:
-    """One source, packed and shuffled: a pass after the other."""
-
-    def __init__(self, stream: StreamingStream, number: int, seed: int, pool: TokenizingPool) -> None:
-        assert stream.tokenizer is not None
-        self.stream, self.pool = stream, pool
-        self.label = f"{seed}/shuffle/{number}"
-        self.source = only(stream.sources[number], stream.rules[number], "train")
-        self.rule = stream.rules[number]
-        self.skipped = Skipped(stream.on_error)
-        self.packer = Packer(stream.sequence_length + 1, np.asarray(stream.tokenizer.separator, np.int32))
-        self.buffer = ShuffleBuffer(stream.capacities[number], stream.sequence_length + 1)
-        self.epoch, self.draws, self.ended = -1, 0, True
-
-    def next(self) -> np.ndarray:
-        """The next sequence."""
-        while self.ended and not self.buffer.filled:
-            left = len(self.packer.left)
-            self._begin(self.epoch + 1)
-            while self.buffer.filled < self.buffer.capacity and (row := self._pull()) is not None:
-                self.buffer.put(row)
-            if not self.buffer.filled and len(self.packer.left) == left:  # a whole pass gave not a token
-                raise UserError(f"{self.source.name} has no training text by the rule '{self.rule}'; give more text")
-        place = draw(self._start, self.draws, self.buffer.filled)
-        self.draws += 1
-        return self.buffer.exchange(place, self._pull)
-
-    def _begin(self, epoch: int) -> None:
-        self.epoch, self.draws, self.ended = epoch, 0, False
-        self._start = label_start(f"{self.label}/{epoch}")
-        self.packer.start(self._documents(None))
-
-    def _pull(self) -> np.ndarray | None:
-        if self.ended:
-            return None
-        row = self.packer.next()
-        self.ended = row is None
-        return row
-
-    def _documents(self, at: Position | None) -> Iterator[Tokenized]:
-        items = self.source.items() if at is None else self.source.items(at)
-        for chunk, ids in self.pool.map(chunks(items), self._training):
-            tokens = iter(ids)
-            for item in chunk.items:
-                if isinstance(item, Problem):
-                    self.skipped.see(item)
-                elif self.rule(item) == "train":
-                    yield Tokenized(next(tokens), item.at)
-
-    def _training(self, chunk: Chunk) -> list[Document]:
-        return [document for document in chunk.documents if self.rule(document) == "train"]
-
-    def cursor(self) -> dict[str, Any]:
-        """Where this lane is, as JSON."""
-        packer = self.packer
-        return {
-            "epoch": self.epoch,
-            "draws": self.draws,
-            "ended": self.ended,
-            "at": None if packer.at is None else list(packer.at),
-            "used": packer.used,
-            "begun": packer.begun,
-            "parted": packer.parted,
-            "rows": self.buffer.filled,
-            "left": len(packer.left),
-        }
-
-    def restore(self, data: dict[str, Any], rows: np.ndarray, left: np.ndarray) -> None:
-        """Goes on from a cursor."""
-        self.epoch, self.draws, self.ended = data["epoch"], data["draws"], data["ended"]
-        self._start = label_start(f"{self.label}/{self.epoch}")
-        for row in rows:
-            self.buffer.put(row)
-        packer = self.packer
-        packer.left = left
-        packer.begun, packer.parted = data["begun"], data["parted"]
-        if self.ended or data["at"] is None:
-            if not self.ended:
-                packer.start(self._documents(None))
-            return
-        at = Position(*data["at"])
-        if not packer.restart(self._documents(at), data["used"], parted=data["parted"]):
-            raise UserError(f"{self.source.name} has no document at {tuple(at)} any more: it changed since the state")
-
-
-def only(source: Source, rule: SplitRule, split: str) -> Source:
-    """The part of a source that can hold a split: with official splits, nothing of the others is read."""
-    if rule.kind != "official":
-        return source
-    if isinstance(source, FileSource):
-        kept = [i for i, there in enumerate(source.splits) if there == split]
-        files, splits = tuple(source.files[i] for i in kept), tuple(source.splits[i] for i in kept)
-        return dataclasses.replace(source, files=files, splits=splits)
-    if isinstance(source, MemorySource):
-        return dataclasses.replace(source, splits={split: source.splits.get(split, ())})
-    if isinstance(source, HuggingFaceSource):
-        return source  # passing over a split costs its reading only
-    return source
