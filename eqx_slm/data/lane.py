@@ -21,7 +21,8 @@ class Lane:
     """One source, packed and shuffled: a pass after the other.
 
     **Arguments:** `source` and its split `rule`; `pool`: what tokenizes; `length`: tokens a sequence, T + 1;
-    `capacity`: sequences in its buffer; `label`: decides the shuffle, with the number of the pass; `on_error`: see `Skipped`.
+    `capacity`: sequences in its buffer; `label`: decides the shuffle, with the number of the pass; `on_error`: see
+    `Skipped`.
     """
 
     def __init__(
