@@ -68,7 +68,7 @@ from .nn import (
 from .taper import taper_widths
 
 if TYPE_CHECKING:
-    from .data import TokenStream, load_corpus, make_stream, make_tokenizer
+    from .data import Stream, TokenStream, load_corpus, make_stream, make_tokenizer, open_data
     from .infer import generate, materialize
     from .study.config import PairConfig
     from .study.pair import PairResult, pair
@@ -76,10 +76,12 @@ if TYPE_CHECKING:
     from .train import OptimizerConfig, cross_entropy, make_program, token_losses
 
 _LATE = {
+    "Stream": "data",
     "TokenStream": "data",
     "load_corpus": "data",
     "make_stream": "data",
     "make_tokenizer": "data",
+    "open_data": "data",
     "generate": "infer",
     "materialize": "infer",
     "OptimizerConfig": "train",
@@ -140,6 +142,7 @@ __all__ = [
     "PairResult",
     "RMSNorm",
     "ReadOut",
+    "Stream",
     "TableConfig",
     "TableEmbedding",
     "TaperConfig",
@@ -172,6 +175,7 @@ __all__ = [
     "match_parameters",
     "materialize",
     "memory",
+    "open_data",
     "pair",
     "parameter_ledger",
     "random_order",

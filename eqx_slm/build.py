@@ -59,7 +59,8 @@ class ModelConfig:
 
     `channel.d_ff` is the mean width where a `taper` is set. `context` bounds learned positions and is the sequence
     length that FLOPs are counted at. `residual_init="depth"` divides the initial weights of every branch's output by
-    the root of the number of branches (2 depth; more where a channel has several), after the draw.
+    the root of the number of branches (2 depth; more where a channel has several), after the draw. `padding_ids` of
+    the vocabulary stand for nothing: the ledger says what they cost.
     """
 
     vocab_size: int = 8192
@@ -75,11 +76,14 @@ class ModelConfig:
     norm: NormKind = "rms"
     placement: Placement = "pre"
     residual_init: Literal["constant", "depth"] = "constant"
+    padding_ids: int = 0
 
     def __post_init__(self):
         for name in ("vocab_size", "d_model", "depth", "context"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1")
+        if not 0 <= self.padding_ids < self.vocab_size:
+            raise ValueError(f"padding_ids={self.padding_ids}: at least 0, and below vocab_size={self.vocab_size}")
         if self.head.kind == "tied" and not self.embedding.tieable:
             raise ValueError(f'head "tied" needs a table; with a {self.embedding.kind} embedding say "generated"')
         if self.head.kind == "generated" and self.embedding.tieable:

@@ -17,12 +17,14 @@ class Ledger:
 
     `entries` are (component, parameters): "embedding", "positions", "blocks.0.mixer", "blocks.0.channel",
     "blocks.0.norms", ..., "norm", "head". `token_tables` counts the parameters in rows that belong to one token each
-    (None where that cannot be told from leaves). `buffer_bytes` is apart: integer arrays, no parameters.
+    (None where that cannot be told from leaves). `padding` counts those of all parameters that the vocabulary's padding
+    costs. `buffer_bytes` is apart: integer arrays, no parameters.
     """
 
     entries: tuple[tuple[str, int], ...]
     buffer_bytes: int = 0
     token_tables: int | None = None
+    padding: int = 0
 
     @property
     def total(self) -> int:
@@ -51,7 +53,8 @@ class Ledger:
             "norms": norms,
             "head": self["head"],
         }
-        return {"total": self.total, **known, "other": self.total - sum(known.values())}
+        padding = {"of_which_padding": self.padding} if self.padding else {}
+        return {"total": self.total, **known, "other": self.total - sum(known.values()), **padding}
 
 
 def parameter_ledger(model_or_config: Any) -> Ledger:
@@ -98,7 +101,16 @@ def _config_ledger(config: ModelConfig) -> Ledger:
     if config.head.has_leaves:
         entries.append(("head", config.head.parameters(vocab, d_model)))
     tables = config.embedding.table_parameters(vocab, d_model) + config.head.table_parameters(vocab, d_model)
-    return Ledger(tuple(entries), config.embedding.buffer_bytes(vocab), tables)
+    return Ledger(tuple(entries), config.embedding.buffer_bytes(vocab), tables, _padding(config))
+
+
+def _padding(config: ModelConfig) -> int:
+    """What the vocabulary's padding costs: parameters at the vocabulary less those at the ids that are used."""
+    vocab, used, d_model = config.vocab_size, config.vocab_size - config.padding_ids, config.d_model
+    count = config.embedding.parameters(vocab, d_model) - config.embedding.parameters(used, d_model)
+    if config.head.has_leaves:
+        count += config.head.parameters(vocab, d_model) - config.head.parameters(used, d_model)
+    return count
 
 
 def _leaf_ledger(tree: Any) -> Ledger:

@@ -46,6 +46,7 @@ class TiktokenTokenizer(Tokenizer):
         for token in table:
             digest.update(b"-" if token is None else len(token).to_bytes(4, "big") + token)
         self.encoding = encoding
+        self.label = pattern
         self.name = encoding.name
         self.vocab_size = encoding.n_vocab
         self.hash = digest.hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from .base import IndexedStream, check_processes
 from .corpus import SPLITS, load_corpus
 from .order import permutation
-from .tokenizer import Tokenizer, make_tokenizer
+from .tokenizer import Tokenizer, make_tokenizer, padded_vocab
 
-_EVAL_SEED = "validation"  # a string: no integer seed of a run gives the same order
-_ENDLESS = 2**48  # batches; more than anyone trains on
+EVAL_SEED = "validation"  # a string: no integer seed of a run gives the same order
 
 
 @dataclass(frozen=True, eq=False)
-class TokenStream:
+class TokenStream(IndexedStream):
     """The tokens of a corpus and the order in which a run reads them.
 
     Training tokens are cut into windows of `sequence_length` + 1 tokens, each starting on the last token of the one
@@ -39,6 +39,7 @@ class TokenStream:
     - `byte_lengths`: int32[vocab_size] bytes of each id, or None for a tokenizer that loses bytes.
     - `info`: what a report needs, as plain JSON values.
     - `tokenizer`: for `encode` and `decode`, if there is one.
+    - `process_index`, `process_count`: which rows of every batch are this process's; all by default.
 
     Use `make_stream` or `TokenStream.from_tokens`, which check all this.
     """
@@ -53,6 +54,8 @@ class TokenStream:
     info: dict[str, Any] = field(default_factory=dict)
     test: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     tokenizer: Tokenizer | None = None
+    process_index: int = 0
+    process_count: int = 1
 
     @classmethod
     def from_tokens(
@@ -68,6 +71,8 @@ class TokenStream:
         byte_lengths: np.ndarray | None = None,
         info: dict[str, Any] | None = None,
         tokenizer: Tokenizer | None = None,
+        process_index: int = 0,
+        process_count: int = 1,
     ) -> TokenStream:
         """A stream over given ids.
 
@@ -78,6 +83,7 @@ class TokenStream:
         for name, size in {**sizes, "vocab_size": vocab_size}.items():
             if size < 1:
                 raise UserError(f"{name} is {size}; give an integer of at least 1")
+        check_processes(batch_size, process_index, process_count)
         splits = {"train": _as_tokens(train), "valid": _as_tokens(valid), "test": _as_tokens(test)}
         need = batch_size * sequence_length + 1
         for name, tokens in splits.items():
@@ -102,6 +108,8 @@ class TokenStream:
             byte_lengths=byte_lengths,
             info={**(info or {}), "tokens": counts, "vocab_size": vocab_size, "python": platform.python_version()},
             tokenizer=tokenizer,
+            process_index=process_index,
+            process_count=process_count,
         )
 
     @property
@@ -116,25 +124,16 @@ class TokenStream:
         epoch, step = divmod(index, self.steps_per_epoch)
         windows = self._windows(self.train)
         order = permutation(len(windows), seed=seed, epoch=epoch)
-        return windows[order[step * self.batch_size : (step + 1) * self.batch_size]]
+        return windows[self._own_rows(order[step * self.batch_size : (step + 1) * self.batch_size])]
 
-    def batches(self, seed: int, *, start: int = 0) -> Iterator[np.ndarray]:
-        """The endless training batches of a seed from batch `start` on, int32[B, T+1] each, read through Grain."""
-        if start < 0:
-            raise ValueError(f"start is {start}; give an integer of at least 0")
-        import grain
+    def identity(self) -> dict[str, Any]:
+        """What decides the batches, as JSON."""
+        tokens = hashlib.sha256(np.ascontiguousarray(self.train, "<i4").tobytes()).hexdigest()
+        return {"tokens": tokens, "batch_size": self.batch_size, "sequence_length": self.sequence_length}
 
-        # An element is a whole batch: row by row Grain spends far longer on its own work than numpy on ours. Reading
-        # ahead would hide a few microseconds and leave threads behind at exit.
-        options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-        return iter(grain.MapDataset.source(_BatchSource(self, seed, start)).to_iter_dataset(options))
-
-    def digest(self, seed: int, steps: int) -> str:
-        """sha256 (hex) of the first `steps` training batches of a seed: equal digests are equal data in equal order."""
-        digest = hashlib.sha256(f"{self.vocab_size} {self.batch_size} {self.sequence_length}".encode())
-        for index in range(steps):
-            digest.update(self.batch(seed, index).astype("<i4", copy=False).tobytes())
-        return digest.hexdigest()
+    def training_tokens(self, most: int | None = None) -> np.ndarray:
+        """The first `most` tokens of the training split in the order of the text, all by default, int32[n]."""
+        return self.train[:most]
 
     def eval_batches(self) -> list[np.ndarray]:
         """The validation batches, int32[B, T+1] each: about `eval_tokens` targets, equal for all seeds and arms.
@@ -144,50 +143,16 @@ class TokenStream:
         windows = self._windows(self.valid)
         most = len(windows) // self.batch_size
         count = min(max(1, round(self.eval_tokens / (self.batch_size * self.sequence_length))), most)
-        rows = permutation(len(windows), seed=_EVAL_SEED)[: count * self.batch_size]
-        return list(windows[rows].reshape(count, self.batch_size, -1))
-
-    def eval_bytes(self) -> int | None:
-        """UTF-8 bytes that the targets of `eval_batches` stand for; None for a tokenizer that loses bytes."""
-        if self.byte_lengths is None:
-            return None
-        return sum(int(self.byte_lengths[batch[:, 1:]].sum(dtype=np.int64)) for batch in self.eval_batches())
+        rows = permutation(len(windows), seed=EVAL_SEED)[: count * self.batch_size]
+        return [self._own_rows(batch) for batch in windows[rows].reshape(count, self.batch_size, -1)]
 
     def token_counts(self) -> np.ndarray:
         """How often each id occurs in the training split, int64[vocab_size]."""
         return np.bincount(self.train, minlength=self.vocab_size).astype(np.int64, copy=False)
 
-    def encode(self, text: str) -> np.ndarray:
-        """The ids of a text, int32[t]; raises `ValueError` for a stream made without a tokenizer."""
-        if self.tokenizer is None:
-            raise ValueError("this stream was made from tokens and has no tokenizer; give `tokenizer=` to encode text")
-        return self.tokenizer.encode(text)
-
-    def decode(self, ids: Iterable[int] | np.ndarray) -> str:
-        """The text of ids, or the ids themselves for a stream made without a tokenizer."""
-        if self.tokenizer is None:
-            return " ".join(str(i) for i in np.asarray(ids).reshape(-1).tolist())
-        return self.tokenizer.decode(ids)
-
     def _windows(self, tokens: np.ndarray) -> np.ndarray:
         """A view of the windows, int32[(n - 1) // T, T + 1]: no token is copied until a batch is gathered."""
         return np.lib.stride_tricks.sliding_window_view(tokens, self.sequence_length + 1)[:: self.sequence_length]
-
-
-class _BatchSource:
-    """Grain's random-access source whose element `i` is batch `start + i`."""
-
-    def __init__(self, stream: TokenStream, seed: int, start: int) -> None:
-        self._stream, self._seed, self._start = stream, seed, start
-
-    def __len__(self) -> int:
-        return _ENDLESS
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self._stream.batch(self._seed, self._start + index)
-
-    def __repr__(self) -> str:  # Grain may print its source
-        return f"TokenStream(seed={self._seed}, start={self._start})"
 
 
 def make_stream(
@@ -196,10 +161,13 @@ def make_stream(
     *,
     data_root: str | Path | None = None,
     vocab_size: int | None = None,
+    pad_vocab_to: int = 1,
     sequence_length: int = 128,
     batch_size: int = 16,
     eval_tokens: int = 16384,
     cache_dir: str | Path | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> TokenStream:
     """Read a corpus, make its tokenizer, and encode its splits.
 
@@ -208,7 +176,8 @@ def make_stream(
     - `data`, `data_root`: see `load_corpus`.
     - `tokenizer`, `cache_dir`: see `make_tokenizer`.
     - `vocab_size`: the model's vocabulary, to pad the tokenizer's; by default the tokenizer's own.
-    - `sequence_length`, `batch_size`, `eval_tokens`: see `TokenStream`.
+    - `pad_vocab_to`: pads that further, to a multiple.
+    - `sequence_length`, `batch_size`, `eval_tokens`, `process_index`, `process_count`: see `TokenStream`.
 
     **Returns:** a `TokenStream` whose `info` names the corpus, the tokenizer, and the size of every split.
 
@@ -221,6 +190,7 @@ def make_stream(
             f"vocab_size is {vocab_size}, but the tokenizer {made.name} has {made.vocab_size} ids; "
             f"give a vocab_size of at least {made.vocab_size}, or leave it out"
         )
+    size = padded_vocab(made.vocab_size if vocab_size is None else vocab_size, pad_vocab_to)
     documents = {split: getattr(corpus, split) for split in SPLITS}
     info = {
         "corpus": corpus.name,
@@ -236,13 +206,15 @@ def make_stream(
         made.encode_documents(corpus.train),
         made.encode_documents(corpus.valid),
         test=made.encode_documents(corpus.test),
-        vocab_size=made.vocab_size if vocab_size is None else vocab_size,
+        vocab_size=size,
         sequence_length=sequence_length,
         batch_size=batch_size,
         eval_tokens=eval_tokens,
         byte_lengths=made.byte_lengths,
         info=info,
         tokenizer=made,
+        process_index=process_index,
+        process_count=process_count,
     )
 
 

@@ -115,7 +115,16 @@ class CharTokenizer(Tokenizer):
 
     def __init__(self, corpus: Corpus) -> None:
         known = set().union(*corpus.train)
-        lossless = set().union(*corpus.valid, *corpus.test) <= known
+        self._set(known, lossless=set().union(*corpus.valid, *corpus.test) <= known)
+
+    @classmethod
+    def of_characters(cls, characters: Iterable[str], *, unknown: bool) -> CharTokenizer:
+        """The tokenizer of given characters; `unknown` adds an id for all others."""
+        tokenizer = cls.__new__(cls)
+        tokenizer._set(set(characters), lossless=not unknown)
+        return tokenizer
+
+    def _set(self, known: set[str], *, lossless: bool) -> None:
         self.characters = sorted(known)
         self._unknown = None if lossless else len(known)
         # A table from code points to ids: numpy then encodes a whole text at once.
@@ -157,9 +166,25 @@ class WordTokenizer(Tokenizer):
         for document in corpus.train:
             counts.update(self._words(document))
         counts.setdefault(UNKNOWN, 0)
-        self.words = sorted(counts, key=lambda word: (-counts[word], word))
+        self._set(sorted(counts, key=lambda word: (-counts[word], word)))
+
+    @classmethod
+    def of_words(cls, words: Sequence[str], *, eos: str) -> WordTokenizer:
+        """The tokenizer of given words in the order of their ids; `eos` is "newline" or "none"."""
+        tokenizer = cls.__new__(cls)
+        tokenizer._eos_at_newline = eos == "newline"
+        tokenizer._set(list(words))
+        return tokenizer
+
+    @property
+    def eos(self) -> str:
+        """ "newline" or "none"."""
+        return "newline" if self._eos_at_newline else "none"
+
+    def _set(self, words: list[str]) -> None:
+        self.words = words
         self._ids = {word: i for i, word in enumerate(self.words)}
-        self.name = f"word:eos={'newline' if eos_at_newline else 'none'}"
+        self.name = f"word:eos={self.eos}"
         self.vocab_size = len(self.words)
         self.hash = _hash([self.name, *self.words])
         self.byte_lengths = None  # white space, and unknown words, are lost
@@ -178,6 +203,13 @@ class WordTokenizer(Tokenizer):
         words = (self.words[i] if 0 <= i < self.vocab_size else _REPLACEMENT for i in as_ids(ids))
         text = " ".join("\n" if word == END_OF_SENTENCE and self._eos_at_newline else word for word in words)
         return text.replace(" \n", "\n").replace("\n ", "\n")
+
+
+def padded_vocab(size: int, multiple: int) -> int:
+    """The smallest multiple that is at least `size`; `UserError` where the multiple is below 1."""
+    if multiple < 1:
+        raise UserError(f"pad_vocab_to={multiple}: give a multiple of at least 1 (1 pads nothing)")
+    return -(-size // multiple) * multiple
 
 
 def as_ids(ids: Iterable[int] | np.ndarray) -> list[int]:

@@ -31,13 +31,16 @@ class Options:
     """Fields of arms, ARM.FIELD=VALUE, such as leviathan-deep.embedding.rank=32; all.FIELD changes the
     base model that every arm is made from."""
     data: str | None = None
-    """stdlib, tiny_shakespeare, ptb, wikitext-2, a text file, or a folder of text files."""
+    """stdlib, tiny_shakespeare, ptb, wikitext-2, a text file, a folder of text files, a folder that
+    `python -m eqx_slm.data prepare` wrote, stream:FILES to tokenize on the fly, mix:0.7=A,0.3=B of prepared folders."""
     data_root: str | None = None
     """The folder that holds the named corpora."""
     tokenizer: str | None = None
     """bpe:N, char, byte, word (word:eos=none), o200k_base, r50k_base."""
     vocab_size: int | None = None
-    """Pads the model's vocabulary beyond the tokenizer's."""
+    """The model's vocabulary, at least the tokenizer's."""
+    pad_vocab_to: int | None = None
+    """Pads the vocabulary to a multiple; the ledger shows what that costs."""
     sequence_length: int | None = None
     """Tokens a sequence."""
     batch_size: int | None = None
@@ -75,18 +78,26 @@ def resolve(options: Options) -> "PairConfig":
 
     **Raises:** `UserError` for options that do not fit.
     """
+    from ..data.open import prepared_tokenizer
     from .config import PairConfig, preset
     from .run import read_config
 
     config: PairConfig = read_config(options.config) if options.config else preset(options.preset)
-    stream = {name: getattr(options, name) for name in ("data", "data_root", "tokenizer", "vocab_size")}
+    stream = {name: getattr(options, name) for name in ("data", "data_root", "tokenizer", "vocab_size", "pad_vocab_to")}
     stream |= {"sequence_length": options.sequence_length, "batch_size": options.batch_size}
     if options.tokenizer is not None and options.vocab_size is None:
         config = dataclasses.replace(config, stream=dataclasses.replace(config.stream, vocab_size=None))
+    if options.data is not None and options.tokenizer is None:
+        own = prepared_tokenizer(options.data)
+        if own is not None:  # prepared data brings its tokenizer, and with it the vocabulary
+            stream["tokenizer"] = own
+            config = dataclasses.replace(config, stream=dataclasses.replace(config.stream, vocab_size=None))
     changed = dataclasses.replace(config.stream, **{k: v for k, v in stream.items() if v is not None})
     for name in ("sequence_length", "batch_size"):
         if getattr(changed, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(changed, name)}: it must be at least 1")
+    if changed.pad_vocab_to < 1:
+        raise UserError(f"--pad-vocab-to {changed.pad_vocab_to}: it must be at least 1")
     if changed.vocab_size is not None and changed.vocab_size < 1:
         raise UserError(f"--vocab-size {changed.vocab_size}: it must be at least 1")
     if options.steps is not None and options.tokens is not None:
@@ -128,6 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: Options) -> int:
     from rich.console import Console
 
+    from ..data.tokenizer import padded_vocab
     from ..train.host import use_compile_cache
     from .dry_run import plan, print_plan
     from .progress import Progress
@@ -143,19 +155,23 @@ def _run(options: Options) -> int:
     if not options.dry_run:
         run_folder(config, options.out, Path("runs"))
     if options.dry_run and config.stream.vocab_size is not None:
-        print_plan(config, plan(config, config.stream.vocab_size), console)  # no data is needed
+        size = padded_vocab(config.stream.vocab_size, config.stream.pad_vocab_to)
+        print_plan(config, plan(config, size, padding=size - config.stream.vocab_size), console)  # no data is needed
         return 0
     started = time.perf_counter()
     console.print(f"reading {config.stream.data}, tokenizer {config.stream.tokenizer} ...", highlight=False)
     stream = open_stream(config)
     info = stream.info
+    tokens = info.get("tokens")  # a streamed source is not read ahead
+    counts = f"{tokens['train']:,} training tokens, {tokens['valid']:,} validation, " if tokens else ""
     console.print(
-        f"{info['corpus']}: {info['tokens']['train']:,} training tokens, {info['tokens']['valid']:,} validation, "
-        f"vocabulary {stream.vocab_size:,} ({time.perf_counter() - started:.1f} s). {info.get('corpus_note', '')}",
+        f"{info['corpus']}: {counts}vocabulary {stream.vocab_size:,} ({time.perf_counter() - started:.1f} s). "
+        f"{info.get('corpus_note', '')}",
         highlight=False,
     )
     if options.dry_run:
-        print_plan(config, plan(config, stream.vocab_size, share=distinct_share(stream)), console)
+        share = distinct_share(stream)
+        print_plan(config, plan(config, stream.vocab_size, share=share, padding=stream.padding), console)
         return 0
     with Progress(config, console) as progress:
         folder, result = run_pair(

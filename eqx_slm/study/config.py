@@ -23,6 +23,7 @@ def check_settings(
     seeds: Sequence[int], steps: int, learning_rates: Sequence[float], margin: float, confidence: float
 ) -> None:
     """Raises `UserError` naming the first setting of a study that makes no sense."""
+    # A range has none twice, and millions of seeds are too many to put into a set.
     if not seeds or (not isinstance(seeds, range) and len(set(seeds)) < len(seeds)):
         raise UserError(f"seeds={list(seeds)}: give at least one, and none twice")
     if steps < 1:
@@ -39,12 +40,13 @@ def check_settings(
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """Where tokens come from and how they are cut (see `eqx_slm.data.make_stream`)."""
+    """Where tokens come from and how they are cut (see `eqx_slm.data.open_data`)."""
 
     data: str = "stdlib"
     data_root: str | None = None
     tokenizer: str = "bpe:8192"
     vocab_size: int | None = None
+    pad_vocab_to: int = 1
     sequence_length: int = 128
     batch_size: int = 16
     eval_tokens: int = 16384
@@ -96,13 +98,15 @@ class PairConfig:
             labels.append(arm if seen[arm] == 1 else f"{arm}-{seen[arm]}")
         return tuple(labels)
 
-    def resolve(self, vocab_size: int) -> dict[str, Arm]:
-        """Every arm's config at a vocabulary, by label.
+    def resolve(self, vocab_size: int, padding: int = 0) -> dict[str, Arm]:
+        """Every arm's config at a vocabulary, of which `padding` ids stand for nothing, by label.
 
         **Raises:** `UserError` for unknown arms and fields, and for sizes that do not fit.
         """
         try:
-            base = dataclasses.replace(self.model, vocab_size=vocab_size, context=self.stream.sequence_length)
+            base = dataclasses.replace(
+                self.model, vocab_size=vocab_size, padding_ids=padding, context=self.stream.sequence_length
+            )
         except ValueError as error:
             raise UserError(str(error)) from None
         labels = self.labels()

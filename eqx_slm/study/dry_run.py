@@ -27,10 +27,10 @@ class Plan:
     training_flops: float
 
 
-def plan(config: PairConfig, vocab_size: int, *, share: float | None = None) -> dict[str, Plan]:
+def plan(config: PairConfig, vocab_size: int, *, share: float | None = None, padding: int = 0) -> dict[str, Plan]:
     """Ledger, FLOPs and memory of every arm, nothing allocated; `share` is the stream's `distinct_share`, if known."""
     plans = {}
-    for name, arm in config.resolve(vocab_size).items():
+    for name, arm in config.resolve(vocab_size, padding).items():
         counted = flops(arm.config, distinct_share=share)
         total = counted.total if counted.total_distinct is None else counted.total_distinct
         width = 2 if config.compute_dtype == "bfloat16" else 4
@@ -66,6 +66,11 @@ def print_plan(config: PairConfig, plans: dict[str, Plan], console: Any) -> None
         costs.add_row(name, *numbers, distinct, f"{p.memory.total / 2**20:,.0f} MiB", _duration(seconds))
     console.print(parameters)
     console.print(costs)
+    for name, p in plans.items():
+        if p.ledger.padding:
+            ids = p.arm.config.padding_ids
+            text = f"{name}: {p.ledger.padding:,} of the parameters are for {ids:,} padding ids"
+            console.print(text, highlight=False)
     for name, p in plans.items():
         if p.arm.match_note:
             console.print(f"{name}: {p.arm.match_note}", highlight=False, soft_wrap=True)

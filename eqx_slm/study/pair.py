@@ -13,7 +13,7 @@ from typing import Any, Literal
 import jax
 
 from ..build import ModelConfig
-from ..data.stream import TokenStream
+from ..data.base import Stream
 from ..errors import UserError
 from ..files import json_ready
 from ..train.loop import eval_steps
@@ -49,7 +49,7 @@ class PairResult:
 
 def pair(
     arms: Mapping[str, MakeModel | ModelConfig],
-    stream: TokenStream,
+    stream: Stream,
     *,
     seeds: int | Sequence[int] = 3,
     steps: int = 160,
@@ -72,7 +72,7 @@ def pair(
 
     - `arms`: by name, a `ModelConfig` or a function `make(key) -> LanguageModel`; the first is the reference. Configs
       bring their FLOPs and differences into the report; the same function or config twice is an identical arm.
-    - `stream`: see `eqx_slm.data.make_stream`; its sequence length is the context.
+    - `stream`: see `eqx_slm.data.open_data`; its sequence length is the context.
     - `seeds`: how many (0, 1, ...), or which. A seed sets initial values and data order; three or more give an interval
       worth having.
     - `steps`: training steps of every run, each of `stream.batch_size * stream.sequence_length` tokens.

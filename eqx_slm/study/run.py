@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from ..build import ModelConfig, build
-from ..data.stream import TokenStream, make_stream
+from ..data.base import Stream
+from ..data.open import open_data
 from ..errors import UserError
 from ..files import json_ready, write_json_atomic
 from ..train.checkpoint import load_model, save_model
@@ -25,13 +26,14 @@ from .report import write_report
 from .trials import Event
 
 
-def open_stream(config: PairConfig) -> TokenStream:
+def open_stream(config: PairConfig) -> Stream:
     """The stream that a config describes."""
-    return make_stream(
+    return open_data(
         config.stream.data,
         config.stream.tokenizer,
         data_root=config.stream.data_root,
         vocab_size=config.stream.vocab_size,
+        pad_vocab_to=config.stream.pad_vocab_to,
         sequence_length=config.stream.sequence_length,
         batch_size=config.stream.batch_size,
         eval_tokens=config.stream.eval_tokens,
@@ -43,7 +45,7 @@ def run_pair(
     *,
     out: Path | None = None,
     runs: Path = Path("runs"),
-    stream: TokenStream | None = None,
+    stream: Stream | None = None,
     on_event: Callable[[Event], None] | None = None,
     on_folder: Callable[[Path], None] | None = None,
 ) -> tuple[Path, PairResult]:
@@ -63,7 +65,7 @@ def run_pair(
     **Raises:** `UserError` before anything is written where config, data or folder do not fit.
     """
     stream = open_stream(config) if stream is None else stream
-    arms = config.resolve(stream.vocab_size)
+    arms = config.resolve(stream.vocab_size, stream.padding)
     for name, arm in arms.items():
         if arm.config.vocab_size < stream.vocab_size:
             raise UserError(f"arm {name} has a vocabulary of {arm.config.vocab_size}, the data {stream.vocab_size} ids")

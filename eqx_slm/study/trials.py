@@ -13,7 +13,7 @@ from jaxtyping import PRNGKeyArray
 
 from ..account import counted_flops, flops, memory, parameter_ledger
 from ..build import ModelConfig, build
-from ..data.stream import TokenStream
+from ..data.base import Stream
 from ..errors import UserError
 from ..infer.generate import generate
 from ..nn.coordinates import cooccurrence_order, frequency_order
@@ -40,19 +40,21 @@ class Event:
     text: str = ""
 
 
-def order_for(config: ModelConfig, stream: TokenStream) -> np.ndarray | None:
+def order_for(config: ModelConfig, stream: Stream) -> np.ndarray | None:
     """The coordinate order that a config asks for, from the stream's training split; None where it needs none."""
     kind = getattr(config.embedding, "order", "tokenizer")
     if kind == "frequency":
-        return frequency_order(np.bincount(stream.train, minlength=config.vocab_size))
+        return frequency_order(np.pad(stream.token_counts(), (0, config.vocab_size - stream.vocab_size)))
     if kind == "co-occurrence":
-        return cooccurrence_order(stream.train, config.vocab_size, k=getattr(config.embedding, "coordinates", 3))
+        coordinates = getattr(config.embedding, "coordinates", 3)
+        return cooccurrence_order(stream.training_tokens(), config.vocab_size, k=coordinates)
     return None
 
 
-def distinct_share(stream: TokenStream, *, batches: int = 16) -> float:
+def distinct_share(stream: Stream, *, batches: int = 16) -> float:
     """Mean number of distinct input tokens of a batch over its tokens, from the first batches of seed 0."""
-    shares = [np.unique(b[:, :-1]).size / b[:, :-1].size for b in (stream.batch(0, i) for i in range(batches))]
+    inputs = (batch[:, :-1] for _, batch in zip(range(batches), stream.batches(0), strict=False))
+    shares = [np.unique(part).size / part.size for part in inputs]
     return math.fsum(shares) / len(shares)
 
 
@@ -61,7 +63,7 @@ class Trials:
     """The runs of a study while they are made."""
 
     arms: dict[str, MakeModel | ModelConfig]
-    stream: TokenStream
+    stream: Stream
     seeds: tuple[int, ...]
     steps: int
     learning_rates: tuple[float, ...]
@@ -121,7 +123,7 @@ class Trials:
         program = make_program(
             model, self.optimizer, compute_dtype=self.compute_dtype, loop=self.loop, remat=self.remat
         )
-        compiled = compile_step(program, model, self.stream.batch(self.seeds[0], 0))
+        compiled = compile_step(program, model, self.stream.eval_batches()[0])
         known.append((compiled.program, compiled.report))
         self.tell(Event("compiled", name, seconds=compiled.report.seconds))
         return known[-1]

@@ -1,0 +1,94 @@
+"""Where a run is in its data: a JSON cursor, and for streaming one array of the tokens that are buffered."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError
+from ..files import write_bytes_atomic, write_json_atomic
+
+FORMAT = 1
+LARGEST = 25_000_000  # bytes of buffered tokens
+
+
+@dataclass(frozen=True, eq=False)
+class StreamState:
+    """The state of a stream after a batch.
+
+    - `cursor`: plain JSON; says which stream it belongs to, the seed, and how many batches have been given.
+    - `tokens`: int32[n], what a streaming stream has buffered; nothing for a prepared one.
+
+    It does not depend on how many worker processes tokenize, nor on how many processes train.
+    """
+
+    cursor: dict[str, Any]
+    tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+
+    @property
+    def batches(self) -> int:
+        """Batches given so far."""
+        return self.cursor["batch"]
+
+    def to_json(self) -> dict[str, Any]:
+        """The cursor with its hash and that of the tokens."""
+        tokens = hashlib.sha256(np.ascontiguousarray(self.tokens, "<i4").tobytes()).hexdigest()
+        content = {"format": FORMAT, "cursor": self.cursor, "tokens": len(self.tokens), "tokens_sha256": tokens}
+        return {**content, "sha256": _hash(content)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], tokens: np.ndarray | None = None) -> StreamState:
+        """The state of `to_json` and the tokens; `UserError` where either is not what was saved."""
+        try:
+            content = {key: data[key] for key in ("format", "cursor", "tokens", "tokens_sha256")}
+            sound = data["sha256"] == _hash(content) and content["format"] == FORMAT
+        except (KeyError, TypeError):
+            sound = False
+            content = {}
+        if not sound:
+            raise UserError("the data cursor is damaged: its hash is another; take an older checkpoint")
+        state = cls(content["cursor"], np.zeros(0, np.int32) if tokens is None else np.asarray(tokens, np.int32))
+        if state.to_json()["tokens_sha256"] != content["tokens_sha256"]:
+            raise UserError("the buffered tokens do not belong to the data cursor: take both from one checkpoint")
+        return state
+
+    def save(self, folder: str | Path, name: str = "data") -> None:
+        """Writes `<name>.json`, and `<name>.npy` where tokens are buffered; each appears whole or not at all."""
+        folder = Path(folder)
+        if len(self.tokens):
+            buffer = io.BytesIO()
+            np.save(buffer, self.tokens.astype("<i4", copy=False))
+            write_bytes_atomic(folder / f"{name}.npy", buffer.getvalue())
+        write_json_atomic(folder / f"{name}.json", self.to_json())  # last: it vouches for the other
+
+    @classmethod
+    def load(cls, folder: str | Path, name: str = "data") -> StreamState:
+        """Reads what `save` wrote; `UserError` where it is missing or damaged."""
+        path = Path(folder) / f"{name}.json"
+        try:
+            data = json.loads(path.read_text("utf-8"))
+            tokens = np.load(path.with_suffix(".npy"), allow_pickle=False) if data.get("tokens") else None
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(f"cannot read the data state {path}: {error}") from None
+        return cls.from_json(data, tokens)
+
+
+def check_cursor(state: StreamState, identity: dict[str, Any]) -> None:
+    """Raises `UserError` naming the first thing in which the stream that wrote a state differs from this one."""
+    there = state.cursor.get("stream", {})
+    for key in {**identity, **there}:
+        if there.get(key) != identity.get(key):
+            raise UserError(
+                f"the data state belongs to another stream: {key} was {there.get(key)!r}, is {identity.get(key)!r}; "
+                "open the stream as it was, or start from the beginning"
+            )
+
+
+def _hash(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8")).hexdigest()

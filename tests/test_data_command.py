@@ -1,0 +1,243 @@
+import itertools
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from text_files import json_line, some_texts, write_texts
+
+from eqx_slm import ModelConfig, TableConfig, build, count_parameters, parameter_ledger
+from eqx_slm.data import open_data
+from eqx_slm.data.command import main
+from eqx_slm.data.feed import Feed, host_distinct
+from eqx_slm.nn.embed_batch import distinct_tokens
+from eqx_slm.nn.head import HeadConfig
+from eqx_slm.study.command import main as pair_main
+from eqx_slm.train.loop import Batches
+
+
+def run(arguments, capsys):
+    """The command's exit code, what it printed, what it said of errors."""
+    code = main([str(argument) for argument in arguments])
+    output = capsys.readouterr()
+    return code, output.out, output.err
+
+
+def described(arguments, capsys):
+    code, output, errors = run(["describe", *arguments, "--json"], capsys)
+    assert (code, errors) == (0, "")
+    return json.loads(output)
+
+
+# Counted with wc, and published: Penn Treebank has 929,589 training tokens with <eos>, 10,000 types (Mikolov);
+# Tiny Shakespeare 65 symbols.
+PUBLISHED = {
+    ("ptb", "word:eos=none"): (9_999, {"train": 887_521, "valid": 70_390, "test": 78_669}),
+    ("ptb", "word"): (10_000, {"train": 929_589, "valid": 73_760, "test": 82_430}),
+    ("tiny_shakespeare", "char"): (65, {"train": 892_117, "valid": 111_669, "test": 111_606}),
+}
+
+
+@pytest.mark.parametrize(("name", "tokenizer"), list(PUBLISHED))
+def test_describe_of_the_known_corpora(data_root, capsys, name, tokenizer):
+    table = described([name, "--data-root", data_root, "--tokenizer", tokenizer], capsys)
+    vocabulary, tokens = PUBLISHED[name, tokenizer]
+    assert table["vocab_size"] == vocabulary and table["split_rule"] == "official"
+    for split, count in tokens.items():
+        row = table["splits"][split]
+        size = (data_root / name / f"{split}.txt").stat().st_size
+        assert (row["documents"], row["tokens"], row["bytes"]) == (1, count, size)
+        assert row["bytes_per_token"] == pytest.approx(size / count, abs=1e-4)
+
+
+def test_describe_wikitext_in_the_200k_vocabulary(data_root, capsys, monkeypatch):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(data_root / "tiktoken"))
+    arguments = ["wikitext-2", "--data-root", data_root, "--tokenizer", "o200k_base", "--pad-vocab-to", 64]
+    table = described(arguments, capsys)
+    assert (table["vocab_size"], table["padded_vocab_size"], table["padding"]) == (200_019, 200_064, 45)
+    for split in ("train", "valid", "test"):
+        assert 4 < table["splits"][split]["bytes_per_token"] < 4.5
+    code, output, _ = run(["describe", *arguments], capsys)
+    assert code == 0 and "200,019, padded to 200,064 (+45)" in output
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A folder prepared by the command, and the files that it was made from."""
+    folder = tmp_path_factory.mktemp("command")
+    texts = some_texts(900)
+    write_texts(folder / "in" / "a.jsonl.zst", texts[:500], ["one"] * 500)
+    write_texts(folder / "in" / "b.parquet", texts[500:], ["two"] * 400)
+    arguments = ["prepare", folder / "in", "--tokenizer", "bpe:300", "--out", folder / "out", "--valid-share", "0.1"]
+    assert main([str(argument) for argument in arguments]) == 0
+    return folder
+
+
+def test_prepare_and_describe(prepared, capsys):
+    table = described([prepared / "out"], capsys)
+    again = described([prepared / "in", "--tokenizer", "bpe:300", "--valid-share", "0.1", "--workers", 0], capsys)
+    for split, row in table["splits"].items():
+        other = again["splits"][split]
+        assert {k: row[k] for k in ("documents", "characters", "bytes")} == {
+            k: other[k] for k in ("documents", "characters", "bytes")
+        }
+        assert row["tokens"] == other["tokens"] + row["documents"] - 1  # separators
+        assert set(row["sets"]) == {"one", "two"}
+    assert table["vocab_size"] == 300 and table["leaks"]["documents"] == 0 and "prepared" in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["describe", "nowhere", "--tokenizer", "byte"], "no corpus 'nowhere'"),
+        (["describe", "{}/bad.jsonl", "--tokenizer", "byte"], r"bad.jsonl, line 2 \(byte 14\): not JSON"),
+        (
+            ["prepare", "{}/bad.jsonl", "--tokenizer", "byte", "--out", "{}/o"],
+            r"bad.jsonl, line 2 \(byte 14\): not JSON",
+        ),
+        (["describe", "{}/bad.jsonl", "--tokenizer", "nothing"], "unknown tokenizer 'nothing'"),
+        (["describe", "{}/in", "--tokenizer", "byte", "--split", "official"], "no official splits"),
+        (["describe", "--tokenizer", "byte"], "no data: name a corpus"),
+        (["describe", "stdlib", "--tokenizer", "byte", "--pad-vocab-to", "0"], "pad_vocab_to=0"),
+        (["export", "{}/x.bin", "--data", "{}/out"], "end the name in .json"),
+    ],
+)
+def test_errors_are_one_line(prepared, capsys, arguments, message):
+    import re
+
+    (prepared / "bad.jsonl").write_bytes(json_line("x") + b'{"text": "y"')
+    code, output, errors = run([argument.format(prepared) for argument in arguments], capsys)
+    assert (code, output) == (2, "") and errors.startswith("error: ") and errors.count("\n") == 1
+    assert re.search(message, errors)
+
+
+def test_skipped_records_are_counted(prepared, capsys):
+    (prepared / "bad.jsonl").write_bytes(json_line("x") + b'{"text": "y"')
+    arguments = [prepared / "bad.jsonl", "--tokenizer", "byte", "--on-error", "skip", "--workers", 0]
+    assert described(arguments, capsys)["skipped"]["counts"] == {"json": 1}
+    code, output, _ = run(["describe", *arguments], capsys)
+    assert code == 0 and "left out: 1 json" in output and "line 2" in output
+
+
+def test_export(prepared, capsys):
+    for name in ("t.json", "t.tiktoken"):
+        assert run(["export", prepared / name, "--data", prepared / "out"], capsys)[0] == 0
+        assert (prepared / name).stat().st_size > 1000
+
+
+def test_help():
+    code = "import sys\nsys.argv[1:] = ['--help']\nimport runpy\nrunpy.run_module('eqx_slm.data', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "describe" in done.stdout and done.stderr == ""
+
+
+def test_a_script_with_workers_ends(prepared):
+    """Silent, and without closing anything."""
+    code = f"""
+from eqx_slm.data import open_data
+stream = open_data("stream:{prepared}/in", "byte", workers=2, sequence_length=8, batch_size=2)
+print(next(stream.batches(0)).shape)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60, env=dict(os.environ)
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "(2, 9)\n", "")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training on it
+
+
+def trained(data, folder, capsys, *options):
+    """The result of a tiny study on data."""
+    code = pair_main(
+        [
+            *("--data", data, "--arms", "dense", "dense", "--seeds", "1", "--steps", "3", "--out", str(folder)),
+            *("--sequence-length", "16", "--batch-size", "2", *options),
+            *("--set", "all.d_model=8", "all.channel.d_ff=16", "all.depth=1"),
+        ]
+    )
+    output = capsys.readouterr()
+    assert (code, output.err) == (0, ""), output.err
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_a_pair_trains_on_prepared_and_on_streamed_text(prepared, tmp_path, capsys):
+    result = trained(f"{prepared}/out", tmp_path / "a", capsys, "--pad-vocab-to", "64")
+    assert result["comparisons"][0]["verdict"] == "identical arms"
+    assert result["config"]["stream"]["tokenizer"] == "bpe:300" and result["stream"]["corpus"] == "out"
+    arm = result["arms"]["dense"]
+    assert arm["config"]["vocab_size"] == 320 and arm["config"]["padding_ids"] == 20
+    assert arm["parameters"]["of_which_padding"] == 20 * 8 * 2
+    assert "of which padding" in (tmp_path / "a" / "report.md").read_text()
+    streamed = trained(f"stream:{prepared}/in/*", tmp_path / "b", capsys, "--tokenizer", "bpe:300")
+    assert streamed["comparisons"][0]["verdict"] == "identical arms"
+    assert (
+        streamed["stream"]["tokenizer"] == "bpe:300"
+        and "of_which_padding" not in streamed["arms"]["dense"]["parameters"]
+    )
+    assert streamed["stream"]["stream_hash"] != result["stream"]["stream_hash"]
+    assert pair_main(["--data", f"{prepared}/out", "--tokenizer", "byte"]) == 2
+    assert "was prepared with bpe:300, not byte" in capsys.readouterr().err
+
+
+@given(st.integers(2, 300), st.integers(1, 200), st.sampled_from(["untied", "tied"]))
+def test_the_ledger_says_what_padding_costs(used, padding, head):
+    config = ModelConfig(used + padding, 8, 1, padding_ids=padding, embedding=TableConfig(), head=HeadConfig(head))
+    ledger = parameter_ledger(config)
+    plain = ModelConfig(used, 8, 1, embedding=TableConfig(), head=HeadConfig(head))
+    assert (
+        ledger.padding == ledger.total - parameter_ledger(plain).total == padding * 8 * (2 if head == "untied" else 1)
+    )
+    assert parameter_ledger(plain).padding == 0 and "of_which_padding" not in parameter_ledger(plain).summary()
+
+
+def test_padding_must_leave_an_id():
+    with pytest.raises(ValueError, match="padding_ids=8: at least 0, and below vocab_size=8"):
+        ModelConfig(8, 8, 1, padding_ids=8)
+    config = ModelConfig(10, 8, 1, padding_ids=3, context=4)
+    shapes = jax.eval_shape(lambda key: build(config, key=key), jax.random.key(0))
+    assert count_parameters(shapes) == parameter_ledger(config).total
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Feeding
+
+
+def test_host_and_device_find_the_same_distinct_tokens():
+    rng = np.random.default_rng(0)
+    on_device = jax.jit(distinct_tokens, static_argnums=1)
+    for vocab, high in ((50, 50), (50, 3), (1000, 1000), (1000, 1)):
+        for _ in range(8):
+            tokens = rng.integers(0, high, (4, 16)).astype(np.int32)
+            for ours, theirs in zip(host_distinct(tokens, vocab), on_device(tokens, vocab), strict=True):
+                assert ours.dtype == theirs.dtype
+                np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("ahead", [0, 2, 4])
+def test_feeding_ahead_changes_neither_batches_nor_state(prepared, ahead):
+    streams = [
+        open_data(str(prepared / "out"), sequence_length=16, batch_size=4),
+        open_data(f"stream:{prepared}/in", "byte", workers=0, sequence_length=16, batch_size=4),
+    ]
+    for stream in streams:
+        assert isinstance(stream, Batches)
+        plain = list(itertools.islice(stream.batches(2), 12))
+        feed = Feed(stream.batches(2), ahead=ahead, distinct=stream.vocab_size)
+        for batch in plain[:6]:
+            fed = next(feed)
+            assert isinstance(fed.tokens, jax.Array) and fed.distinct is not None
+            np.testing.assert_array_equal(fed.tokens, batch)
+            np.testing.assert_array_equal(fed.distinct.ids[fed.distinct.inverse], batch[:, :-1].reshape(-1))
+        resumed = Feed(stream.resume(feed.state()), ahead=ahead)
+        for batch in plain[6:]:
+            np.testing.assert_array_equal(next(resumed).tokens, batch)
+            assert fed.distinct.number <= 64
+    with pytest.raises(ValueError, match="give 0 to 4"):
+        Feed(streams[0].batches(0), ahead=5)

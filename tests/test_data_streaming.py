@@ -1,0 +1,466 @@
+import itertools
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+from text_files import json_line, some_texts, write_texts
+
+from eqx_slm.data import (
+    Corpus,
+    StreamingStream,
+    StreamState,
+    make_tokenizer,
+    open_data,
+    open_prepared,
+    open_source,
+    prepare,
+)
+from eqx_slm.data.base import Stream
+from eqx_slm.data.documents import START, Document, MemorySource
+from eqx_slm.data.mix import Schedule
+from eqx_slm.data.order import draw, permutation, places
+from eqx_slm.data.pack import Packer, ShuffleBuffer, Tokenized, document_ids, document_mask
+from eqx_slm.data.splits import SplitRule, split_rule
+from eqx_slm.data.state import LARGEST
+from eqx_slm.data.tokenizer import ByteTokenizer
+from eqx_slm.errors import UserError
+from eqx_slm.train.loop import Batches
+
+OFFICIAL = SplitRule("official")
+SEPARATOR = ord("\n")
+
+
+def memory(train, valid=("valid text " * 40,), name="memory"):
+    return MemorySource(name, {"train": tuple(train), "valid": tuple(valid), "test": ()}, name)
+
+
+def streaming(train, *, length=7, batch=2, **options):
+    options = {"rules": OFFICIAL, "eval_tokens": 4, **options}
+    return StreamingStream(
+        memory(train) if isinstance(train, list) else train,
+        ByteTokenizer(),
+        sequence_length=length,
+        batch_size=batch,
+        **options,
+    )
+
+
+def take(iterator, count):
+    return [next(iterator) for _ in range(count)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Packing and shuffling
+
+
+lists_of_ids = st.lists(st.lists(st.integers(10, 99), min_size=0, max_size=20), min_size=1, max_size=15)
+
+
+@given(lists_of_ids, st.integers(1, 9), st.integers(1, 4))
+def test_packing_loses_and_duplicates_no_token(texts, length, passes):
+    """Sequences in a row, and what is left, are the documents in a row with separators between, pass after pass."""
+    packer = Packer(length, np.array([0], np.int32))
+    rows = []
+    for _ in range(passes):
+        packer.start(iter([Tokenized(np.array(ids, np.int32), START) for ids in texts]))
+        while (row := packer.next()) is not None:
+            rows.append(row)
+    assert all(row.shape == (length,) and row.dtype == np.int32 for row in rows)
+    expected = [token for ids in texts * passes for token in [0, *ids]][1:]
+    assert np.concatenate([np.zeros(0, np.int32), *rows, packer.left]).tolist() == expected
+    assert len(packer.left) < length
+
+
+@given(st.integers(1, 60), st.integers(1, 80), st.integers(0, 2**64 - 1))
+def test_the_buffer_gives_a_permutation(count, capacity, seed):
+    buffer = ShuffleBuffer(capacity, 2)
+    rows = iter([np.array([i, -i], np.int32) for i in range(count)])
+    out = []
+    while buffer.filled < capacity and (row := next(rows, None)) is not None:
+        buffer.put(row)
+    for step in range(count):
+        row = buffer.exchange(draw(seed, step, buffer.filled), lambda: next(rows, None))
+        assert row[0] == -row[1] and row[0] < step + capacity  # never from beyond the buffer
+        out.append(int(row[0]))
+    assert sorted(out) == list(range(count)) and buffer.filled == 0
+    if capacity == 1:
+        assert out == list(range(count))
+
+
+def test_draws_are_uniform():
+    """Chi-square over 16 places; 15 degrees of freedom, 99.99% below 44.3."""
+    counts = np.bincount([draw(123, i, 16) for i in range(4096)], minlength=16)
+    assert ((counts - 256) ** 2 / 256).sum() < 44.3
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 10**6), st.sampled_from([1, 5, 10_000]), st.integers(2, 5), st.integers(1, 3))
+def test_an_epoch_is_a_permutation_of_what_was_packed(seed, buffer, length, batch):
+    texts = [f"document {i}" for i in range(12)]
+    stream = streaming(texts, length=length, batch=batch, buffer=buffer)
+    tokens = [t for text in texts * 3 for t in [SEPARATOR, *text.encode()]][1:]
+    once_more = sum(len(text) + 1 for text in texts)
+    rows = iter(row for b in stream.batches(seed) for row in b)
+    start = 0
+    for epoch in (1, 2):
+        # So many tokens have been read after this epoch: every document with a separator, the very first without.
+        end = (epoch * once_more - 1) // (length + 1) * (length + 1)
+        packed = [tuple(tokens[i : i + length + 1]) for i in range(start, end, length + 1)]
+        given_ = [tuple(row.tolist()) for row in itertools.islice(rows, len(packed))]
+        assert Counter(given_) == Counter(packed)
+        start = end
+
+
+@given(st.integers(1, 5000), st.integers(0, 2**40), st.integers(0, 9))
+def test_places_are_a_permutation(n, seed, epoch):
+    at = np.arange(n)
+    from eqx_slm.data import order
+
+    np.testing.assert_array_equal(places(n, at, seed=seed, epoch=epoch), permutation(n, seed=seed, epoch=epoch))
+    computed = order._feistel(n, at, f"{seed}/{epoch}")
+    np.testing.assert_array_equal(np.sort(computed), at)
+    some = at[:: max(1, n // 7)]
+    np.testing.assert_array_equal(order._feistel(n, some, f"{seed}/{epoch}"), computed[some])
+
+
+def test_computed_places_look_random():
+    from eqx_slm.data import order
+
+    n = 10_000
+    computed = order._feistel(n, np.arange(n), "0/0")
+    assert abs(np.corrcoef(np.arange(n), computed)[0, 1]) < 0.04
+    assert abs(np.corrcoef(computed[:-1], computed[1:])[0, 1]) < 0.04
+    assert (computed == order._feistel(n, np.arange(n), "0/1")).sum() < 12
+    far = places(2**40, np.array([0, 1, 2**40 - 1]), seed=0)
+    assert len(set(far.tolist())) == 3 and far.max() < 2**40
+
+
+def test_document_masks():
+    ids = document_ids(np.array([[5, 0, 6, 7, 0, 0, 8]]), 0)
+    assert ids.tolist() == [[0, 0, 1, 1, 1, 2, 3]]
+    mask = document_mask(ids)[0]
+    for i, j in itertools.product(range(7), repeat=2):
+        assert mask[i, j] == (j <= i and ids[0, i] == ids[0, j])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Mixing
+
+
+weights = st.lists(st.integers(1, 40), min_size=1, max_size=7)
+
+
+@given(weights, st.integers(0, 10**9))
+@example([1, 1, 1], 0)
+@example([97, 1, 1, 1], 0)
+def test_no_prefix_is_a_sequence_away_from_the_request(weights, later):
+    schedule = Schedule(weights)
+    n = min(2 * schedule.period, 600)
+    for first in (0, later * schedule.period):
+        which, ordinals = schedule.locate(first + np.arange(n))
+        counts = np.cumsum(which[:, None] == np.arange(len(weights)), axis=0) + np.array(
+            [first * w // sum(weights) for w in weights]
+        )
+        for step in range(n):
+            for count, weight in zip(counts[step].tolist(), weights, strict=True):
+                # Exact integers: |count / total - weight| < 1 sequence.
+                assert abs(count * sum(weights) - (first + step + 1) * weight) < sum(weights)
+            assert ordinals[step] == counts[step, which[step]] - 1
+
+
+def test_weights_are_exact_decimals():
+    which, _ = Schedule(["0.7", 0.2, "1/10"]).locate(np.arange(1000))
+    assert np.bincount(which).tolist() == [700, 200, 100] and Schedule([0.1, 0.2]).period == 3
+    for bad, message in (([], "at least one"), ([1, 0], "above 0"), (["x"], "numbers such as"), ([1, 10**6], "repeat")):
+        with pytest.raises(UserError, match=message):
+            Schedule(bad)
+
+
+def test_mixed_streams_keep_the_request_in_what_is_trained_on(tmp_path):
+    """Sources of different letters, streamed and prepared: letters tell where each row of each batch came from."""
+    letters = "abc"
+    shares = ["0.5", "0.3", "0.2"]
+    sources = [memory([letter * 90] * 5, [letter * 90], letter) for letter in letters]
+    streamed = StreamingStream(
+        sources, ByteTokenizer(), rules=OFFICIAL, weights=shares, sequence_length=8, batch_size=4, eval_tokens=80
+    )
+    for source in sources:
+        options = {"rule": OFFICIAL, "workers": 0, "on_leak": "keep"}
+        prepare(source, ByteTokenizer(), tmp_path / source.name, **options)
+    mix = "mix:" + ",".join(f"{share}={tmp_path / letter}" for share, letter in zip(shares, letters, strict=True))
+    options = {"sequence_length": 8, "batch_size": 4, "eval_tokens": 80}
+    mixed = open_data(mix, **options)
+    for stream in (streamed, mixed):
+        seen = np.zeros(3)
+        for step, row in enumerate(row for batch in take(stream.batches(0), 60) for row in batch):
+            which = [letter for letter in letters if ord(letter) in row]
+            assert len(which) == 1  # packed each for itself
+            seen[letters.index(which[0])] += 1
+            assert (abs(seen - np.array([0.5, 0.3, 0.2]) * (step + 1)) < 1).all()
+        evaluated = np.concatenate(stream.eval_batches())
+        assert Counter(chr(row.max()) for row in evaluated)["a"] == round(len(evaluated) / 2)
+        state = (iterator := stream.batches(1)) and take(iterator, 7) and iterator.state()
+        for ours, theirs in zip(take(stream.resume(state), 5), take(iterator, 5), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    assert mixed.identity() != open_prepared([tmp_path / letter for letter in letters], **options).identity()
+    with pytest.raises(ValueError, match="no common epoch"):
+        _ = mixed.steps_per_epoch
+    with pytest.raises(UserError, match="write mix:WEIGHT=SOURCE"):
+        open_data("mix:a,b")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# States
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """JSON lines in two packed files, with a few bad records."""
+    folder = tmp_path_factory.mktemp("stream")
+    texts = some_texts(300)
+    write_texts(folder / "a.jsonl.zst", texts[:150])
+    lines = [json_line(text) for text in texts[150:]]
+    (folder / "b.jsonl").write_bytes(b"".join(lines[:70]) + b"broken\n" + b"".join(lines[70:]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    corpus = Corpus("x", tuple(some_texts(80)), (), (), split_rule="", hash="x")
+    return make_tokenizer("bpe:300", corpus, cache_dir=tmp_path_factory.mktemp("cache"))
+
+
+def folder_stream(folder, tokenizer, **options):
+    source = open_source(str(folder))
+    options = {"sequence_length": 15, "batch_size": 4, "eval_tokens": 120, "buffer": 20, **options}
+    return StreamingStream(source, tokenizer, rules=split_rule(source, valid=0.2, test=0.1), on_error="skip", **options)
+
+
+@settings(max_examples=12)
+@given(st.integers(0, 150), st.integers(0, 3), st.integers(0, 4), st.integers(0, 10**6))
+def test_streaming_goes_on_from_any_batch(folder, tokenizer, batches, back, workers, seed):
+    """Through JSON and an array, with another number of workers, over the end of a pass (about 90 batches)."""
+    assume(back <= batches)
+    stream = folder_stream(folder, tokenizer)
+    whole = stream.batches(seed)
+    before = take(whole, batches)
+    state = whole.state(back=back)
+    copy = StreamState.from_json(json.loads(json.dumps(state.to_json())), state.tokens.copy())
+    assert copy.batches == batches - back and copy.tokens.nbytes <= LARGEST
+    resumed = folder_stream(folder, tokenizer, workers=workers % 3 if workers < 3 else 0).resume(copy)
+    expected = before[batches - back :] + take(whole, 12)
+    for ours, theirs in zip(take(resumed, len(expected)), expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert resumed.state().to_json() == whole.state().to_json()
+    resumed.close()
+
+
+@pytest.mark.parametrize("batches", [0, 1, 2, 5, 30])
+def test_streaming_goes_on_within_a_document(batches):
+    """The first document has no separator before it, later passes do; it is far longer than a batch."""
+    stream = streaming(["abcdefghij" * 30], length=6, batch=1, buffer=1)
+    whole = stream.batches(0)
+    take(whole, batches)
+    for ours, theirs in zip(take(stream.resume(whole.state()), 50), take(whole, 50), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", ["streaming", "prepared", "memory"])
+def test_processes_share_the_batches(folder, tokenizer, tmp_path, kind):
+    """1, 2 and 4 processes: disjoint, complete, one global order; a state moves from one number to another."""
+    source = open_source(str(folder))
+    rule = split_rule(source, valid=0.2, test=0.1)
+    sizes = {"sequence_length": 15, "batch_size": 4, "eval_tokens": 120}
+    if kind == "prepared":
+        prepare(source, tokenizer, tmp_path / "out", rule=rule, workers=0, on_error="skip", shard_tokens=800)
+
+    def opened(index, count):
+        where = {"process_index": index, "process_count": count}
+        if kind == "streaming":
+            return folder_stream(folder, tokenizer, **where)
+        if kind == "prepared":
+            return open_prepared(tmp_path / "out", **sizes, **where)
+        return open_data(str(folder / "b.jsonl"), "byte", **sizes, **where)
+
+    iterator = opened(0, 1).batches(3)
+    whole = take(iterator, 30)
+    state = opened(0, 1).batches(3)
+    take(state, 11)
+    state = state.state()
+    evaluated = opened(0, 1).eval_batches()
+    for count in (2, 4):
+        streams = [opened(i, count) for i in range(count)]
+        iterators = [stream.batches(3) for stream in streams]
+        for batch in whole:
+            parts = [next(iterator) for iterator in iterators]
+            assert all(len(part) == 4 // count for part in parts)
+            np.testing.assert_array_equal(np.concatenate(parts), batch)
+        parts = [stream.eval_batches() for stream in streams]
+        for number, batch in enumerate(evaluated):
+            np.testing.assert_array_equal(np.concatenate([part[number] for part in parts]), batch)
+        for stream, part in zip(streams, range(count), strict=True):
+            rows = slice(part * 4 // count, (part + 1) * 4 // count)
+            np.testing.assert_array_equal(next(stream.resume(state)), whole[11][rows])
+    with pytest.raises(UserError, match="does not divide among 3 processes"):
+        opened(0, 3)
+    with pytest.raises(UserError, match="process_index is 2 of process_count 2"):
+        opened(2, 2)
+
+
+@given(st.integers(0, 400), st.integers(0, 3))
+def test_indexed_streams_go_on_from_any_batch(batches, back):
+    assume(back <= batches)
+    texts = [f"training text {i}" for i in range(30)]
+    from eqx_slm.data import TokenStream
+
+    tokens = ByteTokenizer().encode_documents(texts)
+    stream = TokenStream.from_tokens(tokens, tokens, vocab_size=256, sequence_length=9, batch_size=3)
+    iterator = stream.batches(5, start=batches - 1) if batches else stream.batches(5)
+    take(iterator, min(batches, 1))
+    if back > 1:
+        back = 1
+    state = StreamState.from_json(json.loads(json.dumps(iterator.state(back=min(back, min(batches, 1))).to_json())))
+    assert not len(state.tokens)  # a cursor alone
+    np.testing.assert_array_equal(next(stream.resume(state)), stream.batch(5, state.batches))
+
+
+def test_states_are_saved_checked_and_refused(folder, tokenizer, tmp_path):
+    stream = folder_stream(folder, tokenizer)
+    iterator = stream.batches(0)
+    take(iterator, 5)
+    state = iterator.state()
+    state.save(tmp_path)
+    again = StreamState.load(tmp_path)
+    np.testing.assert_array_equal(next(stream.resume(again)), next(iterator))
+    cursor = json.loads((tmp_path / "data.json").read_text())
+    assert cursor["cursor"]["batch"] == 5 and len(cursor["sha256"]) == len(cursor["tokens_sha256"]) == 64
+    for change, message in (
+        (lambda c: c["cursor"].update(batch=6), "the data cursor is damaged"),
+        (lambda c: c.pop("sha256"), "the data cursor is damaged"),
+    ):
+        changed = json.loads(json.dumps(cursor))
+        change(changed)
+        with pytest.raises(UserError, match=message):
+            StreamState.from_json(changed, state.tokens)
+    tokens = state.tokens.copy()
+    tokens[3] += 1
+    with pytest.raises(UserError, match="the buffered tokens do not belong"):
+        StreamState.from_json(cursor, tokens)
+    with pytest.raises(UserError, match="cannot read the data state"):
+        StreamState.load(tmp_path / "nowhere")
+    for other in (
+        folder_stream(folder, tokenizer, batch_size=2),
+        folder_stream(folder, tokenizer, buffer=19),
+        StreamingStream(
+            open_source(str(folder / "b.jsonl")),
+            ByteTokenizer(),
+            rules=SplitRule("content"),
+            sequence_length=15,
+            batch_size=4,
+            on_error="skip",
+        ),
+    ):
+        with pytest.raises(UserError, match="the data state belongs to another stream: .* was .*, is "):
+            other.resume(state)
+    with pytest.raises(ValueError, match="can step back over at most"):
+        iterator.state(back=5)
+
+
+def test_the_state_of_the_papers_setting_is_small_enough():
+    """10,000 sequences of 513 tokens, batches of 512: the buffers, filled, and four batches stepped back over."""
+    stream = streaming(["x" * 100], length=512, batch=512)
+    assert stream.buffer == 10_000
+    assert 4 * 513 * (stream.buffer + 4 * 512 + 1) <= LARGEST
+    assert streaming(["x" * 100], length=2048, batch=16).buffer < 10_000  # longer ones: fewer
+    with pytest.raises(UserError, match="leaves no room for a shuffle buffer"):
+        streaming(["x"], length=2**16, batch=64)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Streams
+
+
+def test_two_arms_and_two_runs_see_the_same_tokens(folder, tokenizer):
+    stream, other = folder_stream(folder, tokenizer), folder_stream(folder, tokenizer, workers=2)
+    assert isinstance(stream, Stream) and isinstance(stream, Batches)
+    assert stream.digest(4, 40) == stream.digest(4, 40) == other.digest(4, 40)
+    assert stream.digest(4, 40) != stream.digest(5, 40)
+    for ours, theirs in zip(stream.eval_batches(), other.eval_batches(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(stream.batch(4, 2), take(stream.batches(4), 3)[2])
+    np.testing.assert_array_equal(stream.batch(4, 2), next(stream.batches(4, start=2)))
+    assert json.loads(json.dumps(stream.info)) == stream.info
+    assert len(stream.training_tokens(100)) == 100
+    lengths = tokenizer.byte_lengths
+    assert stream.eval_bytes() == sum(int(lengths[b[:, 1:]].sum()) for b in stream.eval_batches())
+    iterator = stream.batches(0)
+    take(iterator, 120)
+    assert iterator.skipped["json"] >= 1
+
+
+def test_dropped_batches_leave_no_process(folder, tokenizer):
+    batches = folder_stream(folder, tokenizer, workers=2).batches(0)
+    next(batches)
+    children = [process.child for process in batches._pool._processes]
+    assert len(children) == 2 and all(child.poll() is None for child in children)
+    del batches
+    assert all(child.poll() is not None for child in children)
+
+
+def test_streamed_text_is_the_text(folder, tokenizer):
+    """Without shuffling, the rows in a row decode to the training documents in order."""
+    source = open_source(str(folder))
+    rule = split_rule(source, valid=0.2, test=0.1)
+    stream = folder_stream(folder, tokenizer, buffer=1)
+    tokens = np.concatenate([batch.reshape(-1) for batch in take(stream.batches(0), 20)])
+    texts = [item.text for item in source.items() if isinstance(item, Document) and rule(item) == "train"]
+    expected = "".join(f"{text}<|endoftext|>" for text in texts)
+    text = stream.decode(tokens)
+    assert len(text) > 1000 and expected.startswith(text.rstrip("\ufffd"))
+
+
+def test_validation_text_is_not_trained_on():
+    source = MemorySource("m", {"train": ("t" * 200,), "valid": ("v" * 200,), "test": ("x" * 200,)}, "m")
+    stream = streaming(source)
+    assert {int(token) for batch in take(stream.batches(0), 60) for token in batch.reshape(-1)} == {SEPARATOR, ord("t")}
+    assert {int(token) for batch in stream.eval_batches() for token in batch.reshape(-1)} == {ord("v")}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"length": 0}, "sequence_length is 0"),
+        ({"buffer": 0}, "buffer is 0"),
+        ({"vocab_size": 255}, "the tokenizer byte has 256 ids; raise --vocab-size"),
+        ({"weights": [1, 2]}, "1 sources, 2 weights"),
+    ],
+)
+def test_bad_settings(options, message):
+    with pytest.raises(UserError, match=message):
+        streaming(["text"], **options)
+
+
+def test_streams_say_what_they_cannot_do(folder):
+    stream = streaming(["text " * 40])
+    for call in (stream.token_counts, stream.training_tokens):
+        with pytest.raises(UserError, match="not read ahead"):
+            call()
+    for call in (lambda: stream.batch(0, -1), lambda: stream.batches(0, start=-1)):
+        with pytest.raises(ValueError, match="at least 0"):
+            call()
+    with pytest.raises(UserError, match="the valid split of m has 0 sequences of 8 tokens, too few"):
+        streaming(MemorySource("m", {"train": ("t" * 200,), "valid": ()}, "m")).eval_batches()
+    with pytest.raises(UserError, match="has no training text"):
+        next(streaming(MemorySource("m", {"train": (), "valid": ("v",)}, "m")).batches(0))
+    with pytest.raises(UserError, match="line 71"):
+        stream = open_data(f"stream:{folder}", "byte", workers=0, sequence_length=15, batch_size=4)
+        take(stream.batches(0), 2)
+
+
+def test_a_text_shorter_than_a_sequence_comes_round_again():
+    stream = streaming(["ab"], length=6, batch=1)
+    rows = take(stream.batches(0), 3)
+    assert "".join(chr(token) for row in rows for token in row[0]) == "ab\nab\nab\nab\nab\nab\nab\n"

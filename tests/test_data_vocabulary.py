@@ -1,0 +1,125 @@
+import itertools
+import json
+
+import numpy as np
+import pytest
+import tiktoken
+import tiktoken.load
+import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+from text_files import some_texts
+
+from eqx_slm.data import Corpus, make_tokenizer
+from eqx_slm.data.tokenizer import padded_vocab
+from eqx_slm.data.vocabulary import (
+    export_tokenizer_json,
+    load_tokenizer,
+    save_ranks,
+    save_tokenizer,
+    tokenizer_from_json,
+    tokenizer_to_json,
+)
+from eqx_slm.errors import UserError
+
+CORPUS = Corpus("x", tuple(some_texts(200)), ("valid ∂",), (), split_rule="", hash="vocabulary")
+SPECS = ("bpe:310", "byte", "char", "word", "word:eos=none")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    cache = tmp_path_factory.mktemp("cache")
+    return {spec: make_tokenizer(spec, CORPUS, cache_dir=cache) for spec in SPECS}
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_tokenizers_come_back_from_json(made, spec, tmp_path):
+    tokenizer = made[spec]
+    again = load_tokenizer(save_tokenizer(tmp_path / "t.json", tokenizer))
+    assert (again.name, again.hash, again.vocab_size) == (tokenizer.name, tokenizer.hash, tokenizer.vocab_size)
+    assert again.separator == tokenizer.separator and type(again) is type(tokenizer)
+    if tokenizer.byte_lengths is None:
+        assert again.byte_lengths is None
+    else:
+        np.testing.assert_array_equal(again.byte_lengths, tokenizer.byte_lengths)
+    for text in ("12 model\n the 日本\n\nnew ∂", *some_texts(5, seed=3)):
+        np.testing.assert_array_equal(again.encode(text), tokenizer.encode(text))
+        assert again.decode(tokenizer.encode(text)) == tokenizer.decode(tokenizer.encode(text))
+
+
+@given(st.text(st.characters(exclude_categories=("Cs", "Cn"))))
+def test_exports_encode_alike(exported, text):
+    """Against the two libraries that read the files: tiktoken's ranks and tokenizers' tokenizer.json."""
+    ours, ranks, hub = exported
+    expected = ours.encode(text).tolist()
+    assert ranks.encode_ordinary(text) == expected
+    assert hub.encode(text, add_special_tokens=False).ids == expected
+    assert hub.decode(expected) == text
+
+
+@given(st.binary())
+def test_ranks_round_trip_arbitrary_bytes(exported, data):
+    ours, ranks, _ = exported
+    ids = ranks._encode_bytes(data)
+    assert ranks.decode_bytes(ids) == data
+    assert sum(ours.byte_lengths[ids]) == len(data)
+
+
+@pytest.fixture(scope="module", params=["bpe:310", "r50k_base"])
+def exported(request, made, tmp_path_factory):
+    if request.param == "r50k_base":
+        root = request.getfixturevalue("data_root")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TIKTOKEN_CACHE_DIR", str(root / "tiktoken"))
+            tokenizer = make_tokenizer("r50k_base", CORPUS)
+    else:
+        tokenizer = made[request.param]
+    folder = tmp_path_factory.mktemp("exported")
+    path = save_ranks(folder / "x.tiktoken", tokenizer)
+    rest = json.loads((folder / "x.tiktoken.json").read_text())
+    ranks = tiktoken.Encoding(
+        rest["name"],
+        pat_str=rest["pattern"],
+        mergeable_ranks=tiktoken.load.load_tiktoken_bpe(str(path)),
+        special_tokens=rest["special"],
+    )
+    hub = tokenizers.Tokenizer.from_file(str(export_tokenizer_json(folder / "tokenizer.json", tokenizer)))
+    assert hub.get_vocab_size() == tokenizer.vocab_size == ranks.n_vocab
+    return tokenizer, ranks, hub
+
+
+def test_a_published_vocabulary_with_gaps(data_root, monkeypatch):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(data_root / "tiktoken"))
+    tokenizer = make_tokenizer("o200k_base", CORPUS)
+    data = json.loads(json.dumps(tokenizer_to_json(tokenizer)))
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "/nonexistent")
+    again = tokenizer_from_json(data)  # needs no file of tiktoken's
+    assert (again.hash, again.vocab_size) == (tokenizer.hash, 200_019)
+    for text in itertools.chain(some_texts(20), ["<|endoftext|> Ünïcode 日本 🙂"]):
+        np.testing.assert_array_equal(again.encode(text), tokenizer.encode(text))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hash": "0" * 64}, "is damaged: its hash is another"),
+        ({"format": 7}, "format 7"),
+        ({"kind": "unigram"}, "kind 'unigram'"),
+        ({"tokens": ["!"]}, "not a tokenizer's description"),
+    ],
+)
+def test_damaged_descriptions(made, change, message):
+    with pytest.raises(UserError, match=message):
+        tokenizer_from_json({**tokenizer_to_json(made["bpe:310"]), **change})
+
+
+def test_only_merges_can_be_exported(made, tmp_path):
+    for write in (save_ranks, export_tokenizer_json):
+        with pytest.raises(UserError, match="has no merges"):
+            write(tmp_path / "x.json", made["char"])
+
+
+@given(st.integers(1, 10**6), st.integers(1, 5000))
+def test_padding(size, multiple):
+    padded = padded_vocab(size, multiple)
+    assert padded % multiple == 0 and 0 <= padded - size < multiple
