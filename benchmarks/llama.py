@@ -22,21 +22,20 @@ def llama_stepper(
     torch.set_num_threads(cores())
     torch.manual_seed(0)
     heads, kv, _ = config.mixer.head_sizes(config.d_model)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.d_model,
-            intermediate_size=config.channel.width(config.d_model),
-            num_hidden_layers=config.depth,
-            num_attention_heads=heads,
-            num_key_value_heads=kv,
-            max_position_embeddings=config.context,
-            tie_word_embeddings=False,
-            use_cache=False,
-            pad_token_id=None,
-            attn_implementation="sdpa",
-        )
-    ).train()
+    shapes: Any = LlamaConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.d_model,
+        intermediate_size=config.channel.width(config.d_model),
+        num_hidden_layers=config.depth,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        max_position_embeddings=config.context,
+        tie_word_embeddings=False,
+        use_cache=False,
+        pad_token_id=None,
+    )
+    shapes._attn_implementation = "sdpa"
+    model = LlamaForCausalLM(shapes).train()
     adam = torch.optim.AdamW(
         model.parameters(),
         lr=1e-3,
@@ -44,15 +43,14 @@ def llama_stepper(
         eps=optimizer.eps,
         weight_decay=optimizer.weight_decay,
     )
-    tensors = [torch.tensor(batch).long() for batch in batches]
+    pairs = [(torch.tensor(batch[:, :-1]).long(), torch.tensor(batch[:, 1:]).long()) for batch in batches]
     turn = [0]
 
     def step() -> float:
-        batch = tensors[turn[0] % len(tensors)]
+        inputs, targets = pairs[turn[0] % len(pairs)]
         turn[0] += 1
-        targets = batch[:, 1:]
         # `shift_labels` are targets as they are: as many as ours.
-        loss: Any = model(input_ids=batch[:, :-1], labels=targets, shift_labels=targets).loss
+        loss: Any = model(input_ids=inputs, labels=targets, shift_labels=targets).loss
         adam.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.clip_norm)

@@ -16,6 +16,7 @@ from eqx_slm.train import cross_entropy, keep_freed_memory
 from eqx_slm.train.loss import CHUNK_TOKENS
 
 from .harness import Row, interleave, parser, show
+from .training import temporaries
 
 VOCAB, D_MODEL, TOKENS, ROUNDS = 200_019, 256, 4096, 3
 SMALL = 5_003, 64, 512, 2
@@ -61,7 +62,7 @@ def main() -> None:
         rounds=rounds,
         warm=0,  # each has just run
     )
-    memory = {name: run.memory_analysis().temp_size_in_bytes for name, run in compiled.items()}
+    memory = {name: temporaries(run) for name, run in compiled.items()}
     gibibytes = ", ".join(f"{name} {size / 2**30:.3f} GiB" for name, size in memory.items())
     times = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items())
     counted = chunk_flops(x[:CHUNK_TOKENS], weight, targets[:CHUNK_TOKENS]) * tokens / CHUNK_TOKENS
@@ -78,10 +79,9 @@ def main() -> None:
 def chunk_flops(x_td: jax.Array, weight_vd: jax.Array, targets: jax.Array) -> float:
     """XLA's count of the FLOPs of one chunk's loss and gradient."""
     lowered = jax.jit(jax.value_and_grad(chunked, argnums=(0, 1))).lower(x_td, weight_vd, targets)
-    text = lowered.as_text()
-    if "while" in text:
+    if "while" in lowered.as_text():
         raise SystemExit("one chunk's program holds a loop, whose body would be counted once")
-    return lowered.compile().cost_analysis()["flops"]
+    return (lowered.compile().cost_analysis() or {})["flops"]
 
 
 if __name__ == "__main__":

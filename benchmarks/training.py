@@ -33,6 +33,14 @@ def stepper(
     return step, compiled.report.temporary_bytes or 0
 
 
+def temporaries(compiled: Any) -> int:
+    """XLA's bytes of temporaries of a compiled function."""
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        raise SystemExit("this backend does not tell a program's memory")
+    return analysis.temp_size_in_bytes
+
+
 def zipf_batches(vocab_size: int, rows: int, tokens: int, count: int, *, seed: int = 0) -> list[np.ndarray]:
     """Batches `(rows, tokens + 1)` of ids whose frequencies fall as 1 / rank, as those of words do."""
     share = 1 / np.arange(1, vocab_size + 1)
