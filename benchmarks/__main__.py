@@ -36,7 +36,7 @@ SCRIPTS = (
 
 def main() -> int:
     """Exit code 1 where a script failed; a target not met is a result, not a failure."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", choices=[[], *SCRIPTS], help="which (default: all)")
     parser.add_argument("--data-root", help="folder of named corpora")
     arguments = parser.parse_args()

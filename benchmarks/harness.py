@@ -1,10 +1,12 @@
 """What every benchmark shares: interleaved medians, the machine's line, and one row a question."""
 
+import argparse
 import dataclasses
 import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -36,9 +38,21 @@ class Row:
         return self.ratio >= float(number) if sign == ">=" else self.ratio <= float(number)
 
 
-def show(*rows: Row) -> None:
-    """Prints the rows, and leaves them for `python -m benchmarks` where that started the script."""
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """A script's options: `--small`, for a trial of the script at sizes whose figures mean nothing."""
+    made = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    made.add_argument("--small", action="store_true", help="try the script at small sizes; no target is judged")
+    return made
+
+
+def show(*rows: Row, small: bool = False) -> None:
+    """Prints the rows, and leaves them for `python -m benchmarks` where that started the script.
+
+    Rows of a `small` trial are named so, and have no target: they cannot be taken for the real ones.
+    """
     print(machine())
+    if small:
+        rows = tuple(dataclasses.replace(row, name=f"{row.name}-small", target="") for row in rows)
     for row in rows:
         verdict = {True: "met", False: "NOT met", None: "reported"}[row.ok]
         print(f"[{row.name}] {row.ratio:.3f} {row.unit} (target {row.target or 'none'}: {verdict}); {row.sides}")
@@ -53,8 +67,12 @@ def machine() -> str:
     """Date, processor, cores and the versions that speed depends on, in one line."""
     packages = ("jax", "jaxlib", "equinox", "optax", "torch", "transformers")
     versions = ", ".join(f"{name} {found}" for name in packages if (found := _version(name)))
-    cores = len(os.sched_getaffinity(0))
-    return f"{date.today()}, {_processor()}, {cores} cores, Python {platform.python_version()}, {versions}"
+    return f"{date.today()}, {_processor()}, {cores()} cores, Python {platform.python_version()}, {versions}"
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def _version(package: str) -> str | None:
@@ -90,3 +108,27 @@ def need(*modules: str) -> None:
     if missing:
         print(f"{', '.join(missing)} not installed: pip install -e '.[bench]'", file=sys.stderr)
         raise SystemExit(2)
+
+
+def fresh(module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
+    """What `python -m benchmarks.<module> <arguments>` prints, run in a process of its own."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})})
+    if ran.returncode:
+        raise SystemExit(f"{' '.join(command)} failed with code {ran.returncode}")
+    return ran.stdout
+
+
+def resident_peak() -> int:
+    """The most bytes this process has had in memory so far.
+
+    Linux's own count for this program; `ru_maxrss` would start at what the process that started it held.
+    """
+    try:
+        with open("/proc/self/status") as file:
+            return 1024 * next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak

@@ -1,15 +1,17 @@
-"""What does `import eqx_slm` cost beside `import equinox`? Target: at most 1.2 times.
+"""What does `import eqx_slm` cost beside `import equinox`?
 
-    python benchmarks/import_time.py
+    python -m benchmarks import_time
 
 Both are imported in fresh interpreters, alternating; the ratio is of medians.
 """
 
-import platform
 import statistics
 import subprocess
 import sys
 
+from .harness import Row, parser, show
+
+ROUNDS = 15
 CODE = "import time; t = time.perf_counter(); import {}; print(time.perf_counter() - t)"
 
 
@@ -20,17 +22,17 @@ def seconds(module: str) -> float:
 
 
 def main() -> None:
-    """Prints both medians and their ratio."""
+    """Prints the ratio."""
+    small = parser(__doc__).parse_args().small
     times: dict[str, list[float]] = {"equinox": [], "eqx_slm": []}
     for name in times:
         seconds(name)  # fills the caches of compiled Python
-    for _ in range(15):
+    for _ in range(1 if small else ROUNDS):
         for name, found in times.items():
             found.append(seconds(name))
     medians = {name: statistics.median(found) for name, found in times.items()}
-    print(f"python {platform.python_version()}, {platform.machine()}")
-    print(", ".join(f"import {name} {median:.3f} s" for name, median in medians.items()))
-    print(f"ratio {medians['eqx_slm'] / medians['equinox']:.3f} (target <= 1.2)")
+    sides = ", ".join(f"import {name} {median:.3f} s" for name, median in medians.items())
+    show(Row("import-time", medians["eqx_slm"] / medians["equinox"], "<= 1.2", "x the time", sides), small=small)
 
 
 if __name__ == "__main__":

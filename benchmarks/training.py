@@ -12,12 +12,15 @@ from eqx_slm.train.step import compile_step
 
 
 def stepper(
-    config: ModelConfig, batches: list[np.ndarray], *, optimizer: OptimizerConfig | None = None
+    config: ModelConfig, batches: list[np.ndarray], *, optimizer: OptimizerConfig | None = None, **options: Any
 ) -> tuple[Callable[[], Any], int]:
-    """A function that trains one step on the next batch and waits for it, and the step's temporary bytes."""
+    """A function that trains one step on the next batch and waits for it, and the step's temporary bytes.
+
+    `options` go to `make_program`.
+    """
     keep_freed_memory()
     model = build(config, key=jax.random.key(0))
-    compiled = compile_step(make_program(model, optimizer or OptimizerConfig()), model, batches[0])
+    compiled = compile_step(make_program(model, optimizer or OptimizerConfig(), **options), model, batches[0])
     program = compiled.program
     state = [program.start(model)]
     turn = [0]
@@ -28,6 +31,14 @@ def stepper(
         return float(metrics.loss)
 
     return step, compiled.report.temporary_bytes or 0
+
+
+def temporaries(compiled: Any) -> int:
+    """XLA's bytes of temporaries of a compiled function."""
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        raise SystemExit("this backend does not tell a program's memory")
+    return analysis.temp_size_in_bytes
 
 
 def zipf_batches(vocab_size: int, rows: int, tokens: int, count: int, *, seed: int = 0) -> list[np.ndarray]:
