@@ -219,7 +219,7 @@ def in_float64(**changes):
     return filled(lambda key: build(dataclasses.replace(MODEL, **changes), key=key), dtype=np.float64, std=0.4)
 
 
-@pytest.mark.parametrize("t", [1, 5, 8, 19])
+@pytest.mark.parametrize("t", [1, 8, 19])
 def test_chunks_equal_the_stream_and_rate_zero_equals_the_static_model(t):
     with jax.enable_x64(True):
         model, tokens = in_float64(), jnp.asarray(IDS[:t])

@@ -114,7 +114,7 @@ def test_the_config_counts_its_parameters_and_its_state(config, sees):
 
 
 def test_bfloat16_in_and_out(getkey):
-    for config, _ in MIXERS.values():
+    for config in (MIXERS["window"][0], MIXERS["gated"][0]):
         mixer = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), config.build(D, key=getkey()))
         state = mixer.start(4)
         y, after = mixer.step(jnp.ones(D, jnp.bfloat16), state)
