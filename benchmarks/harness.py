@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 
@@ -113,7 +114,8 @@ def need(*modules: str) -> None:
 def fresh(module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
     """What `python -m benchmarks.<module> <arguments>` prints, run in a process of its own."""
     command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
-    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})})
+    root, variables = Path(__file__).parents[1], {**os.environ, **(environment or {})}
+    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=root, env=variables)
     if ran.returncode:
         raise SystemExit(f"{' '.join(command)} failed with code {ran.returncode}")
     return ran.stdout

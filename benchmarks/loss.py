@@ -7,6 +7,8 @@ count of one chunk's program, which has no loop (a loop's body would count once)
 the 6 N V D of three matmuls.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,7 +67,7 @@ def main() -> None:
     memory = {name: temporaries(run) for name, run in compiled.items()}
     gibibytes = ", ".join(f"{name} {size / 2**30:.3f} GiB" for name, size in memory.items())
     times = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items())
-    counted = chunk_flops(x[:CHUNK_TOKENS], weight, targets[:CHUNK_TOKENS]) * tokens / CHUNK_TOKENS
+    counted = chunk_flops(chunked, x[:CHUNK_TOKENS], weight, targets[:CHUNK_TOKENS]) * tokens / CHUNK_TOKENS
     three = 6 * tokens * vocab * d_model
     flops = f"{counted:.4g} FLOPs for {three:.4g}: {tokens // CHUNK_TOKENS} chunks of {CHUNK_TOKENS} tokens"
     show(
@@ -76,9 +78,9 @@ def main() -> None:
     )
 
 
-def chunk_flops(x_td: jax.Array, weight_vd: jax.Array, targets: jax.Array) -> float:
-    """XLA's count of the FLOPs of one chunk's loss and gradient."""
-    lowered = jax.jit(jax.value_and_grad(chunked, argnums=(0, 1))).lower(x_td, weight_vd, targets)
+def chunk_flops(loss: Callable[..., jax.Array], x_td: jax.Array, weight_vd: jax.Array, targets: jax.Array) -> float:
+    """XLA's count of the FLOPs of a loss and its gradient over one chunk's tokens."""
+    lowered = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(x_td, weight_vd, targets)
     if "while" in lowered.as_text():
         raise SystemExit("one chunk's program holds a loop, whose body would be counted once")
     return (lowered.compile().cost_analysis() or {})["flops"]

@@ -5,6 +5,8 @@ import json
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -99,6 +101,20 @@ def test_scripts_load_without_the_peers_they_compare_with(monkeypatch):
     for name in (*scripts, "gpu", "llama", "training"):
         module = importlib.import_module(f"benchmarks.{name}")
         assert name in ("llama", "training") or callable(module.main)
+
+
+def test_a_fourth_matmul_fails_the_count_of_flops():
+    loss = importlib.import_module("benchmarks.loss")
+    tokens, vocab, d_model = 64, 1000, 256
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((tokens, d_model), (vocab, d_model))]
+    shapes.append(jax.ShapeDtypeStruct((tokens,), jnp.int32))
+
+    def fourth(x, weight, targets):
+        # A product of all sizes of the logits' that nothing can share with them.
+        return loss.chunked(x, weight, targets) + jnp.sum(jnp.tanh(jax.lax.stop_gradient((x + 1) @ weight.T)))
+
+    counted = [loss.chunk_flops(f, *shapes) / (6 * tokens * vocab * d_model) for f in (loss.chunked, fourth)]
+    assert counted[0] <= 1.05 < counted[1]
 
 
 def test_a_device_that_is_not_listed_has_no_peak():
