@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from eqx_slm.build import ModelConfig
+from eqx_slm.nn import AttentionConfig
 from eqx_slm.train import OptimizerConfig
 
 from .harness import cores
@@ -21,6 +22,7 @@ def llama_stepper(
     optimizer = optimizer or OptimizerConfig()
     torch.set_num_threads(cores())
     torch.manual_seed(0)
+    assert isinstance(config.mixer, AttentionConfig)
     heads, kv, _ = config.mixer.head_sizes(config.d_model)
     shapes: Any = LlamaConfig(
         vocab_size=config.vocab_size,

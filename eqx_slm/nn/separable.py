@@ -56,7 +56,8 @@ def head_rows(
     """
     chunk = _chunk_size(seed.shape[0], heads) if chunk is None else chunk
     padded = jnp.pad(seed, ((0, -seed.shape[0] % chunk), (0, 0)))
-    return _rows(chunk, eps, padded.T, heads, count).T[: seed.shape[0]]
+    rows: Array = _rows(chunk, eps, padded.T, heads, count)
+    return rows.T[: seed.shape[0]]
 
 
 def _chunk_size(n: int, heads: Heads) -> int:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 from pathlib import Path
+from typing import Any, cast
 
 import jax
 
@@ -42,7 +43,7 @@ def use_compile_cache(folder: str | os.PathLike[str] | None = None) -> Path:
 
     **Returns:** the folder in use.
     """
-    known = jax.config.jax_compilation_cache_dir
+    known = cast(Any, jax.config).jax_compilation_cache_dir
     if known:
         return Path(known)
     if folder is None:
