@@ -1,4 +1,4 @@
-"""README's examples are doctests, run from the repository's root."""
+"""The examples of README and docs are doctests, run from the repository's root."""
 
 import doctest
 import re
@@ -9,15 +9,22 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_readme_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+PAGES = {"README.md": 20, "docs/mixers.md": 15, "docs/data.md": 5}  # and how many examples they have at least
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_examples(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    results = doctest.testfile(str(ROOT / "README.md"), module_relative=False, optionflags=doctest.ELLIPSIS)
-    assert results.attempted > 20
+    results = doctest.testfile(str(ROOT / page), module_relative=False, optionflags=doctest.ELLIPSIS)
+    assert results.attempted >= PAGES[page]
     assert results.failed == 0
 
 
-def test_readme_pictures_and_links_exist() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    targets = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if not target.startswith("http")]
+def test_pictures_and_links_exist() -> None:
+    targets = []
+    for page in PAGES:
+        folder = (ROOT / page).parent
+        found = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8"))
+        targets += [folder / target for target in found if not target.startswith("http")]
     assert targets
-    assert [target for target in targets if not (ROOT / target).exists()] == []
+    assert [target for target in targets if not target.exists()] == []

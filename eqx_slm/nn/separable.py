@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
+from .initial import varying_like
+
 # Numbers in the largest array inside a chunk. On a CPU 2 ** 19 are 2 MiB in float32, the size of a second-level cache,
 # and heads come one at a time; an accelerator wants large matmuls over all heads at once.
 CHUNK_NUMBERS = {"cpu": 2**19}
@@ -56,7 +58,7 @@ def head_rows(
     """
     chunk = _chunk_size(seed.shape[0], heads) if chunk is None else chunk
     padded = jnp.pad(seed, ((0, -seed.shape[0] % chunk), (0, 0)))
-    rows: Array = _rows(chunk, eps, padded.T, heads, count)
+    rows: Array = _rows(chunk, eps, padded.T, varying_like(heads, seed), count)
     return rows.T[: seed.shape[0]]
 
 
@@ -123,8 +125,8 @@ def _chunks(count: Int32[Array, ""], chunk: int) -> Int32[Array, ""]:
 
 
 def _zeros(shape: tuple[int, ...], like: Float[Array, "s n"]) -> Array:
-    """Zeros that vary over the mesh axes `like` varies over: what a loop under `shard_map` must start from."""
-    return jnp.zeros(shape, like.dtype) + jnp.zeros_like(like[:1, :1]).reshape((1,) * len(shape))
+    """What a loop that adds up under `shard_map` must start from."""
+    return varying_like(jnp.zeros(shape, like.dtype), like)
 
 
 def _slice(x: Float[Array, "a n"], i: Int32[Array, ""], chunk: int) -> Float[Array, "a t"]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..nn.head import ReadOut
-from ..nn.initial import inner_dtype
+from ..nn.initial import inner_dtype, varying_like
 
 # Logits held at once. A CPU is fastest when a chunk stays near its second-level cache (2 ** 20 numbers are 4 MiB in
 # float32); an accelerator wants large matmuls. A chunk has at least CHUNK_TOKENS tokens, because every chunk also reads
@@ -69,6 +69,7 @@ def cross_entropy(
     share = share / jnp.where(tokens == 0, 1, tokens)
     size = _chunk_size(flat.shape[0], weight.shape[0], chunk)
     form = _Form(size, _checked_cap(soft_cap), z_loss)
+    weight, flat, share = varying_like(weight, flat), varying_like(flat, weight), varying_like(share, flat)
     loss = _weighted_nll(form, flat, weight, target, jax.lax.stop_gradient(share))
     return CrossEntropy(loss, jax.lax.stop_gradient(tokens))
 
@@ -149,7 +150,7 @@ def _weighted_nll_plain(form: _Form, x: Array, weight: Array, targets: Array, sh
         return total + jnp.sum(part[2] * _chunk_nll(form, part[0], weight, part[1]).loss), None
 
     chunks = _chunked(form.size, x, targets, share)
-    return jax.lax.scan(body, jnp.zeros((), chunks[2].dtype), chunks)[0]
+    return jax.lax.scan(body, varying_like(jnp.zeros((), chunks[2].dtype), x), chunks)[0]
 
 
 def _weighted_nll_forward(
@@ -189,7 +190,7 @@ def _weighted_nll_forward(
         nll, grad_x, grad_weight = chunk_gradients(part)
         return (carry[0] + nll, carry[1] + grad_weight), grad_x
 
-    start = (jnp.zeros((), wide), jnp.zeros(weight.shape, inner_dtype(weight, x)))
+    start = varying_like((jnp.zeros((), wide), jnp.zeros(weight.shape, inner_dtype(weight, x))), x)
     (total, grad_weight), grad_x = jax.lax.scan(body, start, chunks)
     grad_x = grad_x.reshape(-1, x.shape[1])[: x.shape[0]]
     return total, (grad_x, grad_weight.astype(weight.dtype))
