@@ -29,8 +29,12 @@ def compare(
     counted = {side: worker.ready["parameters"] for side, worker in workers.items()}
     if counted["ours"] != counted["llama"]:
         raise SystemExit(f"parameters differ, so the shapes do: {counted}")
-    seconds = interleave({side: worker.turn for side, worker in workers.items()}, rounds=rounds)
-    peaks = {side: worker.turn() for side, worker in workers.items()}
+    peaks: dict[str, int] = {}
+
+    def turn(side: str) -> None:
+        peaks[side] = workers[side].turn()
+
+    seconds = interleave({side: lambda side=side: turn(side) for side in workers}, rounds=rounds)
     for worker in workers.values():
         worker.close()
     speeds = {side: steps * rows * config.context / value for side, value in seconds.items()}
