@@ -121,6 +121,46 @@ def fresh(module: str, *arguments: str, environment: Mapping[str, str] | None = 
     return ran.stdout
 
 
+class Worker:
+    """A process of its own that takes turns: for a peer that must not share this one's allocator or threads.
+
+    It runs `python -m benchmarks.<module> <arguments>`, which calls `serve`.
+    """
+
+    def __init__(self, module: str, *arguments: str):
+        """Starts it, and waits until it is ready."""
+        command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
+        root = Path(__file__).parents[1]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root, bufsize=1
+        )
+        self.ready = self._answer()
+
+    def turn(self) -> Any:
+        """Lets it run once; returns what it says."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        return self._answer()
+
+    def close(self) -> None:
+        """Ends it."""
+        self.process.communicate()
+
+    def _answer(self) -> Any:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("answer "):
+                return json.loads(line.removeprefix("answer "))
+        raise SystemExit(f"a benchmark's process ended with code {self.process.wait()}")
+
+
+def serve(ready: Any, side: Callable[[], Any]) -> None:
+    """Runs `side` once a line of standard input; a `Worker`'s other end."""
+    print("answer", json.dumps(ready), flush=True)
+    for _ in sys.stdin:
+        print("answer", json.dumps(side()), flush=True)
+
+
 def resident_peak() -> int:
     """The most bytes this process has had in memory so far.
 

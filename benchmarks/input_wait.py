@@ -23,7 +23,7 @@ from eqx_slm.train.step import compile_step
 
 from .harness import Row, parser, show
 
-STEPS, WARM, ROUNDS = 240, 10, 7
+STEPS, WARM, ROUNDS = 120, 10, 5
 
 
 def loop(

@@ -21,32 +21,37 @@ from eqx_slm.train import Program, TrainState, keep_freed_memory, make_program
 
 from .harness import Row, interleave, parser, show
 
-SEEDS, ROUNDS = 4, 60
+SEEDS, ROUNDS, STEPS = 4, 30, 4
 RATE = np.float32(1e-3)
+Batches = list[list[np.ndarray]]
 
 
-def together(program: Program, states: list[TrainState]) -> Callable[[list[np.ndarray]], Any]:
-    """One step of all seeds in one dispatch, on one batch a seed."""
+def together(program: Program, states: list[TrainState]) -> Callable[[Batches], Any]:
+    """Steps of all seeds, one dispatch a step; `batches[i][seed]` is what step i reads. Returns the last losses."""
     step = jax.jit(jax.vmap(program.step, in_axes=(0, 0, None)), donate_argnums=0)
     state = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)]
 
-    def run(batches: list[np.ndarray]) -> Any:
-        state[0], metrics = step(state[0], np.stack(batches), RATE)
-        return metrics.loss
+    def run(batches: Batches) -> Any:
+        metrics = None
+        for batch in batches:
+            state[0], metrics = step(state[0], np.stack(batch), RATE)
+        return jax.block_until_ready(metrics.loss) if metrics else None
 
     return run
 
 
-def apart(program: Program, states: list[TrainState]) -> Callable[[list[np.ndarray]], Any]:
-    """The same, one seed after another."""
+def apart(program: Program, states: list[TrainState]) -> Callable[[Batches], Any]:
+    """The same, all steps of a seed before the next seed's: independent steps would run at the same time."""
     states = list(states)
 
-    def run(batches: list[np.ndarray]) -> Any:
+    def run(batches: Batches) -> Any:
         losses = []
-        for i, batch in enumerate(batches):
-            states[i], metrics = program.step(states[i], batch, RATE)
-            losses.append(metrics.loss)
-        return jnp.stack(losses)
+        for seed in range(len(states)):
+            metrics = None
+            for batch in batches:
+                states[seed], metrics = program.step(states[seed], batch[seed], RATE)
+            losses.append(jax.block_until_ready(metrics.loss) if metrics else None)
+        return losses
 
     return run
 
@@ -60,17 +65,11 @@ def compare(name: str, config: ModelConfig, stream: Any, *, seeds: int, rounds: 
         return [program.start(eqx.filter(model, eqx.is_inexact_array)) for model in models]
 
     sides = {"vmap": together(program, states()), "one at a time": apart(program, states())}
-    first = [stream.batch(seed, 0) for seed in range(seeds)]
+    first = [[stream.batch(seed, 0) for seed in range(seeds)]]
     np.testing.assert_allclose(sides["vmap"](first), sides["one at a time"](first), rtol=1e-4)
-    later = [[stream.batch(seed, index) for seed in range(seeds)] for index in range(1, 9)]
-    turns = dict.fromkeys(sides, 0)
-
-    def turn(side: str) -> None:
-        turns[side] += 1
-        jax.block_until_ready(sides[side](later[turns[side] % len(later)]))
-
-    seconds = interleave({side: lambda side=side: turn(side) for side in sides}, rounds=rounds, warm=3)
-    tokens = seeds * stream.batch_size * stream.sequence_length
+    later = [[stream.batch(seed, index) for seed in range(seeds)] for index in range(1, 1 + STEPS)]
+    seconds = interleave({name: lambda run=run: run(later) for name, run in sides.items()}, rounds=rounds, warm=3)
+    tokens = STEPS * seeds * stream.batch_size * stream.sequence_length
     speeds = ", ".join(f"{side} {tokens / value:,.0f} tokens/s" for side, value in seconds.items())
     return Row(name, seconds["one at a time"] / seconds["vmap"], "", "x tokens/s", f"{seeds} seeds, {speeds}")
 

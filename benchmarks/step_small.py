@@ -3,16 +3,16 @@
     python -m benchmarks step_small
 
 2 layers x 128, V = 8,192, 32 x 128 tokens, float32, the same shapes, batches, AdamW and clipping; transformers computes
-its own loss and attends by PyTorch's fused `sdpa`. `step_60m` is the same at 108.7M parameters.
+its own loss and attends by PyTorch's fused `sdpa`. Each side has a process of its own, and they take turns: ours
+changes how its process keeps freed memory, which would change PyTorch's speed too. `step_60m` is the same at 108.7M
+parameters.
 """
-
-from collections.abc import Callable
 
 from eqx_slm.account import parameter_ledger
 from eqx_slm.build import ModelConfig
 from eqx_slm.nn import AttentionConfig
 
-from .harness import Row, interleave, need, parser, show
+from .harness import Row, Worker, interleave, need, parser, resident_peak, serve, show
 from .llama import llama_stepper
 from .training import stepper, zipf_batches
 
@@ -21,34 +21,69 @@ ROWS, STEPS, ROUNDS = 32, 5, 15
 SMALL = ModelConfig(vocab_size=512, d_model=64, depth=1, context=32, mixer=AttentionConfig(n_heads=1))
 
 
-def compare(name: str, config: ModelConfig, rows: int, *, steps: int, rounds: int, target: str) -> Row:
-    """Tokens a second over those of Llama; `steps` steps a turn, then the other side's turn."""
-    batches = zipf_batches(config.vocab_size, rows, config.context, 4)
-    theirs, parameters = llama_stepper(config, batches)
-    ours, _ = stepper(config, batches)
-    counted = parameter_ledger(config).total
-    if counted != parameters:
-        raise SystemExit(f"Llama has {parameters:,} parameters, ours {counted:,}: not the same shapes")
-    seconds = interleave({"ours": _times(steps, ours), "Llama": _times(steps, theirs)}, rounds=rounds)
+def compare(
+    script: str, name: str, config: ModelConfig, rows: int, *, rounds: int, steps: int, target: str, small: bool
+) -> tuple[Row, dict[str, int]]:
+    """Tokens a second over those of Llama, and both sides' peak bytes; each has a process, which take turns."""
+    workers = {side: Worker(script, "--side", side, *(["--small"] if small else [])) for side in ("ours", "llama")}
+    counted = {side: worker.ready["parameters"] for side, worker in workers.items()}
+    if counted["ours"] != counted["llama"]:
+        raise SystemExit(f"parameters differ, so the shapes do: {counted}")
+    peaks: dict[str, int] = {}
+
+    def turn(side: str) -> None:
+        peaks[side] = workers[side].turn()
+
+    seconds = interleave({side: lambda side=side: turn(side) for side in workers}, rounds=rounds)
+    for worker in workers.values():
+        worker.close()
     speeds = {side: steps * rows * config.context / value for side, value in seconds.items()}
     sides = ", ".join(f"{side} {speed:,.0f} tokens/s" for side, speed in speeds.items())
-    return Row(name, speeds["ours"] / speeds["Llama"], target, "x tokens/s", f"{sides}; {counted:,} parameters each")
+    sides += f"; {counted['ours']:,} parameters each"
+    return Row(name, speeds["ours"] / speeds["llama"], target, "x tokens/s", sides), peaks
 
 
-def _times(count: int, step: Callable[[], float]) -> Callable[[], None]:
-    def run() -> None:
-        for _ in range(count):
+def serve_side(side: str, config: ModelConfig, rows: int, *, steps: int) -> None:
+    """One side in this process: every turn trains `steps` steps and says how much memory it has taken at most.
+
+    The peak is counted from after the imports.
+    """
+    batches = zipf_batches(config.vocab_size, rows, config.context, 4)
+    if side == "ours":
+        import jax
+
+        jax.devices()
+    else:
+        import torch  # noqa: F401
+        from transformers import LlamaForCausalLM  # noqa: F401
+    before = resident_peak()
+    if side == "ours":
+        step, _ = stepper(config, batches)
+        parameters = parameter_ledger(config).total
+    else:
+        step, parameters = llama_stepper(config, batches)
+
+    def turn() -> int:
+        for _ in range(steps):
             step()
+        return resident_peak() - before
 
-    return run
+    serve({"parameters": parameters}, turn)
 
 
 def main() -> None:
-    """Prints the ratio."""
-    small = parser(__doc__).parse_args().small
+    """Prints the ratio; with `--side`, one side, for the process that asked."""
+    options = parser(__doc__)
+    options.add_argument("--side", choices=["ours", "llama"])
+    arguments = options.parse_args()
     need("torch", "transformers")
+    small = arguments.small
     config, rows, rounds = (SMALL, 4, 2) if small else (CONFIG, ROWS, ROUNDS)
-    show(compare("step-small", config, rows, steps=STEPS, rounds=rounds, target=">= 2.0"), small=small)
+    if arguments.side:
+        serve_side(arguments.side, config, rows, steps=STEPS)
+        return
+    row, _ = compare("step_small", "step-small", config, rows, rounds=rounds, steps=STEPS, target=">= 2.0", small=small)
+    show(row, small=small)
 
 
 if __name__ == "__main__":
