@@ -17,7 +17,7 @@ from .llama import llama_stepper
 from .training import stepper, zipf_batches
 
 CONFIG = ModelConfig(vocab_size=8192, d_model=128, depth=2, context=128, mixer=AttentionConfig(n_heads=2))
-ROWS, STEPS, ROUNDS = 32, 5, 15
+ROWS, STEPS, ROUNDS = 32, 5, 8
 SMALL = ModelConfig(vocab_size=512, d_model=64, depth=1, context=32, mixer=AttentionConfig(n_heads=1))
 
 
