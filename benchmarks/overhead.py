@@ -36,7 +36,7 @@ def main() -> None:
     generated = dataclasses.replace(dense, embedding=LeviathanConfig())
     batches = zipf_batches(dense.vocab_size, 8, 512, 4)
     large = {"dense": stepper(dense, batches)[0], "leviathan": stepper(generated, batches)[0]}
-    seconds = interleave(large, rounds=5)
+    seconds = interleave(large, rounds=3)
     sides = ", ".join(f"{name} {value:.2f} s a step" for name, value in seconds.items())
     rows.append(Row("leviathan-overhead", seconds["dense"] / seconds["leviathan"], ">= 0.95", "x tokens/s", sides))
     show(*rows)

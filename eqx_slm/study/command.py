@@ -141,13 +141,14 @@ def _run(options: Options) -> int:
     from rich.console import Console
 
     from ..data.tokenizer import padded_vocab
-    from ..train.host import use_compile_cache
+    from ..train.host import keep_freed_memory, use_compile_cache
     from .dry_run import plan, print_plan
     from .progress import Progress
     from .run import open_stream, run_folder, run_pair
     from .summary import print_summary
     from .trials import distinct_share
 
+    keep_freed_memory()
     use_compile_cache()
     console = Console(width=None if sys.stdout.isatty() else 120)
     config = resolve(options)

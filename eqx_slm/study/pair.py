@@ -16,6 +16,7 @@ from ..build import ModelConfig
 from ..data.base import Stream
 from ..errors import UserError
 from ..files import json_ready
+from ..train.host import keep_freed_memory
 from ..train.loop import eval_steps
 from ..train.optimizer import OptimizerConfig
 from ..train.stack import Loop, Remat
@@ -93,6 +94,7 @@ def pair(
 
     **Raises:** `UserError` where the arms do not fit the stream; `RuntimeError` if two arms saw different tokens.
     """
+    keep_freed_memory()
     if not arms:
         raise UserError("no arms: give at least one, the first is the reference")
     which = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)

@@ -14,7 +14,7 @@ from ..nn.initial import inner_dtype, varying_like
 # and writes the whole gradient of the read-out.
 CHUNK_LOGITS = {"cpu": 2**20}
 CHUNK_LOGITS_ACCELERATOR = 2**27
-CHUNK_TOKENS = 128
+CHUNK_TOKENS = 256
 
 
 class _Form(NamedTuple):
