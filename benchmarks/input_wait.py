@@ -64,9 +64,9 @@ def main() -> None:
     }
     (waited, total), (inside, ahead), (_, without) = medians["apart"], medians["ahead"], medians["made"]
     sides = (
-        f"{1e3 * ahead:.2f} ms a step dispatched ahead, {1e6 * inside:.0f} us of it inside next; {1e3 * without:.2f} ms "
-        f"with batches made beforehand; {1e6 * waited:.0f} us of {1e3 * total:.2f} ms with nothing to hide it; medians of "
-        f"{rounds} runs of {steps} steps"
+        f"{1e3 * ahead:.2f} ms a step dispatched ahead, {1e6 * inside:.0f} us of it inside next; {1e3 * without:.2f} "
+        f"ms with batches made beforehand; {1e6 * waited:.0f} us of {1e3 * total:.2f} ms with nothing to hide it; "
+        f"medians of {rounds} runs of {steps} steps"
     )
     show(Row("input-wait", 1 - without / ahead, "<= 0.01", "of the time", sides), small=small)
 

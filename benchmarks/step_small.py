@@ -11,6 +11,7 @@ parameters.
 from eqx_slm.account import parameter_ledger
 from eqx_slm.build import ModelConfig
 from eqx_slm.nn import AttentionConfig
+from eqx_slm.train import keep_freed_memory
 
 from .harness import Row, Worker, interleave, need, parser, resident_peak, serve, show
 from .llama import llama_stepper
@@ -52,6 +53,7 @@ def serve_side(side: str, config: ModelConfig, rows: int, *, steps: int) -> None
     if side == "ours":
         import jax
 
+        keep_freed_memory()
         jax.devices()
     else:
         import torch  # noqa: F401
