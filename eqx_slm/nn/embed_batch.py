@@ -1,6 +1,7 @@
 """Token embeddings of a whole batch; a generator evaluates each distinct token once, in chunks of bounded memory."""
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -38,7 +39,8 @@ def embed_batch(
     """Embeddings of `tokens` of any shape, equal to calling the embedding on each.
 
     For a generator (`embedding.distinct_pays`) the cost follows the number of distinct tokens, in the backward pass
-    too, and the memory that of a chunk. This path is reverse mode only: call the module itself for forward mode.
+    too, and the memory that of a chunk; one with a method `rows(ids, count)` is asked for its own fast form of that.
+    This path is reverse mode only: call the module itself for forward mode.
 
     **Arguments:**
 
@@ -54,13 +56,14 @@ def embed_batch(
     if distinct is None:
         distinct = distinct_tokens(flat, embedding.vocab_size)
     fast = getattr(embedding, "rows", None)
-    rows = _rows(embedding, distinct.ids, distinct.number) if fast is None else fast(distinct.ids, distinct.number)
+    compute: Any = fast if callable(fast) else partial(_rows, embedding)
+    rows = compute(distinct.ids, distinct.number)
     return rows[distinct.inverse].reshape(*tokens.shape, -1)
 
 
 def _chunk_size(embedding: TokenEmbedding, n: int) -> int:
     """Tokens a chunk: a power of two, as many as the memory bound allows and the batch needs."""
-    allowed = max(8, CHUNK_NUMBERS // getattr(embedding, "widest", embedding.d_model))
+    allowed = max(8, CHUNK_NUMBERS // embedding.d_model)
     return min(1 << (allowed.bit_length() - 1), 1 << max(n - 1, 1).bit_length())
 
 

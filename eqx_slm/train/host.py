@@ -19,7 +19,7 @@ def keep_freed_memory() -> bool:
     """Keeps memory that XLA frees on a CPU in the process, for the next step.
 
     XLA allocates a step's temporaries at every call. glibc hands large blocks back to the system each time, and the
-    next step pays for mapping and clearing every page again: a fifth to a third of a small step. This turns that off,
+    next step pays for mapping and clearing every page again: up to a third of a small step. This turns that off,
     for the whole process, whose resident size then stays at its peak.
 
     Call it before JAX runs anything: threads that JAX has started by then keep heaps of their own, from which blocks
