@@ -161,6 +161,11 @@ def test_distinct_tokens(ids, vocab_size):
     assert found.ids.shape == (min(6, vocab_size),)
 
 
+def test_ids_outside_the_vocabulary_count_as_the_nearest():
+    found = distinct_tokens(jnp.array([3, -1, 2, 7]), 4)
+    assert found.ids[found.inverse].tolist() == [3, 0, 2, 3] and int(found.number) == 3
+
+
 def test_a_generated_head_differentiates(small_chunks):
     """`read_out` of a generator is its whole table, with the gradient of evaluating the module at every id."""
     with jax.enable_x64(True):

@@ -17,6 +17,8 @@ from .initial import varying_like
 # and heads come one at a time; an accelerator wants large matmuls over all heads at once.
 CHUNK_NUMBERS = {"cpu": 2**19}
 CHUNK_NUMBERS_ACCELERATOR = 2**26
+# Factors that `product` leaves to one reduction.
+REDUCED = 24
 # A product of splines within these bounds has lost no factor to underflow: its derivative may divide by a factor.
 SMALLEST, LARGEST = 1e-30, 1e30
 
@@ -32,13 +34,22 @@ class Heads(NamedTuple):
 
 
 class _Inside(NamedTuple):
-    """What the backward pass of one head and chunk needs."""
+    """What the backward pass of one head and chunk needs.
+
+    `edge` is the basis' sum, below 1 within half a knot of either end: the splines are `raw` / `edge`, and `modes` =
+    `whole` / `edges` their product. So no knot's share is divided, and a division ends what several operations use:
+    XLA would compute it again for each of them if it ended cheaply.
+    """
 
     unit: Float[Array, "s t"]
     scale: Float[Array, "1 t"]
     u: Float[Array, "s t"]
+    edge: Float[Array, "s t"]
     basis: Float[Array, "s g t"]
-    phi: Float[Array, "s r t"]
+    raw: Float[Array, "s r t"]
+    whole: Float[Array, "r t"]
+    edges: Float[Array, "1 t"]
+    modes: Float[Array, "r t"]
 
 
 def head_rows(
@@ -86,7 +97,7 @@ def _rows(
     def group(rows: Array, part: Heads) -> tuple[Array, None]:
         def body(i: Array, rows: Array) -> Array:
             z = _slice(seed, i, chunk)
-            new = jax.vmap(lambda one: one.w_out.T @ product(_inside(eps, z, one).phi))(part)
+            new = jax.vmap(lambda one: one.w_out.T @ _inside(eps, z, one).modes)(part)
             return _add(rows, new.sum(axis=0), i)
 
         return jax.lax.fori_loop(0, _chunks(count, chunk), body, rows), None
@@ -145,37 +156,35 @@ def _inside(eps: float, z: Float[Array, "s t"], head: Heads) -> _Inside:
     unit = centred * scale
     u = jax.nn.sigmoid((unit * head.norm_weight[:, None] + head.norm_bias[:, None]) / 2)
     knots = head.spline.shape[1]
-    place, norm, _ = _normalisation(u, knots)
+    place, low, high = _places(u, knots)
+    edge = 1 - 0.5 * (jnp.square(low) + jnp.square(high))
     away = jnp.abs(place[:, None] - jnp.arange(knots, dtype=u.dtype)[None, :, None])
-    weight = 0.5 * jnp.square(jnp.maximum(1.5 - away, 0)) - 1.5 * jnp.square(jnp.maximum(0.5 - away, 0))
-    basis = weight * norm[:, None]
-    phi = jnp.einsum("srg,sgt->srt", head.spline.transpose(0, 2, 1), basis)
-    return _Inside(unit, scale, u, basis, phi)
+    basis = 0.5 * jnp.square(jnp.maximum(1.5 - away, 0)) - 1.5 * jnp.square(jnp.maximum(0.5 - away, 0))
+    raw = jnp.einsum("srg,sgt->srt", head.spline.transpose(0, 2, 1), basis)
+    whole, edges = product(raw), product(edge)[None]
+    return _Inside(unit, scale, u, edge, basis, raw, whole, edges, whole / edges)
 
 
 def _mean(x: Float[Array, "s t"]) -> Float[Array, "1 t"]:
     return jnp.mean(x, axis=0, keepdims=True)
 
 
-def _normalisation(u: Float[Array, "s t"], knots: int) -> tuple[Array, Array, Array]:
-    """u in units of the knots' spacing, 1 / the basis' sum there (see `bspline_basis`), and that sum's slope."""
+def _places(u: Float[Array, "s t"], knots: int) -> tuple[Array, Array, Array]:
+    """u in units of the knots' spacing, and how far it is within half a knot of the low end and of the high end."""
     place = u * (knots - 1)
-    low, high = jnp.maximum(0.5 - place, 0), jnp.maximum(place - (knots - 1.5), 0)
-    return place, 1 / (1 - 0.5 * (jnp.square(low) + jnp.square(high))), high - low
+    return place, jnp.maximum(0.5 - place, 0), jnp.maximum(place - (knots - 1.5), 0)
 
 
 def _head_backward(
     eps: float, z: Float[Array, "s t"], head: Heads, grad: Float[Array, "d t"]
 ) -> tuple[Float[Array, "s t"], Heads]:
     x = _inside(eps, z, head)
-    modes = product(x.phi)
     grad_modes = head.w_out @ grad
-    grad_phi = _product_backward(x.phi, modes, grad_modes)
-    grad_spline = jnp.einsum("sgt,srt->sgr", x.basis, grad_phi)
-    grad_basis = jnp.einsum("sgr,srt->sgt", head.spline, grad_phi)
-    # Sum over knots of grad_basis * basis = sum over r of grad_phi * phi = this, the same for every coordinate.
-    through_norm = (grad_modes * modes).sum(axis=0, keepdims=True)
-    grad_arg = _spline_backward(x.u, grad_basis, through_norm) * x.u * (1 - x.u) / 2
+    grad_raw = _product_backward(x.raw, x.whole, grad_modes / x.edges)
+    grad_spline = jnp.einsum("sgt,srt->sgr", x.basis, grad_raw)
+    grad_basis = jnp.einsum("sgr,srt->sgt", head.spline, grad_raw)
+    grad_edge = -(grad_modes * x.modes).sum(axis=0, keepdims=True)  # times 1 / edge, the same for every coordinate
+    grad_arg = _spline_backward(x.u, x.edge, grad_basis, grad_edge)
     grad_unit = grad_arg * head.norm_weight[:, None]
     grad_pre = x.scale * (grad_unit - _mean(grad_unit) - x.unit * _mean(grad_unit * x.unit))
     grads = Heads(
@@ -183,42 +192,43 @@ def _head_backward(
         norm_weight=(grad_arg * x.unit).sum(axis=1),
         norm_bias=grad_arg.sum(axis=1),
         spline=grad_spline,
-        w_out=modes @ grad.T,
+        w_out=x.modes @ grad.T,
     )
     return head.w_in @ grad_pre, grads
 
 
 def _spline_backward(
-    u: Float[Array, "s t"], grad_basis: Float[Array, "s g t"], through_norm: Float[Array, "1 t"]
+    u: Float[Array, "s t"], edge: Float[Array, "s t"], grad_basis: Float[Array, "s g t"], grad_edge: Float[Array, "1 t"]
 ) -> Float[Array, "s t"]:
-    """The gradient of u. A quadratic spline's slope is a difference of hats; unrolled over knots it stays one loop."""
+    """The gradient of u's argument. A quadratic spline's slope is a difference of hats; unrolled it stays one loop."""
     knots = grad_basis.shape[1]
-    place, norm, norm_slope = _normalisation(u, knots)
+    place, low, high = _places(u, knots)
     direct = jnp.zeros_like(place)
     for knot in range(knots):
         offset = place - knot
         hats = jnp.maximum(1 - jnp.abs(offset + 0.5), 0) - jnp.maximum(1 - jnp.abs(offset - 0.5), 0)
         direct = direct + grad_basis[:, knot] * hats
-    return (direct + through_norm * norm_slope) * norm * (knots - 1)
+    return (direct * edge + grad_edge * (low - high)) * (0.5 * (knots - 1) * u * (1 - u)) / edge
 
 
-def product(phi: Float[Array, "s r t"]) -> Float[Array, "r t"]:
-    """The product over the first axis, by halves: exact at zeros and signs (no logarithm)."""
-    while phi.shape[0] > 1:
-        half, odd = divmod(phi.shape[0], 2)
-        rest = phi[2 * half :]
-        phi = phi[:half] * phi[half : 2 * half]
-        phi = jnp.concatenate([phi, rest]) if odd else phi
-    return phi[0]
+def product(raw: Float[Array, "s *n"]) -> Float[Array, "*n"]:
+    """The product over the first axis, exact at zeros and signs (no logarithm): by halves, then one reduction.
+
+    XLA would compute the last halves again in every operation that uses the product; not so a reduction.
+    """
+    while raw.shape[0] > REDUCED and raw.shape[0] % 2 == 0:
+        half = raw.shape[0] // 2
+        raw = raw[:half] * raw[half:]
+    return jnp.prod(raw, axis=0)
 
 
 def _product_backward(
-    phi: Float[Array, "s r t"], modes: Float[Array, "r t"], grad: Float[Array, "r t"]
+    raw: Float[Array, "s r t"], whole: Float[Array, "r t"], grad: Float[Array, "r t"]
 ) -> Float[Array, "s r t"]:
     """Divides the product by each factor where that is exact everywhere, else multiplies the other factors."""
-    size = jnp.abs(modes)
+    size = jnp.abs(whole)
     exact = _all((size > SMALLEST) & (size < LARGEST))
-    return jax.lax.cond(exact, lambda: (modes * grad)[None] / phi, lambda: jax.vjp(product, phi)[1](grad)[0])
+    return jax.lax.cond(exact, lambda: (whole * grad)[None] / raw, lambda: jax.vjp(product, raw)[1](grad)[0])
 
 
 @jax.custom_batching.custom_vmap
