@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-PAGES = {"README.md": 20, "docs/mixers.md": 15, "docs/data.md": 5}  # and how many examples they have at least
+# Pages, and how many examples they have at least.
+PAGES = {"README.md": 20, "docs/mixers.md": 15, "docs/data.md": 5, "docs/sharding.md": 12}
 
 
 @pytest.mark.parametrize("page", PAGES)

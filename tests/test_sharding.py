@@ -3,6 +3,9 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
+
+from hypothesis import settings
 
 # A process of its own: the number of devices is fixed when jax starts.
 PROGRAM = """
@@ -37,8 +40,17 @@ print("same")
 """
 
 
-def test_shards_add_up():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    ran = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr[-2000:]
+def run_on(devices, *command):
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    ran = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-2000:]
     assert ran.stdout.strip() == "same"
+
+
+def test_shards_add_up():
+    run_on(2, "-c", PROGRAM)
+
+
+def test_read_outs_split_by_rows():
+    examples = max(8, settings.default.max_examples // 3)  # every example compiles
+    run_on(4, str(Path(__file__).parent / "sharded_vocabulary.py"), str(examples))

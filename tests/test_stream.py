@@ -111,6 +111,21 @@ def test_batches_continue_exactly(seed, start):
         assert isinstance(batch, np.ndarray) and batch.dtype == np.int32 and batch.shape == (4, 9)
 
 
+@pytest.mark.parametrize("tokens", [1, 36, 3 * 36 + 35, 10**6])
+@pytest.mark.parametrize("process", [0, 1])
+def test_batches_gathered_together_are_those_of_every_index(tokens, process, monkeypatch):
+    """Also over the ends of epochs, which have 6 batches here."""
+    monkeypatch.setattr("eqx_slm.data.base._AT_ONCE", tokens)
+    stream = counting(25 * 8 + 1, process_index=process, process_count=2)
+    for start in (0, 4, 11):
+        found = list(itertools.islice(stream.batches(3, start=start), 20))
+        np.testing.assert_array_equal(np.stack(found), [stream.batch(3, start + i) for i in range(20)])
+        assert len({batch.tobytes() for batch in found}) == 20 and found[0].shape == (2, 9)
+    batches = stream.batches(3)
+    taken = [next(batches) for _ in range(8)]
+    np.testing.assert_array_equal(next(stream.resume(batches.state(back=3))), taken[5])
+
+
 def test_batches_are_the_callers_own():
     stream = counting()
     first = stream.batch(0, 0)

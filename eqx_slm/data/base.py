@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import abc
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -14,6 +15,7 @@ from .state import StreamState, check_cursor
 from .tokenizer import Tokenizer
 
 _ENDLESS = 2**48  # batches; more than anyone trains on
+_AT_ONCE = 2**16  # tokens gathered at once: small batches cost more in calls than in copying
 
 
 @runtime_checkable
@@ -113,6 +115,10 @@ class Stream(abc.ABC):
 class IndexedStream(Stream):
     """A stream whose batch `i` can be had at any time: its state is a number."""
 
+    def several(self, seed: int, index: int, count: int) -> Sequence[np.ndarray] | np.ndarray:
+        """`count` training batches of a seed from batch `index` on."""
+        return [self.batch(seed, index + i) for i in range(count)]
+
     @abc.abstractmethod
     def identity(self) -> dict[str, Any]:
         """What decides the batches, as JSON."""
@@ -135,20 +141,23 @@ class IndexedBatches:
     def __init__(self, stream: IndexedStream, seed: int, start: int) -> None:
         import grain
 
-        # An element is a whole batch: row by row Grain spends far longer on its own work than numpy on ours. Reading
-        # ahead would hide a few microseconds and leave threads behind at exit.
+        # An element is whole batches, several of them where they are small: row by row Grain spends far longer on its
+        # own work than numpy on ours. Reading ahead in threads would hide little and leave them behind at exit.
         options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-        source = _BatchSource(stream, seed, start)
+        count = max(1, _AT_ONCE // (stream.batch_size * (stream.sequence_length + 1)))
+        source = _BatchSource(stream, seed, start, count)
         self._iterator = iter(grain.MapDataset.source(source).to_iter_dataset(options))
         self._stream, self._seed, self._index = stream, seed, start
+        self._waiting: deque[np.ndarray] = deque()
 
     def __iter__(self) -> IndexedBatches:
         return self
 
     def __next__(self) -> np.ndarray:
-        batch = next(self._iterator)
+        if not self._waiting:
+            self._waiting.extend(next(self._iterator))
         self._index += 1
-        return batch
+        return self._waiting.popleft()
 
     def state(self, *, back: int = 0) -> StreamState:
         """The state after the last batch, or `back` batches earlier."""
@@ -157,16 +166,16 @@ class IndexedBatches:
 
 
 class _BatchSource:
-    """Grain's random-access source whose element `i` is batch `start + i`."""
+    """Grain's random-access source whose element `i` is the batches from `start + count i` on, `count` of them."""
 
-    def __init__(self, stream: IndexedStream, seed: int, start: int) -> None:
-        self._stream, self._seed, self._start = stream, seed, start
+    def __init__(self, stream: IndexedStream, seed: int, start: int, count: int) -> None:
+        self._stream, self._seed, self._start, self._count = stream, seed, start, count
 
     def __len__(self) -> int:
-        return _ENDLESS
+        return _ENDLESS // self._count
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self._stream.batch(self._seed, self._start + index)
+    def __getitem__(self, index: int) -> Sequence[np.ndarray] | np.ndarray:
+        return self._stream.several(self._seed, self._start + index * self._count, self._count)
 
     def __repr__(self) -> str:  # Grain may print its source
         return f"{type(self._stream).__name__}(seed={self._seed}, start={self._start})"

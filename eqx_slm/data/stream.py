@@ -121,10 +121,16 @@ class TokenStream(IndexedStream):
         """Training batch `index` of a seed, int32[B, T+1]: inputs are columns [:-1], targets [1:]; any epoch."""
         if index < 0:
             raise ValueError(f"batch index {index} is negative; give an integer of at least 0")
-        epoch, step = divmod(index, self.steps_per_epoch)
-        windows = self._windows(self.train)
-        order = permutation(len(windows), seed=seed, epoch=epoch)
-        return windows[self._own_rows(order[step * self.batch_size : (step + 1) * self.batch_size])]
+        return self.several(seed, index, 1)[0]
+
+    def several(self, seed: int, index: int, count: int) -> np.ndarray:
+        """`count` training batches of a seed from batch `index` on, int32[count, B, T+1], gathered at once."""
+        windows, rows = self._windows(self.train), []
+        for i in range(index, index + count):
+            epoch, step = divmod(i, len(windows) // self.batch_size)
+            order = permutation(len(windows), seed=seed, epoch=epoch)
+            rows.append(self._own_rows(order[step * self.batch_size : (step + 1) * self.batch_size]))
+        return windows[np.stack(rows)]
 
     def identity(self) -> dict[str, Any]:
         """What decides the batches, as JSON."""

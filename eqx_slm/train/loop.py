@@ -137,9 +137,9 @@ def train_run(
     spent, counted, told = 0.0, 0, time.perf_counter()
     mark = time.perf_counter()
     for index, batch in zip(range(steps), stream.batches(seed), strict=False):
-        digest.update(np.ascontiguousarray(batch).tobytes())
         rate = np.float32(learning_rate * optimizer.multiplier(index, steps))
         state, metrics = program.step(state, batch, rate)
+        digest.update(np.ascontiguousarray(batch).tobytes())  # while the step runs
         done = index + 1
         evaluated = None
         if done == WARM_STEPS or done in due:

@@ -14,15 +14,18 @@ from ..nn.initial import inner_dtype, varying_like
 # and writes the whole gradient of the read-out.
 CHUNK_LOGITS = {"cpu": 2**20}
 CHUNK_LOGITS_ACCELERATOR = 2**27
-CHUNK_TOKENS = 256
+CHUNK_TOKENS = 512
 
 
 class _Form(NamedTuple):
-    """What is static of a loss: tokens a chunk, the logits' cap, the weight of the squared log normaliser."""
+    """What is static of a loss: tokens a chunk, the logits' cap, the weight of the squared log normaliser, and which
+    rows there are: the mesh axis that they are split over, and how many are ids of the vocabulary."""
 
     size: int
     soft_cap: float | None = None
     z_loss: float = 0.0
+    vocab_axis: str | None = None
+    vocab_size: int | None = None
 
 
 class CrossEntropy(NamedTuple):
@@ -41,12 +44,21 @@ def cross_entropy(
     chunk: int | None = None,
     soft_cap: float | None = None,
     z_loss: float = 0.0,
+    vocab_axis: str | None = None,
+    vocab_size: int | None = None,
 ) -> CrossEntropy:
     r"""Mean negative log likelihood of `targets`, without ever holding all logits.
 
     The gradient of a chunk is taken while its logits are at hand: three matmuls a chunk instead of the four of
     rematerialisation. Undifferentiated calls compute no gradient. Reverse mode only (`token_losses` has no custom
     gradient).
+
+    With more than one device the read-out's rows may be split. Inside `jax.shard_map` with `vocab_axis`, each device
+    makes the logits of its own rows; a chunk's maxima, sums and target logits are put together over the axis, the
+    gradient of its rows stays on the device, and the gradient of the features is summed over the axis. Targets,
+    weights and the loss are the same along the axis; other axes may split the tokens, each with a mean of its own.
+    Under plain `jax.jit` nothing has to be said: with a weight placed by `NamedSharding(mesh, P("model", None))` the
+    compiler splits chunks and gradient the same way, and never gathers the weight. See docs/sharding.md.
 
     **Arguments:**
 
@@ -57,19 +69,28 @@ def cross_entropy(
     - `chunk`: tokens a chunk; None chooses by backend and vocabulary.
     - `soft_cap`: replaces a logit l by cap tanh(l / cap) (Gemma 2, arXiv 2408.00118); None leaves it.
     - `z_loss`: adds this times (log of the softmax's normaliser)^2 to every token's loss (PaLM, arXiv 2204.02311).
+    - `vocab_axis`: the mesh axis over which `read_out.weight` is split by rows: device i has slice i, all of one size.
+    - `vocab_size`: how many of all rows are ids; the ones from it on pad the vocabulary to a multiple of the devices,
+      get no probability and no gradient. None: all are.
 
-    **Returns:** `CrossEntropy(loss, tokens)`, in at least float32; the loss is 0 where all weights are 0.
+    **Returns:** `CrossEntropy(loss, tokens)`, in at least float32; the loss is 0 where all weights are 0, and not
+    finite where a target is no id.
 
-    **Raises:** `ValueError` for a cap that is not positive, or a chunk below one token.
+    **Raises:** `ValueError` for a cap that is not positive, a chunk below one token, a `vocab_size` that the rows do
+    not hold, or a weight that is not split over `vocab_axis`.
     """
     flat, weight, target = _flatten(features, read_out, targets)
+    _check_rows(weight, vocab_axis, vocab_size)
     wide = inner_dtype(flat)
     share = jnp.ones(target.shape, wide) if weights is None else weights.reshape(-1).astype(wide)
     tokens = share.sum()
     share = share / jnp.where(tokens == 0, 1, tokens)
     size = _chunk_size(flat.shape[0], weight.shape[0], chunk)
-    form = _Form(size, _checked_cap(soft_cap), z_loss)
-    weight, flat, share = varying_like(weight, flat), varying_like(flat, weight), varying_like(share, flat)
+    form = _Form(size, _checked_cap(soft_cap), z_loss, vocab_axis, vocab_size)
+    weight, flat = varying_like(weight, flat), varying_like(flat, weight)
+    share = varying_like(
+        share, flat if vocab_axis is None else jax.lax.psum(jnp.zeros_like(flat, shape=()), vocab_axis)
+    )
     loss = _weighted_nll(form, flat, weight, target, jax.lax.stop_gradient(share))
     return CrossEntropy(loss, jax.lax.stop_gradient(tokens))
 
@@ -81,12 +102,15 @@ def token_losses(
     *,
     chunk: int | None = None,
     soft_cap: float | None = None,
+    vocab_axis: str | None = None,
+    vocab_size: int | None = None,
 ) -> Float[Array, "*t"]:
-    """Negative log likelihood of every token, nats; chunked like `cross_entropy`, with the automatic gradient."""
+    """Negative log likelihood of every token, nats; arguments as in `cross_entropy`, with the automatic gradient."""
     flat, weight, target = _flatten(features, read_out, targets)
+    _check_rows(weight, vocab_axis, vocab_size)
     size = _chunk_size(flat.shape[0], weight.shape[0], chunk)
     x, y, _ = _chunked(size, flat, target, None)
-    form = _Form(size, _checked_cap(soft_cap))
+    form = _Form(size, _checked_cap(soft_cap), vocab_axis=vocab_axis, vocab_size=vocab_size)
     losses = jax.lax.map(lambda xy: _chunk_nll(form, xy[0], weight, xy[1]).loss, (x, y))
     return losses.reshape(-1)[: target.shape[0]].reshape(targets.shape)
 
@@ -129,16 +153,60 @@ def _checked_cap(soft_cap: float | None) -> float | None:
     return soft_cap
 
 
+def _check_rows(weight: Array, vocab_axis: str | None, vocab_size: int | None) -> None:
+    devices = 1 if vocab_axis is None else jax.lax.axis_size(vocab_axis)
+    rows = devices * weight.shape[0]
+    if vocab_size is not None and not 0 < vocab_size <= rows:
+        raise ValueError(f"vocab_size={vocab_size}: the read-out has {rows} rows ({devices} x {weight.shape[0]})")
+    if devices == 1:
+        return
+    try:
+        jax.lax.pcast(weight, vocab_axis, to="varying")
+    except ValueError:  # it varies already, as it should
+        return
+    raise ValueError(
+        f"the read-out's weight is not split over the mesh axis {vocab_axis!r}: give shard_map an in_spec of "
+        f"P({vocab_axis!r}) for it, and leave check_vma on (gradients would be wrong without)"
+    )
+
+
+def _places(form: _Form, weight: Array, targets: Array) -> tuple[Array, Array | None]:
+    """The rows of the targets in `weight`, and which of them are there (None: all)."""
+    if form.vocab_axis is None:
+        return targets, None
+    rows = weight.shape[0]
+    places = targets - jax.lax.axis_index(form.vocab_axis) * rows
+    return jnp.clip(places, 0, rows - 1), (places >= 0) & (places < rows)
+
+
+def _without_padding(form: _Form, logits: Array) -> Array:
+    if form.vocab_size is None:
+        return logits
+    first = 0 if form.vocab_axis is None else jax.lax.axis_index(form.vocab_axis) * logits.shape[-1]
+    rows = first + jnp.arange(logits.shape[-1])[None]
+    return jnp.where(rows < form.vocab_size, logits, -jnp.inf)
+
+
 def _chunk_nll(form: _Form, x: Array, weight: Array, targets: Array) -> _ChunkLoss:
     """One exponential a logit."""
     logits = ReadOut(weight).logits(x)
     if form.soft_cap is not None:
         logits = form.soft_cap * jnp.tanh(logits / form.soft_cap)
-    highest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
-    powers = jnp.exp(logits - highest)
+    shown = _without_padding(form, logits)
+    places, here = _places(form, weight, targets)
+    picked = jnp.take_along_axis(shown, places[:, None], axis=-1)[:, 0]
+    # The maximum is never below a target's logit. Saying so makes XLA read that logit before the exponentials, which
+    # can then take the logits' own place: one matrix at once instead of two.
+    highest = jax.lax.stop_gradient(jnp.maximum(shown.max(axis=-1), picked))
+    if form.vocab_axis is not None:
+        highest = jax.lax.pmax(highest, form.vocab_axis)
+    powers = jnp.exp(shown - highest[:, None])
     total = powers.sum(axis=-1)
-    picked = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    log_normaliser = jnp.log(total) + highest[:, 0]
+    if form.vocab_axis is not None:
+        parts = jnp.stack([total, jnp.where(here, picked, 0), here.astype(total.dtype)])
+        total, picked, found = jax.lax.psum(parts, form.vocab_axis)
+        picked = jnp.where(found > 0, picked, -jnp.inf)
+    log_normaliser = jnp.log(total) + highest
     loss = log_normaliser - picked + form.z_loss * jnp.square(log_normaliser)
     return _ChunkLoss(loss, powers, total, log_normaliser, logits)
 
@@ -150,7 +218,7 @@ def _weighted_nll_plain(form: _Form, x: Array, weight: Array, targets: Array, sh
         return total + jnp.sum(part[2] * _chunk_nll(form, part[0], weight, part[1]).loss), None
 
     chunks = _chunked(form.size, x, targets, share)
-    return jax.lax.scan(body, varying_like(jnp.zeros((), chunks[2].dtype), x), chunks)[0]
+    return jax.lax.scan(body, varying_like(jnp.zeros((), chunks[2].dtype), share), chunks)[0]
 
 
 def _weighted_nll_forward(
@@ -165,20 +233,21 @@ def _weighted_nll_forward(
         # as seldom as possible.
         x_c, targets_c, share_c = part
         chunk = _chunk_nll(form, x_c, weight, targets_c)
-        powers, row_share = chunk.powers, share_c[:, None]
+        places, here = _places(form, weight, targets_c)
+        powers, row_share = chunk.powers, (share_c if here is None else jnp.where(here, share_c, 0))[:, None]
         if form.soft_cap is not None:
             slope = 1 - jnp.square(chunk.logits / form.soft_cap)
-            powers, row_share = powers * slope, row_share * jnp.take_along_axis(slope, targets_c[:, None], axis=-1)
+            powers, row_share = powers * slope, row_share * jnp.take_along_axis(slope, places[:, None], axis=-1)
         powers = powers.astype(x_c.dtype)
         scale = share_c / chunk.total
         if form.z_loss:
             scale = scale * (1 + 2 * form.z_loss * chunk.log_normaliser)
         scale, x_wide = scale[:, None], x_c.astype(wide)
         mean_row = jnp.einsum("tv,vr->tr", powers, weight.astype(x_c.dtype), preferred_element_type=wide)
-        grad_x = mean_row * scale - weight[targets_c].astype(wide) * row_share
+        grad_x = mean_row * scale - weight[places].astype(wide) * row_share
         scaled = (x_wide * scale).astype(x_c.dtype)
         grad_weight = jnp.einsum("tv,tr->vr", powers, scaled, preferred_element_type=wide)
-        grad_weight = grad_weight.at[targets_c].add(-x_wide * row_share)
+        grad_weight = grad_weight.at[places].add(-x_wide * row_share)
         return jnp.sum(share_c * chunk.loss), grad_x.astype(x_c.dtype), grad_weight
 
     chunks = _chunked(form.size, x, targets, share)
@@ -190,8 +259,8 @@ def _weighted_nll_forward(
         nll, grad_x, grad_weight = chunk_gradients(part)
         return (carry[0] + nll, carry[1] + grad_weight), grad_x
 
-    start = varying_like((jnp.zeros((), wide), jnp.zeros(weight.shape, inner_dtype(weight, x))), x)
-    (total, grad_weight), grad_x = jax.lax.scan(body, start, chunks)
+    zeros = varying_like(jnp.zeros(weight.shape, inner_dtype(weight, x)), x)
+    (total, grad_weight), grad_x = jax.lax.scan(body, (varying_like(jnp.zeros((), wide), share), zeros), chunks)
     grad_x = grad_x.reshape(-1, x.shape[1])[: x.shape[0]]
     return total, (grad_x, grad_weight.astype(weight.dtype))
 
