@@ -1,36 +1,57 @@
 """Config -> model. `ModelConfig` is plain frozen data; `build` is the one place that turns it into modules."""
 
 import dataclasses
+import functools
+import operator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int32, PRNGKeyArray
 
-from .nn.attention import AttentionConfig
 from .nn.block import Block, ChannelConfig, MixerConfig, Placement
 from .nn.compositional import CompositionalConfig
-from .nn.continuum import ContinuumConfig
 from .nn.coordinates import random_order
-from .nn.gated import GatedAttentionConfig
 from .nn.head import HeadConfig
 from .nn.initial import subkey
 from .nn.leviathan import LeviathanConfig
 from .nn.lm import LanguageModel
 from .nn.low_rank import LowRankConfig
-from .nn.mlp import MLPConfig
 from .nn.norm import NormKind, make_norm
 from .nn.positions import LearnedPositions, PositionKind
 from .nn.table import TableConfig
-from .nn.titans import TitansConfig
-from .nn.titans_mac import TitansMACConfig
-from .nn.titans_mag import TitansMAGConfig
 from .taper import taper_widths
 
-# What a config's JSON and `--set mixer.kind=...` know. In Python any config that answers the protocol fits.
-MixerConfigs = AttentionConfig | GatedAttentionConfig | TitansConfig | TitansMAGConfig | TitansMACConfig
-ChannelConfigs = MLPConfig | ContinuumConfig
+
+class Mixers:
+    """The mixers that a config's JSON and `--set mixer.kind=...` know, a line each: a new one is one more import.
+
+    In Python any config that answers the protocol `MixerConfig` fits, whether it stands here or not.
+    """
+
+    from .nn.attention import AttentionConfig
+    from .nn.gated import GatedAttentionConfig
+    from .nn.titans import TitansConfig
+    from .nn.titans_mac import TitansMACConfig
+    from .nn.titans_mag import TitansMAGConfig
+
+
+class Channels:
+    """The channels, likewise."""
+
+    from .nn.continuum import ContinuumConfig
+    from .nn.mlp import MLPConfig
+
+
+if TYPE_CHECKING:  # a type checker needs no more than what they promise
+    MixerConfigs = MixerConfig
+    ChannelConfigs = ChannelConfig
+else:
+    MixerConfigs, ChannelConfigs = (
+        functools.reduce(operator.or_, filter(dataclasses.is_dataclass, vars(kinds).values()))
+        for kinds in (Mixers, Channels)
+    )
 EmbeddingConfigs = TableConfig | LowRankConfig | CompositionalConfig | LeviathanConfig
 Schedule = Literal["uniform", "cosine", "linear", "sigmoid", "step-early", "step-middle", "step-late"]
 
@@ -70,8 +91,8 @@ class ModelConfig:
     embedding: EmbeddingConfigs = TableConfig()
     head: HeadConfig = HeadConfig()
     positions: PositionKind = "rotary"
-    mixer: MixerConfigs | MixerConfig = AttentionConfig()
-    channel: ChannelConfigs | ChannelConfig = MLPConfig()
+    mixer: MixerConfigs | MixerConfig = Mixers.AttentionConfig()
+    channel: ChannelConfigs | ChannelConfig = Channels.MLPConfig()
     taper: TaperConfig = TaperConfig()
     norm: NormKind = "rms"
     placement: Placement = "pre"

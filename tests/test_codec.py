@@ -1,6 +1,7 @@
 """Configs as JSON, single fields from text, and what differs."""
 
 import json
+import random
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 from eqx_slm import (
     AttentionConfig,
     CompositionalConfig,
+    ContinuumConfig,
+    GatedAttentionConfig,
     HeadConfig,
     LeviathanConfig,
     LowRankConfig,
@@ -18,6 +21,9 @@ from eqx_slm import (
     PairConfig,
     TableConfig,
     TaperConfig,
+    TitansConfig,
+    TitansMACConfig,
+    TitansMAGConfig,
     UserError,
 )
 from eqx_slm.study.arms import RECIPES, Tuned
@@ -28,6 +34,7 @@ count = st.integers(1, 2**40)
 share = st.floats(0, 1)
 scale = st.floats(1e-6, 10)
 orders = st.sampled_from(["tokenizer", "random", "frequency", "co-occurrence"])
+KINDS = ["attention", "gated-attention", "titans", "titans-mag", "titans-mac"]
 generators = st.builds(LeviathanConfig, seed_size=count, rank=count, output_std=st.none() | scale, order=orders)
 tables = st.builds(TableConfig, std=scale) | st.builds(LowRankConfig, rank=count, std=scale)
 tables |= st.builds(CompositionalConfig, coordinates=st.integers(1, 5), order=orders)
@@ -45,19 +52,26 @@ def model_configs(draw):
     embedding = draw(tables | generators)
     kinds = ["untied", "low-rank", "tied" if embedding.tieable else "generated"]
     heads = draw(st.integers(1, 8))
-    mixer = AttentionConfig(
+    softmax = draw(st.sampled_from([AttentionConfig, GatedAttentionConfig]))(
         n_heads=heads,
         n_kv_heads=draw(st.none() | st.just(heads)),
         rotary_fraction=draw(share),
         bias=draw(st.sampled_from(["none", "all"])),
     )
+    memory = TitansConfig(n_heads=heads, chunk=draw(count), chunk_train=draw(st.none() | count), step_size=draw(scale))
+    mixers = [softmax, memory, TitansMAGConfig(memory=memory, window=draw(count)), TitansMACConfig(memory=memory)]
+    mlps = st.builds(MLPConfig, d_ff=st.none() | count, activation=st.sampled_from(["swiglu", "relu"]))
+    # As below: a run-time type checker looks at random items of tuples, which a strategy must not.
+    state = random.getstate()
+    levels = ContinuumConfig(periods=draw(st.sampled_from([(1,), (1, 4), (3, 2, 1)])), multiple=draw(count))
+    random.setstate(state)
     return ModelConfig(
         vocab_size=draw(count),
         d_model=2 * heads * draw(st.integers(1, 100)),
         embedding=embedding,
         head=HeadConfig(draw(st.sampled_from(kinds)), std=draw(scale)),
-        mixer=mixer,
-        channel=draw(st.builds(MLPConfig, d_ff=st.none() | count, activation=st.sampled_from(["swiglu", "relu"]))),
+        mixer=draw(st.sampled_from(mixers)),
+        channel=draw(mlps | st.just(levels)),
         positions=draw(st.sampled_from(["rotary", "learned", "none"])),
         taper=draw(tapers),
         norm=draw(st.sampled_from(["rms", "layer"])),
@@ -146,6 +160,29 @@ def test_a_kind_brings_its_defaults():
         assert set_field(ModelConfig(), "embedding.kind", kind).embedding == config
     changed = set_field(set_field(ModelConfig(), "embedding.kind", "low-rank"), "embedding.rank", "3")
     assert changed.embedding == LowRankConfig(rank=3)
+
+
+def n_heads(mixer):
+    return getattr(mixer, "memory", mixer).n_heads
+
+
+@pytest.mark.parametrize("before", KINDS)
+@pytest.mark.parametrize("after", KINDS)
+def test_another_kind_of_mixer_keeps_the_heads(before, after):
+    """Wherever a mixer has them: 18 channels are no multiple of the default's four heads."""
+    base = ModelConfig(d_model=18, mixer=AttentionConfig(n_heads=3))
+    config = set_field(set_field(base, "mixer.kind", before), "mixer.kind", after)
+    assert config.mixer.kind == after and n_heads(config.mixer) == 3
+    rest = set_field(ModelConfig(), "mixer.kind", after).mixer
+    fields = {field for field, _, _ in differences(rest, config.mixer)}
+    assert fields == {"memory.n_heads" if hasattr(rest, "memory") else "n_heads"}
+
+
+def test_heads_of_a_memory_are_set_by_their_own_name():
+    config = set_field(ModelConfig(), "mixer.kind", "titans-mag")
+    assert set_field(config, "mixer.memory.n_heads", "2").mixer == TitansMAGConfig(memory=TitansConfig(n_heads=2))
+    with pytest.raises(UserError, match="'n_heads' is not one of kind, memory, window"):
+        set_field(config, "mixer.n_heads", "2")
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ class TitansMACConfig:
     kind: Literal["titans-mac"] = "titans-mac"
     memory: TitansConfig = TitansConfig(chunk=64)
 
+    keeps: ClassVar[tuple[str, ...]] = ("memory.n_heads",)
+
     @property
     def d_model_multiple(self) -> int:
         """What `d_model` is a multiple of: heads of an even width."""

@@ -23,6 +23,8 @@ class TitansMAGConfig:
     memory: TitansConfig = TitansConfig()
     window: int = 64
 
+    keeps: ClassVar[tuple[str, ...]] = ("memory.n_heads",)
+
     @property
     def d_model_multiple(self) -> int:
         """What `d_model` is a multiple of: heads of an even width."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import operator
 import types
 import typing
 from typing import Any
@@ -40,7 +41,8 @@ def set_field(config: Any, path: str, text: str) -> Any:
     """A copy of `config` with one field, given by its dotted path, set from text as typed on a command line.
 
     Setting `embedding.kind=leviathan` replaces the part by that kind's defaults. A part that names fields in `keeps`
-    (a mixer's heads, a channel's width) takes those over from the part it replaces, where both have them.
+    (a mixer's `n_heads` or `memory.n_heads`, a channel's width) takes those over from the part it replaces, where both
+    have them.
 
     **Raises:** `UserError` for an unknown field or a value of the wrong type.
     """
@@ -99,9 +101,16 @@ def _set(config: Any, path: list[str], text: str, whole: str) -> Any:
 
 
 def _like(part: Any, replaced: Any) -> Any:
-    """`part` with the fields that it keeps of the part it replaces."""
-    kept = set(getattr(part, "keeps", ())) & set(getattr(replaced, "keeps", ()))
-    return _make(type(part), _values(part) | {name: getattr(replaced, name) for name in kept}, "")
+    """`part` with the fields that it keeps of the part it replaces; a path in `keeps` goes by its last name."""
+    mine, theirs = ({path.rpartition(".")[2]: path for path in getattr(p, "keeps", ())} for p in (part, replaced))
+    for name in [name for name in mine if name in theirs]:
+        part = _with(part, mine[name].split("."), operator.attrgetter(theirs[name])(replaced))
+    return part
+
+
+def _with(config: Any, path: list[str], value: Any) -> Any:
+    inner = _with(getattr(config, path[0]), path[1:], value) if path[1:] else value
+    return _make(type(config), _values(config) | {path[0]: inner}, "")
 
 
 def _names(config: Any) -> list[str]:
