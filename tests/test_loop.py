@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny import LENGTH, ROWS, tiny_model, tiny_stream
 
 from eqx_slm import OptimizerConfig, make_program, token_losses
-from eqx_slm.train import eval_steps, train_run
+from eqx_slm.train import eval_steps, train_run, train_runs
 
 STREAM = tiny_stream()
 OPTIMIZER = OptimizerConfig()
@@ -22,11 +22,11 @@ def program():
     return make_program(tiny_model(), OPTIMIZER)
 
 
-def run(program, *, stream=STREAM, seed=0, steps=8, learning_rate=1e-2, optimizer=OPTIMIZER, **options):
+def run(program, *, model=None, stream=STREAM, seed=0, steps=8, learning_rate=1e-2, optimizer=OPTIMIZER, **options):
     options = {"evaluate_at": (2, steps), **options}
     return train_run(
         program,
-        tiny_model(),
+        tiny_model() if model is None else model,
         stream,
         seed=seed,
         steps=steps,
@@ -151,3 +151,36 @@ def test_speed_leaves_out_the_first_steps(program):
     np.testing.assert_allclose(record.train_seconds * record.tokens_per_second, 20 * ROWS * LENGTH)
     short = run(program, steps=2)
     assert short.tokens_per_second == 0 and len(short.evals) == 1
+
+
+def test_seeds_at_once_are_the_runs_one_at_a_time(program):
+    """Same batches, same numbers within float32's rounding, each seed told of its own evaluations."""
+    told = []
+    records = train_runs(
+        make_program(tiny_model(), OPTIMIZER, replicates=2),
+        [tiny_model(), tiny_model(seed=1)],
+        STREAM,
+        seeds=(3, 1),
+        steps=8,
+        learning_rate=1e-2,
+        optimizer=OPTIMIZER,
+        evaluate_at=(2, 8),
+        on_progress=lambda seed, progress: told.append((seed, progress.step, progress.evaluation)),
+        progress_seconds=math.inf,
+    )
+    alone = [run(program, seed=3), run(program, seed=1, model=tiny_model(seed=1))]
+    for seed, together, one in zip((3, 1), records, alone, strict=True):
+        assert together.seed == one.seed == seed and together.stream_hash == one.stream_hash
+        assert [e.step for e in together.evals] == [2, 8]
+        np.testing.assert_allclose([e.nll for e in together.evals], [e.nll for e in one.evals], rtol=1e-5)
+        leaves = zip(jax.tree.leaves(together.params), jax.tree.leaves(one.params), strict=True)
+        for a, b in leaves:
+            np.testing.assert_allclose(a, b, atol=1e-4)
+        assert [t[2] for t in told if t[0] == seed] == together.evals
+    assert not np.allclose(records[0].evals[-1].nll, records[1].evals[-1].nll, rtol=1e-4)
+
+
+def test_models_seeds_and_replicates_are_of_one_number(program):
+    arguments = dict(steps=1, learning_rate=1e-2, optimizer=OPTIMIZER, evaluate_at=(1,))
+    with pytest.raises(ValueError, match="2 models, 2 seeds, a program of 1 replicates"):
+        train_runs(program, [tiny_model()] * 2, STREAM, seeds=(0, 1), **arguments)

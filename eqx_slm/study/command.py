@@ -64,6 +64,8 @@ class Options:
     """unrolled, or runs: scan runs of equal layers (deep models compile faster), the same for all arms."""
     remat: Remat | None = None
     """What the backward pass keeps of a layer: none (everything), dots (results of matmuls), full (its input)."""
+    seeds_at_once: int | None = None
+    """Seeds that one program trains; without it all of them for a model of at most a million parameters, else one."""
     name: str | None = None
     """Name of the run folder."""
     out: Path | None = None
@@ -116,6 +118,7 @@ def resolve(options: Options) -> "PairConfig":
         "pairing": options.pairing,
         "loop": options.loop,
         "remat": options.remat,
+        "seeds_at_once": options.seeds_at_once,
         "name": options.name,
         "optimizer": dataclasses.replace(config.optimizer, schedule=options.schedule) if options.schedule else None,
     }

@@ -38,6 +38,12 @@ def check_settings(
         raise UserError(f"confidence={confidence}: it must be between 0 and 1")
 
 
+def check_at_once(seeds_at_once: int | None) -> None:
+    """Raises `UserError` for a number of seeds that cannot be trained at once."""
+    if seeds_at_once is not None and seeds_at_once < 1:
+        raise UserError(f"seeds_at_once={seeds_at_once}: give at least 1, or None to choose by the model's size")
+
+
 @dataclass(frozen=True)
 class StreamConfig:
     """Where tokens come from and how they are cut (see `eqx_slm.data.open_data`)."""
@@ -72,6 +78,7 @@ class PairConfig:
     compute_dtype: ComputeDtype = "float32"
     loop: Loop = "unrolled"
     remat: Remat = "none"
+    seeds_at_once: int | None = None
     evaluations: int = 12
     sample_tokens: int = 96
 
@@ -83,6 +90,7 @@ class PairConfig:
         if self.seeds < 1 or self.evaluations < 1:
             raise UserError(f"seeds={self.seeds}, evaluations={self.evaluations}: both must be at least 1")
         check_settings(range(self.seeds), self.steps, self.learning_rates, self.margin, self.confidence)
+        check_at_once(self.seeds_at_once)
 
     @property
     def tokens(self) -> int:

@@ -23,7 +23,7 @@ from ..train.stack import Loop, Remat
 from ..train.step import ComputeDtype
 from .codec import differences
 from .compare import compare, control_comparisons
-from .config import check_settings
+from .config import check_at_once, check_settings
 from .summary import summary_text
 from .trials import Event, MakeModel, Trials
 
@@ -62,6 +62,7 @@ def pair(
     compute_dtype: ComputeDtype = "float32",
     loop: Loop = "unrolled",
     remat: Remat = "none",
+    seeds_at_once: int | None = None,
     evaluations: int = 12,
     sample_tokens: int = 0,
     notes: Mapping[str, str] | None = None,
@@ -85,6 +86,8 @@ def pair(
       values of its own (for null studies).
     - `compute_dtype`: "float32" or "bfloat16".
     - `loop`, `remat`: how blocks run and what their backward pass keeps, the same for all arms (see `stack_blocks`).
+    - `seeds_at_once`: how many seeds of an arm one program trains, by `vmap`: the same numbers but for the order of
+      sums. None: all of them for a model of at most a million parameters, else one after the other.
     - `evaluations`: how many log-spaced token counts are evaluated.
     - `sample_tokens`: length of a generated sample per arm; 0 for none.
     - `notes`: a sentence an arm for the report.
@@ -99,6 +102,7 @@ def pair(
         raise UserError("no arms: give at least one, the first is the reference")
     which = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     check_settings(which, steps, learning_rates, margin, confidence)
+    check_at_once(seeds_at_once)
     trials = Trials(
         arms=dict(arms),
         stream=stream,
@@ -110,6 +114,7 @@ def pair(
         compute_dtype=compute_dtype,
         loop=loop,
         remat=remat,
+        seeds_at_once=seeds_at_once,
         evaluate_at=eval_steps(steps, evaluations),
         tell=on_event or (lambda event: None),
     )
@@ -140,6 +145,7 @@ def pair(
             "compute_dtype": compute_dtype,
             "loop": loop,
             "remat": remat,
+            "seeds_at_once": seeds_at_once,
             "learning_rates": list(trials.learning_rates),
             "swept": swept,
             "optimizer": dataclasses.asdict(trials.optimizer),

@@ -62,7 +62,7 @@ class Progress:
     def _step(self, event: Event) -> None:
         progress = event.progress
         assert progress is not None
-        share = (self.done + progress.step / self.config.steps) / self.total
+        share = (self.done + event.runs * progress.step / self.config.steps) / self.total
         elapsed = time.perf_counter() - self.started
         left = elapsed * (1 - share) / share if share > 0 else math.nan
         validation = f", validation {progress.evaluation.nll:.3f}" if progress.evaluation else ""
@@ -70,7 +70,7 @@ class Progress:
         status = f"loss {progress.loss:.3f}{validation}{speed}, {_clock(left)} left"
         name = f"{event.arm} seed {event.seed}"
         if self.live:
-            completed = self.done * self.config.steps + progress.step
+            completed = self.done * self.config.steps + event.runs * progress.step
             self.live.update(self.task, completed=completed, description=name, status=status)
         elif time.perf_counter() - self.told >= PLAIN_SECONDS or progress.step == self.config.steps:
             self.told = time.perf_counter()

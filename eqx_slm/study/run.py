@@ -101,6 +101,7 @@ def run_pair(
             compute_dtype=config.compute_dtype,
             loop=config.loop,
             remat=config.remat,
+            seeds_at_once=config.seeds_at_once,
             evaluations=config.evaluations,
             sample_tokens=config.sample_tokens,
             notes={name: arm.match_note for name, arm in arms.items() if arm.match_note},

@@ -18,17 +18,24 @@ from ..errors import UserError
 from ..infer.generate import generate
 from ..nn.coordinates import cooccurrence_order, frequency_order
 from ..nn.initial import subkey
-from ..train.loop import Progress, RunRecord, train_run
+from ..train.loop import Progress, RunRecord, train_runs
 from ..train.optimizer import OptimizerConfig
 from ..train.stack import Loop, Remat, stack_blocks
 from ..train.step import CompileReport, ComputeDtype, Program, compile_step, make_program
+
+# A model of at most so many parameters trains its seeds at once: a step of one leaves a machine idle between its many
+# small operations (benchmarks/seeds.py).
+SMALL_MODEL = 1_000_000
 
 MakeModel = Callable[[PRNGKeyArray], Any]
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened in a study: "compiled", "progress", "run" (with the final model) or "sample"."""
+    """Something that happened in a study: "compiled", "progress", "run" (with the final model) or "sample".
+
+    `runs`: how many runs, one a seed, are at the step that "progress" tells of.
+    """
 
     kind: Literal["compiled", "progress", "run", "sample"]
     arm: str
@@ -38,6 +45,7 @@ class Event:
     seconds: float = 0.0
     model: Any = None
     text: str = ""
+    runs: int = 1
 
 
 def order_for(config: ModelConfig, stream: Stream) -> np.ndarray | None:
@@ -72,6 +80,7 @@ class Trials:
     compute_dtype: ComputeDtype
     loop: Loop
     remat: Remat
+    seeds_at_once: int | None
     evaluate_at: tuple[int, ...]
     tell: Callable[[Event], None]
 
@@ -98,18 +107,19 @@ class Trials:
                 )
 
     def run(self) -> None:
-        """All runs, seed by seed, so that an interrupted study holds whole pairs."""
-        for seed in self.seeds:
+        """All runs, a group of seeds after the other, so that an interrupted study holds whole pairs."""
+        size = len(self.seeds) if self.seeds_at_once is None else self.seeds_at_once
+        for start in range(0, len(self.seeds), size):
             for name in self.arms:
                 for rate in self.learning_rates:
-                    self._run(name, seed, rate)
+                    self._runs(name, self.seeds[start : start + size], rate)
 
     def initial(self, name: str, seed: int) -> Any:
         """The model before training."""
         key = jax.random.key(seed)
         return self.makers[name](subkey(key, name) if self.pairing == "data-only" else key)
 
-    def program(self, name: str, model: Any) -> tuple[Program, CompileReport]:
+    def program(self, name: str, model: Any, replicates: int = 1) -> tuple[Program, CompileReport]:
         """The compiled step of an arm; equal configs share one, and so do models that differ in parameters only.
 
         A user's function may give every seed buffers of its own (a coordinate order, say): those are part of a program.
@@ -118,10 +128,15 @@ class Trials:
         stacked = stack_blocks(model, loop=self.loop, remat=self.remat)
         static = eqx.partition(stacked, eqx.is_inexact_array)[1]
         for program, report in known:
-            if eqx.tree_equal(program.static, static):
+            if program.replicates == replicates and eqx.tree_equal(program.static, static):
                 return program, report
         program = make_program(
-            model, self.optimizer, compute_dtype=self.compute_dtype, loop=self.loop, remat=self.remat
+            model,
+            self.optimizer,
+            compute_dtype=self.compute_dtype,
+            loop=self.loop,
+            remat=self.remat,
+            replicates=replicates,
         )
         compiled = compile_step(program, model, self.stream.eval_batches()[0])
         known.append((compiled.program, compiled.report))
@@ -133,31 +148,44 @@ class Trials:
         arm = self.arms[name]
         return arm if isinstance(arm, ModelConfig) else id(arm)
 
-    def _run(self, name: str, seed: int, rate: float) -> None:
-        model = self.initial(name, seed)
-        vocab = getattr(getattr(model, "embedding", None), "vocab_size", self.stream.vocab_size)
-        if vocab < self.stream.vocab_size:
-            raise UserError(f"arm {name} embeds {vocab} ids, the stream has {self.stream.vocab_size}")
-        program, _ = self.program(name, model)
-        record = train_run(
+    def _runs(self, name: str, seeds: tuple[int, ...], rate: float) -> None:
+        """The seeds of a group, at once where that is wanted, or pays, and one program fits them all."""
+        models = [self.initial(name, seed) for seed in seeds]
+        for model in models:
+            vocab = getattr(getattr(model, "embedding", None), "vocab_size", self.stream.vocab_size)
+            if vocab < self.stream.vocab_size:
+                raise UserError(f"arm {name} embeds {vocab} ids, the stream has {self.stream.vocab_size}")
+        if len(seeds) > 1 and not self._fit(models):
+            for seed in seeds:
+                self._runs(name, (seed,), rate)
+            return
+        program, _ = self.program(name, models[0], len(seeds))
+        records = train_runs(
             program,
-            model,
+            models,
             self.stream,
-            seed=seed,
+            seeds=seeds,
             steps=self.steps,
             learning_rate=rate,
             optimizer=self.optimizer,
             evaluate_at=self.evaluate_at,
-            on_progress=lambda p: self.tell(Event("progress", name, seed, rate, progress=p)),
+            on_progress=lambda seed, p: self.tell(Event("progress", name, seed, rate, progress=p, runs=len(seeds))),
         )
-        if self.hashes.setdefault(seed, record.stream_hash) != record.stream_hash:
-            raise RuntimeError(f"arm {name}, seed {seed}: its tokens differ from those of the arm before it")
-        trained = program.model(record.params)
-        record.params = None
-        self.records[name].append(record)
-        if seed == self.seeds[0]:
-            self.models[name, rate] = trained
-        self.tell(Event("run", name, seed, rate, seconds=record.train_seconds, model=trained))
+        for record in records:
+            if self.hashes.setdefault(record.seed, record.stream_hash) != record.stream_hash:
+                raise RuntimeError(f"arm {name}, seed {record.seed}: its tokens differ from those of the arm before it")
+            trained = program.model(record.params)
+            record.params = None
+            self.records[name].append(record)
+            if record.seed == self.seeds[0]:
+                self.models[name, rate] = trained
+            self.tell(Event("run", name, record.seed, rate, seconds=record.train_seconds, model=trained))
+
+    def _fit(self, models: list[Any]) -> bool:
+        params, static = eqx.partition(models[0], eqx.is_inexact_array)
+        if self.seeds_at_once is None and sum(leaf.size for leaf in jax.tree.leaves(params)) > SMALL_MODEL:
+            return False
+        return all(bool(eqx.tree_equal(eqx.filter(m, eqx.is_inexact_array, inverse=True), static)) for m in models)
 
     def best_rate(self, name: str) -> float:
         """The rate with the lowest mean final loss over the seeds; diverged runs count as infinite."""
@@ -174,7 +202,7 @@ class Trials:
         rate = self.best_rate(name)
         model = self.models[name, rate]
         ledger = parameter_ledger(arm if isinstance(arm, ModelConfig) else model)
-        _, compiled = self.programs[self._identity(name)][0]
+        program, compiled = self.programs[self._identity(name)][0]
         sample = self._sample(name, model, sample_tokens) if sample_tokens else ""
         runs = [_run_entry(r, sample if r.seed == self.seeds[0] else "") for r in self.records[name]]
         return {
@@ -185,6 +213,7 @@ class Trials:
             "flops_per_token": self._flops(arm, model),
             "memory_bytes": self._memory(arm, ledger.total, compiled),
             "learning_rate": rate,
+            "seeds_at_once": program.replicates,
             "compile_seconds": compiled.seconds,
             "match": note,
             "note": "",

@@ -2,7 +2,7 @@
 
 from .checkpoint import load_model, save_model
 from .host import keep_freed_memory, use_compile_cache
-from .loop import Evaluation, RunRecord, eval_steps, train_run
+from .loop import Evaluation, RunRecord, eval_steps, train_run, train_runs
 from .loss import CrossEntropy, cross_entropy, token_losses
 from .optimizer import OptimizerConfig, make_optimizer, parameter_groups
 from .step import Metrics, Program, TrainState, make_program
@@ -25,5 +25,6 @@ __all__ = [
     "save_model",
     "token_losses",
     "train_run",
+    "train_runs",
     "use_compile_cache",
 ]

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import operator
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -127,19 +128,61 @@ def train_run(
 
     **Returns:** a `RunRecord` with the final parameters. Its seconds exclude evaluation and the first steps.
     """
+    return train_runs(
+        program,
+        [model],
+        stream,
+        seeds=[seed],
+        steps=steps,
+        learning_rate=learning_rate,
+        optimizer=optimizer,
+        evaluate_at=evaluate_at,
+        on_progress=on_progress and (lambda _, progress: on_progress(progress)),
+        progress_seconds=progress_seconds,
+    )[0]
+
+
+def train_runs(
+    program: Program,
+    models: Sequence[Any],
+    stream: Batches,
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    learning_rate: float,
+    optimizer: OptimizerConfig,
+    evaluate_at: Sequence[int],
+    on_progress: Callable[[int, Progress], None] | None = None,
+    progress_seconds: float = 1.0,
+) -> list[RunRecord]:
+    """Trains one model a seed, all in the same steps: `train_run` for each, equal but for the order of sums.
+
+    **Arguments:** those of `train_run`, and
+
+    - `program`: of `replicates=len(seeds)`.
+    - `on_progress`: is given the seed too; between evaluations it is told of the first seed only.
+
+    **Returns:** a record a seed. Each has its share of the seconds, and the tokens a second of all of them.
+
+    **Raises:** `ValueError` where `program`, `models` and `seeds` are not of one number.
+    """
+    if not len(models) == len(seeds) == program.replicates:
+        raise ValueError(f"{len(models)} models, {len(seeds)} seeds, a program of {program.replicates} replicates")
     keep_freed_memory()
-    record = RunRecord(seed=seed, learning_rate=learning_rate)
-    state: TrainState = program.start(model)
+    records = [RunRecord(seed=seed, learning_rate=learning_rate) for seed in seeds]
+    state: TrainState = program.start(*models)
+    together = len(seeds)
     tokens_a_step = stream.batch_size * stream.sequence_length
     due = set(evaluate_at)
-    digest = hashlib.sha256()
+    digests = [hashlib.sha256() for _ in seeds]
     previous: Metrics | None = None
     spent, counted, told = 0.0, 0, time.perf_counter()
     mark = time.perf_counter()
-    for index, batch in zip(range(steps), stream.batches(seed), strict=False):
+    for index, *batches in zip(range(steps), *(stream.batches(seed) for seed in seeds), strict=False):
         rate = np.float32(learning_rate * optimizer.multiplier(index, steps))
-        state, metrics = program.step(state, batch, rate)
-        digest.update(np.ascontiguousarray(batch).tobytes())  # while the step runs
+        state, metrics = program.step(state, batches[0] if together == 1 else np.stack(batches), rate)
+        for digest, batch in zip(digests, batches, strict=True):  # while the step runs
+            digest.update(np.ascontiguousarray(batch).tobytes())
         done = index + 1
         evaluated = None
         if done == WARM_STEPS or done in due:
@@ -149,27 +192,40 @@ def train_run(
                 spent, counted = spent + now - mark, done - WARM_STEPS
             if done in due:
                 evaluated = evaluate(program, state.params, stream, step=done, tokens=done * tokens_a_step)
-                record.evals.append(evaluated)
+                for record, evaluation in zip(records, evaluated, strict=True):
+                    record.evals.append(evaluation)
             mark = time.perf_counter()
         if on_progress and (evaluated or time.perf_counter() - told > progress_seconds):
             told = time.perf_counter()
             shown = metrics if evaluated or previous is None else previous
             running = spent + (0.0 if evaluated or done <= WARM_STEPS else told - mark)
-            speed = (done - WARM_STEPS) * tokens_a_step / running if running > 0 and done > WARM_STEPS else math.nan
-            on_progress(Progress(done, done * tokens_a_step, float(shown.loss), speed, evaluated))
+            counts = running > 0 and done > WARM_STEPS
+            speed = together * (done - WARM_STEPS) * tokens_a_step / running if counts else math.nan
+            losses = np.atleast_1d(np.asarray(shown.loss))
+            for i, seed in enumerate(seeds if evaluated else seeds[:1]):
+                evaluation = evaluated[i] if evaluated else None
+                on_progress(seed, Progress(done, done * tokens_a_step, float(losses[i]), speed, evaluation))
         previous = metrics
-    record.train_seconds = spent * steps / max(counted, 1)
-    record.tokens_per_second = counted * tokens_a_step / spent if spent else 0.0
-    record.stream_hash = digest.hexdigest()
-    record.params = state.params
-    return record
+    params = [state.params]
+    if together > 1:
+        params = [jax.tree.map(operator.itemgetter(i), state.params) for i in range(together)]
+    for record, digest, found in zip(records, digests, params, strict=True):
+        record.train_seconds = spent * steps / max(counted, 1) / together
+        record.tokens_per_second = together * counted * tokens_a_step / spent if spent else 0.0
+        record.stream_hash = digest.hexdigest()
+        record.params = found
+    return records
 
 
-def evaluate(program: Program, params: PyTree[Array], stream: Batches, *, step: int, tokens: int) -> Evaluation:
-    """Mean validation loss over the stream's fixed part."""
+def evaluate(
+    program: Program, params: PyTree[Array], stream: Batches, *, step: int, tokens: int
+) -> tuple[Evaluation, ...]:
+    """Mean validation loss over the stream's fixed part, one for every replicate of the program."""
     batches = stream.eval_batches()
-    sums = [program.evaluate(params, batch) for batch in batches]
-    total = math.fsum(float(s) for s in sums)
+    sums = np.stack([np.atleast_1d(np.asarray(program.evaluate(params, batch))) for batch in batches])
     count = sum(batch.shape[0] * (batch.shape[1] - 1) for batch in batches)
     size = stream.eval_bytes()
-    return Evaluation(step, tokens, total / count, total / math.log(2) / size if size else None)
+    totals = [math.fsum(float(s) for s in column) for column in sums.T]
+    return tuple(
+        Evaluation(step, tokens, total / count, total / math.log(2) / size if size else None) for total in totals
+    )

@@ -41,7 +41,8 @@ class Program:
 
     `static` is the half of the model that is not parameters, in the form that the step runs (`loop`, `remat`).
     `step(state, batch, rate)` donates its state; `evaluate(params, batch)` takes a state's parameters and returns the
-    summed negative log likelihood of a batch, in nats.
+    summed negative log likelihood of a batch, in nats. With several `replicates` every array of a state, and every
+    batch that is trained on, has an axis of that size in front; so have metrics, and what `evaluate` returns.
     """
 
     static: Any
@@ -50,9 +51,16 @@ class Program:
     evaluate: Callable[[PyTree[Array], Int[Array | np.ndarray, "b t"]], Float[Array, ""]]
     loop: Loop = "unrolled"
     remat: Remat = "none"
+    replicates: int = 1
 
-    def start(self, model: Any) -> TrainState:
-        """The state before the first step. It takes copies: the model stays usable after donation."""
+    def start(self, *models: Any) -> TrainState:
+        """The state before the first step, of a model a replicate. It takes copies: they stay usable after donation."""
+        if len(models) != self.replicates:
+            raise ValueError(f"{len(models)} models for a program of {self.replicates} replicates")
+        states = [self._start(model) for model in models]
+        return states[0] if self.replicates == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+    def _start(self, model: Any) -> TrainState:
         stacked = stack_blocks(model, loop=self.loop, remat=self.remat)
         params = jax.tree.map(jnp.copy, eqx.filter(stacked, eqx.is_inexact_array))
         return TrainState(params, self.optimizer.init(params), jnp.zeros((), jnp.int32))
@@ -69,6 +77,7 @@ def make_program(
     compute_dtype: ComputeDtype = "float32",
     loop: Loop = "unrolled",
     remat: Remat = "none",
+    replicates: int = 1,
 ) -> Program:
     """Compiles (at the first call) training and evaluation for models of `model`'s structure.
 
@@ -78,6 +87,7 @@ def make_program(
     - `config`: the optimizer.
     - `compute_dtype`: what parameters are cast to inside the step; masters, moments and sums stay float32.
     - `loop`, `remat`: how the blocks run and what their backward pass keeps (see `stack_blocks`), at the same values.
+    - `replicates`: how many models of this structure (seeds) a step trains at once, by `vmap`.
 
     **Returns:** a `Program`. Batches are int `(rows, T + 1)`: inputs `[:, :-1]`, targets `[:, 1:]`.
     """
@@ -99,7 +109,10 @@ def make_program(
     def evaluate(params: PyTree[Array], batch: Int[Array, "b t"]) -> Float[Array, ""]:
         return loss(params, batch) * (batch.shape[0] * (batch.shape[1] - 1))
 
-    return Program(static, optimizer, jax.jit(step, donate_argnums=0), jax.jit(evaluate), loop, remat)
+    if replicates > 1:
+        step, evaluate = jax.vmap(step, in_axes=(0, 0, None)), jax.vmap(evaluate, in_axes=(0, None))
+    compiled = jax.jit(step, donate_argnums=0), jax.jit(evaluate)
+    return Program(static, optimizer, *compiled, loop, remat, replicates)
 
 
 @dataclass(frozen=True)
@@ -123,10 +136,15 @@ class Compiled:
 
 
 def compile_step(program: Program, model: Any, batch: Int[np.ndarray, "b t"]) -> Compiled:
-    """Compiles the training step ahead of the first batch; nothing is executed or allocated on the device."""
+    """Compiles the training step ahead of the first batch; nothing is executed or allocated on the device.
+
+    `batch` is one replicate's.
+    """
     started = time.perf_counter()
-    state = jax.eval_shape(program.start, eqx.filter(model, eqx.is_inexact_array))
-    shape = jax.ShapeDtypeStruct(batch.shape, batch.dtype)
+    params = eqx.filter(model, eqx.is_inexact_array)
+    state = jax.eval_shape(program.start, *(params for _ in range(program.replicates)))
+    front = (program.replicates,) if program.replicates > 1 else ()
+    shape = jax.ShapeDtypeStruct(front + batch.shape, batch.dtype)
     step = program.step.lower(state, shape, jax.ShapeDtypeStruct((), jnp.float32)).compile()
     seconds = time.perf_counter() - started
     analysis = step.memory_analysis()
