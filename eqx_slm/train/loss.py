@@ -202,7 +202,7 @@ def _chunk_nll(form: _Form, x: Array, weight: Array, targets: Array) -> _ChunkLo
         highest = jax.lax.pmax(highest, form.vocab_axis)
     powers = jnp.exp(shown - highest[:, None])
     total = powers.sum(axis=-1)
-    if form.vocab_axis is not None:
+    if here is not None:
         parts = jnp.stack([total, jnp.where(here, picked, 0), here.astype(total.dtype)])
         total, picked, found = jax.lax.psum(parts, form.vocab_axis)
         picked = jnp.where(found > 0, picked, -jnp.inf)
