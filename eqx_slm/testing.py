@@ -20,15 +20,20 @@ from typing import Any, Literal, get_args
 
 from .build import EmbeddingConfigs, ModelConfig, Schedule, TaperConfig
 from .nn.attention import AttentionConfig, QKNorm
+from .nn.block import MixerConfig
 from .nn.compositional import CompositionalConfig
 from .nn.continuum import ContinuumConfig, Form
 from .nn.gated import Gate, GatedAttentionConfig
 from .nn.head import HeadConfig
 from .nn.leviathan import LeviathanConfig
 from .nn.low_rank import LowRankConfig
+from .nn.memory_chunk import Read
 from .nn.mlp import Activation, MLPConfig
 from .nn.norm import NormKind
 from .nn.table import TableConfig
+from .nn.titans import TitansConfig
+from .nn.titans_mac import TitansMACConfig
+from .nn.titans_mag import TitansMAGConfig
 
 try:
     from hypothesis import strategies as st
@@ -38,6 +43,9 @@ except ImportError as error:
 Draw = Callable[..., Any]  # hypothesis' own DrawFn is a protocol that cannot be checked at run time
 EmbeddingKind = Literal["table", "low-rank", "compositional", "leviathan"]
 EMBEDDING_KINDS: tuple[EmbeddingKind, ...] = get_args(EmbeddingKind)
+MixerKind = Literal["attention", "gated-attention", "titans", "titans-mag", "titans-mac"]
+MIXER_KINDS: tuple[MixerKind, ...] = get_args(MixerKind)
+HYBRIDS: tuple[MixerKind, ...] = ("titans-mag", "titans-mac")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +102,10 @@ def model_configs(
     max_width: int = 1024,
     max_context: int = 128,
     embeddings: Sequence[EmbeddingKind] = EMBEDDING_KINDS,
+    mixers: Sequence[MixerKind] = MIXER_KINDS,
 ) -> st.SearchStrategy[ModelConfig]:
-    """Whole configs: every embedding with every legal head, odd sizes, grouped heads, tapers, norms, biases, positions.
+    """Whole configs: every embedding with every legal head, every mixer and channel, odd sizes, grouped heads, tapers,
+    norms, biases, positions.
 
     Coordinate orders are "tokenizer" or "random", because the others need a corpus.
 
@@ -103,13 +113,15 @@ def model_configs(
 
     - `min_vocab_size`, `max_vocab_size`, `max_d_model`, `max_depth`, `max_context`: bounds, included.
     - `max_width`: bound of the mean MLP width, where the config sets one and does not leave it at 4 d_model.
-    - `embeddings`: the kinds of token embedding to draw from.
+    - `embeddings`, `mixers`: the kinds of token embedding and of mixer to draw from.
 
     **Returns:** a strategy of `ModelConfig`.
     """
     vocabularies = vocab_sizes(max_vocab_size, min_value=min_vocab_size)
     kinds = st.sampled_from(embeddings).flatmap(_embeddings)
-    return _model_configs(vocabularies, max_d_model, max_depth, max_width, max_context, kinds)
+    if max_d_model < 2:  # heads of a hybrid have an even width
+        mixers = [kind for kind in mixers if kind not in HYBRIDS]
+    return _model_configs(vocabularies, max_d_model, max_depth, max_width, max_context, kinds, st.sampled_from(mixers))
 
 
 @st.composite
@@ -152,23 +164,34 @@ def _embeddings(draw: Draw, kind: EmbeddingKind) -> EmbeddingConfigs:
 
 
 @st.composite
-def _model_configs(
-    draw: Draw,
-    vocabularies: st.SearchStrategy[int],
-    max_d_model: int,
-    max_depth: int,
-    max_width: int,
-    max_context: int,
-    embeddings: st.SearchStrategy[EmbeddingConfigs],
-) -> ModelConfig:
-    layers = draw(_width_schedules(max_depth, max_width))
-    n_kv = draw(st.integers(1, min(4, max_d_model)))
-    n_heads = n_kv * draw(st.integers(1, min(4, max_d_model // n_kv)))
-    d_head = draw(st.integers(1, max_d_model // n_heads))
+def _mixers(
+    draw: Draw, kind: MixerKind, max_d_model: int, max_context: int, bias: Literal["none", "all"]
+) -> tuple[int, MixerConfig]:
+    """A model width and a mixer that fits it."""
+    unit = 2 if kind in HYBRIDS else 1  # of a head's width
+    n_kv = draw(st.integers(1, min(4, max_d_model // unit)))
+    n_heads = n_kv * draw(st.integers(1, min(4, max_d_model // (unit * n_kv))))
+    d_head = unit * draw(st.integers(1, max_d_model // (unit * n_heads)))
+    if kind not in ("attention", "gated-attention"):
+        memory = TitansConfig(
+            n_heads=n_heads,
+            memory_depth=draw(st.integers(1, 3)),
+            expansion=draw(st.integers(1, 4)),
+            memory_norm=draw(st.sampled_from(["layer", "none"])),
+            memory_residual=draw(st.sampled_from(["identity", "none"])),
+            chunk=draw(st.integers(1, 2 * max_context)),
+            chunk_train=draw(st.one_of(st.none(), st.integers(1, max_context))),
+            read=draw(st.sampled_from(get_args(Read))),
+            persistent=draw(st.integers(0, 3)),
+        )
+        if kind == "titans":
+            return n_heads * d_head, memory
+        if kind == "titans-mac":
+            return n_heads * d_head, TitansMACConfig(memory=memory)
+        return n_heads * d_head, TitansMAGConfig(memory=memory, window=draw(st.integers(1, max_context)))
     own_width = draw(st.booleans())  # the head width is given, and d_model need not be a multiple of anything
     d_model = draw(st.integers(1, max_d_model)) if own_width else n_heads * d_head
     fraction = draw(st.sampled_from([1.0, 0.5, 0.25, 0.0]))
-    bias: Literal["none", "all"] = draw(st.sampled_from(["none", "all"]))
     heads: dict[str, Any] = dict(
         n_heads=n_heads,
         n_kv_heads=draw(st.sampled_from([n_kv, None])),
@@ -178,9 +201,25 @@ def _model_configs(
         bias=bias,
         window=draw(st.one_of(st.none(), st.integers(1, max_context))),
     )
-    mixer = AttentionConfig(**heads)
-    if draw(st.booleans()):
-        mixer = GatedAttentionConfig(gate=draw(st.sampled_from(get_args(Gate))), **heads)
+    if kind == "attention":
+        return d_model, AttentionConfig(**heads)
+    return d_model, GatedAttentionConfig(gate=draw(st.sampled_from(get_args(Gate))), **heads)
+
+
+@st.composite
+def _model_configs(
+    draw: Draw,
+    vocabularies: st.SearchStrategy[int],
+    max_d_model: int,
+    max_depth: int,
+    max_width: int,
+    max_context: int,
+    embeddings: st.SearchStrategy[EmbeddingConfigs],
+    mixers: st.SearchStrategy[MixerKind],
+) -> ModelConfig:
+    layers = draw(_width_schedules(max_depth, max_width))
+    bias: Literal["none", "all"] = draw(st.sampled_from(["none", "all"]))
+    d_model, mixer = draw(mixers.flatmap(lambda kind: _mixers(kind, max_d_model, max_context, bias)))
     at_default = layers.taper.schedule == "uniform" and draw(st.booleans())
     mlp: dict[str, Any] = dict(
         d_ff=None if at_default else layers.width, activation=draw(st.sampled_from(get_args(Activation))), bias=bias

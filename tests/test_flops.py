@@ -16,11 +16,15 @@ from eqx_slm import (
     ContinuumConfig,
     GatedAttentionConfig,
     HeadConfig,
+    InContext,
     LeviathanConfig,
     LowRankConfig,
     MLPConfig,
     ModelConfig,
     TaperConfig,
+    TitansConfig,
+    TitansMACConfig,
+    TitansMAGConfig,
     build,
     flops,
 )
@@ -94,6 +98,34 @@ def test_forward_equals_xlas_count(changes):
     assert forward(config) == pytest.approx(expected_forward(config), rel=TOLERANCE)
 
 
+# A context of one chunk, which is free of loops. XLA counts what a mask throws away, but not the last write to a memory
+# that nothing reads; MAC's one segment is a loop of length one, in which it stays.
+ONE_CHUNK = TitansConfig(n_heads=4, chunk=WIDE.context)
+MEMORIES = {
+    "titans": (ONE_CHUNK, 0, True),
+    "titans, linear, exclusive": (dataclasses.replace(ONE_CHUNK, memory_depth=1, read="exclusive"), 0, True),
+    "mag": (TitansMAGConfig(memory=ONE_CHUNK, window=WIDE.context), 1, True),
+    "mac": (TitansMACConfig(memory=ONE_CHUNK), 2, False),
+}
+
+
+@pytest.mark.parametrize("name", MEMORIES)
+def test_forward_of_memories_equals_xlas_count_of_one_chunk(name):
+    mixer, squares, last_write = MEMORIES[name]
+    config = dataclasses.replace(WIDE, mixer=mixer, channel=ContinuumConfig(d_ff=1024))
+    masked = squares * 2 * config.context * config.d_model
+    unused = 4 * ONE_CHUNK.n_heads * sum(a * b for a, b in getattr(mixer, "memory", mixer).layers(config.d_model))
+    expected = flops(config).total / 3 + masked - last_write * unused
+    assert forward(config) == pytest.approx(expected, rel=TOLERANCE)
+
+    def projection_more(model, x):
+        return x @ getattr(model.blocks[0].mixer, "memory", model.blocks[0].mixer).w_o
+
+    assert forward(config, projection_more) > (1 + TOLERANCE) * expected
+    if name != "mag":  # whose window is cut off at the sequence's start: more chunks are the same again
+        assert flops(config, context=8 * config.context) == flops(config)
+
+
 def test_one_extra_matmul_would_be_seen():
     def change(model, x):
         return x @ model.blocks[0].mixer.w_o
@@ -156,6 +188,33 @@ def test_matmuls_of_a_generator_to_the_digit(skip):
     ours = 6 * (sizes.flops(11) + idle)
     assert matmuls(total, params, ids) == ours
     assert matmuls(jax.grad(total), params, ids) == 3 * ours
+
+
+def test_learning_in_context_costs_between_one_forward_pass_and_a_training_step():
+    """To the digit: a chunk is differentiated by its levels alone, the first of which needs no gradient of its input.
+
+    The last token is in no complete chunk: it is read, and no loss is taken.
+    """
+    chunk, config = 16, dataclasses.replace(WIDE, vocab_size=64, d_model=64, context=17, channel=ContinuumConfig())
+    params, static = shapes(lambda key: build(config, key=key))
+    tokens = jax.ShapeDtypeStruct((config.context,), jnp.int32)
+
+    def total(change):
+        def features(params, tokens):
+            return change(eqx.combine(params, static), tokens)
+
+        return matmuls(features, params, tokens)
+
+    learning = InContext(chunks=(chunk, chunk), rates=(0.1, 0.1))
+    read = total(lambda model, tokens: learning.features(model, tokens))
+    static_pass = total(lambda model, tokens: model.prefill(tokens, model.start(config.context)).y)
+    mixer, (channel,) = config.mixer.parameters(64), config.channels()
+    head, levels = 64 * 64, channel.parameters(64)
+    first = 2 * 64 * channel.level_widths(64)[0]  # nothing below the first level learns
+    attention = 4 * 64 * (chunk * (config.context + chunk) + config.context + 1)  # each with the cache, masked rows too
+    by_hand = 2 * chunk * (3 * (levels - 64) - first + 2 * head + mixer) + 2 * (levels - 64 + mixer) + attention
+    assert read == by_hand
+    assert static_pass < read < flops(config).total * config.context
 
 
 def test_conventions_by_hand():

@@ -36,8 +36,9 @@ BASE = ModelConfig(
     vocab_size=8, d_model=8, depth=2, context=8, mixer=AttentionConfig(n_heads=2), channel=MLPConfig(d_ff=8)
 )
 small_configs = model_configs(
-    min_vocab_size=2, max_vocab_size=30, max_d_model=12, max_depth=2, max_width=8, max_context=8
-)
+    min_vocab_size=2, max_vocab_size=30, max_d_model=12, max_depth=2, max_width=8, max_context=8,
+    mixers=("attention", "gated-attention"),  # a memory takes its time to compile: tests/test_mixers.py
+)  # fmt: skip
 
 
 def leaves(model):

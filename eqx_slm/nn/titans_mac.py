@@ -14,6 +14,7 @@ from .initial import inner_dtype, normal, subkey
 from .memory_chunk import Memory, Weights, recall
 from .norm import RMSNorm
 from .titans import NORM_EPS, TitansConfig, TitansMemory, TitansState, _Carry, group_size
+from .titans_mag import check_heads
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,7 @@ class TitansMACConfig:
 
     def check(self, d_model: int) -> None:
         """**Raises:** `ValueError` where the sizes do not fit `d_model`."""
-        self.memory.check(d_model)
-        self.attention().check(d_model)
+        check_heads(self.memory, d_model)
 
     def parameters(self, d_model: int) -> int:
         """The memory's, 4 D^2 of attention, D^2 of queries to the memory, 3 D of norms, persistent tokens."""

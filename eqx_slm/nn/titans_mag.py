@@ -15,6 +15,19 @@ from .norm import RMSNorm
 from .titans import TitansConfig, TitansMemory, TitansState
 
 
+def check_heads(memory: TitansConfig, d_model: int) -> None:
+    """Raises `ValueError` where a memory's sizes do not fit `d_model`, or rotary attention cannot share its heads."""
+    memory.check(d_model)
+    if d_model // memory.n_heads % 2:
+        step = 2 * memory.n_heads
+        lower = d_model // step * step
+        nearest = f"{lower} or {lower + step}" if lower else f"{step}"
+        raise ValueError(
+            f"head width {d_model // memory.n_heads} is odd: rotary positions turn pairs of channels; "
+            f"with n_heads={memory.n_heads} take d_model {nearest}"
+        )
+
+
 @dataclass(frozen=True)
 class TitansMAGConfig:
     """A memory (its heads are the attention's as well) and how many tokens a token sees, itself included."""
@@ -38,8 +51,7 @@ class TitansMAGConfig:
         """**Raises:** `ValueError` where the sizes do not fit `d_model`."""
         if self.window < 1:
             raise ValueError(f"window={self.window}: a token sees at least itself, take 1 or more")
-        self.memory.check(d_model)
-        self.attention().check(d_model)
+        check_heads(self.memory, d_model)
 
     def parameters(self, d_model: int) -> int:
         """The memory's, 4 D^2 of attention, 2 D of norms."""
