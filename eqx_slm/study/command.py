@@ -65,7 +65,7 @@ class Options:
     remat: Remat | None = None
     """What the backward pass keeps of a layer: none (everything), dots (results of matmuls), full (its input)."""
     seeds_at_once: int | None = None
-    """Seeds that one program trains; without it all of them for a model of at most a million parameters, else one."""
+    """How many seeds of an arm one program trains; one without it."""
     name: str | None = None
     """Name of the run folder."""
     out: Path | None = None

@@ -38,10 +38,10 @@ def check_settings(
         raise UserError(f"confidence={confidence}: it must be between 0 and 1")
 
 
-def check_at_once(seeds_at_once: int | None) -> None:
+def check_at_once(seeds_at_once: int) -> None:
     """Raises `UserError` for a number of seeds that cannot be trained at once."""
-    if seeds_at_once is not None and seeds_at_once < 1:
-        raise UserError(f"seeds_at_once={seeds_at_once}: give at least 1, or None to choose by the model's size")
+    if seeds_at_once < 1:
+        raise UserError(f"seeds_at_once={seeds_at_once}: give at least 1")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class PairConfig:
     compute_dtype: ComputeDtype = "float32"
     loop: Loop = "unrolled"
     remat: Remat = "none"
-    seeds_at_once: int | None = None
+    seeds_at_once: int = 1
     evaluations: int = 12
     sample_tokens: int = 96
 

@@ -62,7 +62,7 @@ def pair(
     compute_dtype: ComputeDtype = "float32",
     loop: Loop = "unrolled",
     remat: Remat = "none",
-    seeds_at_once: int | None = None,
+    seeds_at_once: int = 1,
     evaluations: int = 12,
     sample_tokens: int = 0,
     notes: Mapping[str, str] | None = None,
@@ -87,7 +87,7 @@ def pair(
     - `compute_dtype`: "float32" or "bfloat16".
     - `loop`, `remat`: how blocks run and what their backward pass keeps, the same for all arms (see `stack_blocks`).
     - `seeds_at_once`: how many seeds of an arm one program trains, by `vmap`: the same numbers but for the order of
-      sums. None: all of them for a model of at most a million parameters, else one after the other.
+      sums. On a CPU it gains nothing (benchmarks/README.md).
     - `evaluations`: how many log-spaced token counts are evaluated.
     - `sample_tokens`: length of a generated sample per arm; 0 for none.
     - `notes`: a sentence an arm for the report.

@@ -23,10 +23,6 @@ from ..train.optimizer import OptimizerConfig
 from ..train.stack import Loop, Remat, stack_blocks
 from ..train.step import CompileReport, ComputeDtype, Program, compile_step, make_program
 
-# A model of at most so many parameters trains its seeds at once: a step of one leaves a machine idle between its many
-# small operations (benchmarks/seeds.py).
-SMALL_MODEL = 1_000_000
-
 MakeModel = Callable[[PRNGKeyArray], Any]
 
 
@@ -80,7 +76,7 @@ class Trials:
     compute_dtype: ComputeDtype
     loop: Loop
     remat: Remat
-    seeds_at_once: int | None
+    seeds_at_once: int
     evaluate_at: tuple[int, ...]
     tell: Callable[[Event], None]
 
@@ -108,11 +104,10 @@ class Trials:
 
     def run(self) -> None:
         """All runs, a group of seeds after the other, so that an interrupted study holds whole pairs."""
-        size = len(self.seeds) if self.seeds_at_once is None else self.seeds_at_once
-        for start in range(0, len(self.seeds), size):
+        for start in range(0, len(self.seeds), self.seeds_at_once):
             for name in self.arms:
                 for rate in self.learning_rates:
-                    self._runs(name, self.seeds[start : start + size], rate)
+                    self._runs(name, self.seeds[start : start + self.seeds_at_once], rate)
 
     def initial(self, name: str, seed: int) -> Any:
         """The model before training."""
@@ -149,13 +144,13 @@ class Trials:
         return arm if isinstance(arm, ModelConfig) else id(arm)
 
     def _runs(self, name: str, seeds: tuple[int, ...], rate: float) -> None:
-        """The seeds of a group, at once where that is wanted, or pays, and one program fits them all."""
+        """The seeds of a group, at once where one program fits them all."""
         models = [self.initial(name, seed) for seed in seeds]
         for model in models:
             vocab = getattr(getattr(model, "embedding", None), "vocab_size", self.stream.vocab_size)
             if vocab < self.stream.vocab_size:
                 raise UserError(f"arm {name} embeds {vocab} ids, the stream has {self.stream.vocab_size}")
-        if len(seeds) > 1 and not self._fit(models):
+        if len(seeds) > 1 and not _one_structure(models):
             for seed in seeds:
                 self._runs(name, (seed,), rate)
             return
@@ -180,12 +175,6 @@ class Trials:
             if record.seed == self.seeds[0]:
                 self.models[name, rate] = trained
             self.tell(Event("run", name, record.seed, rate, seconds=record.train_seconds, model=trained))
-
-    def _fit(self, models: list[Any]) -> bool:
-        params, static = eqx.partition(models[0], eqx.is_inexact_array)
-        if self.seeds_at_once is None and sum(leaf.size for leaf in jax.tree.leaves(params)) > SMALL_MODEL:
-            return False
-        return all(bool(eqx.tree_equal(eqx.filter(m, eqx.is_inexact_array, inverse=True), static)) for m in models)
 
     def best_rate(self, name: str) -> float:
         """The rate with the lowest mean final loss over the seeds; diverged runs count as infinite."""
@@ -263,6 +252,12 @@ class Trials:
         text = f"{self.stream.decode(prompt)}⟦…⟧{self.stream.decode(np.asarray(ids))}"
         self.tell(Event("sample", name, text=text))
         return text
+
+
+def _one_structure(models: list[Any]) -> bool:
+    """Whether models differ in parameters only."""
+    first, *others = (eqx.filter(model, eqx.is_inexact_array, inverse=True) for model in models)
+    return all(bool(eqx.tree_equal(first, other)) for other in others)
 
 
 def _run_entry(record: RunRecord, sample: str) -> dict[str, Any]:
