@@ -17,8 +17,6 @@ from .initial import varying_like
 # and heads come one at a time; an accelerator wants large matmuls over all heads at once.
 CHUNK_NUMBERS = {"cpu": 2**19}
 CHUNK_NUMBERS_ACCELERATOR = 2**26
-# Factors that `product` leaves to one reduction.
-REDUCED = 24
 # A product of splines within these bounds has lost no factor to underflow: its derivative may divide by a factor.
 SMALLEST, LARGEST = 1e-30, 1e30
 
@@ -212,14 +210,13 @@ def _spline_backward(
 
 
 def product(raw: Float[Array, "s *n"]) -> Float[Array, "*n"]:
-    """The product over the first axis, exact at zeros and signs (no logarithm): by halves, then one reduction.
-
-    XLA would compute the last halves again in every operation that uses the product; not so a reduction.
-    """
-    while raw.shape[0] > REDUCED and raw.shape[0] % 2 == 0:
-        half = raw.shape[0] // 2
-        raw = raw[:half] * raw[half:]
-    return jnp.prod(raw, axis=0)
+    """The product over the first axis, by halves: exact at zeros and signs (no logarithm)."""
+    while raw.shape[0] > 1:
+        half, odd = divmod(raw.shape[0], 2)
+        rest = raw[2 * half :]
+        raw = raw[:half] * raw[half : 2 * half]
+        raw = jnp.concatenate([raw, rest]) if odd else raw
+    return raw[0]
 
 
 def _product_backward(
