@@ -31,6 +31,7 @@ SCRIPTS = (
     "input_wait",
     "seeds",
     "import_time",
+    "titans",
 )
 
 

@@ -1,17 +1,16 @@
 """What does Titans' memory cost beside its step form, at four times the context, and beside a peer?
 
-    python benchmarks/titans.py --part forms      chunk form against one token at a time
-    python benchmarks/titans.py --part memory     temporary bytes of the gradient at context 1,024 and 4,096
-    python benchmarks/titans.py --part peer       lucidrains' titans-pytorch, where it is installed
+    python -m benchmarks.titans                       all three
+    python -m benchmarks.titans --parts memory peer   some; the peer is lucidrains' titans-pytorch
 
-Context 512, d_model 256, four heads, one sequence. Medians, in one process.
+Context 512, d_model 256, four heads, chunks of 16 and 64. Medians in one process that keeps freed memory, as training
+does. The step form is a loop over `step`, with JAX's own gradient.
 """
 
-import argparse
 import dataclasses
-import statistics
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import equinox as eqx
@@ -19,12 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eqx_slm import (
-    TitansConfig,
-)
-from eqx_slm.study.pair import machine
+from benchmarks.harness import Row, interleave, parser, show
+from eqx_slm import TitansConfig
+from eqx_slm.train.host import keep_freed_memory
 
-CONTEXT, WIDTH, HEADS = 512, 256, 4
+CONTEXT, WIDTH, HEADS, CHUNKS = 512, 256, 4, (16, 64)
 
 
 def memory(chunk: int) -> TitansConfig:
@@ -32,46 +30,47 @@ def memory(chunk: int) -> TitansConfig:
     return TitansConfig(n_heads=HEADS, chunk=chunk)
 
 
-def interleaved(runs: dict[str, Callable[[], Any]], repeats: int, rest: float = 0.0) -> dict[str, float]:
-    """Median seconds of each, taken in turn after one call that compiles, `rest` seconds apart."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
-    for _ in range(repeats):
-        for name, run in runs.items():
-            time.sleep(rest)
-            started = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(taken) for name, taken in times.items()}
+def forms(batches: tuple[int, ...], context: int) -> Row:
+    """Sequences through the mixer in chunks, and by steps in a loop: forward, and with the gradient."""
+    sides, worst = [], float("inf")
+    for batch in batches:
+        x = jax.random.normal(jax.random.key(1), (batch, context, WIDTH))
+        for chunk in CHUNKS:
+            params, static = eqx.partition(memory(chunk).build(WIDTH, key=jax.random.key(0)), eqx.is_inexact_array)
+
+            def chunks(params: Any, static: Any = static, x: Any = x) -> Any:
+                return eqx.combine(params, static).batch(x)
+
+            def one_by_one(params: Any, static: Any = static, x: Any = x) -> Any:
+                mixer = eqx.combine(params, static)
+
+                def sequence(x: Any) -> Any:
+                    return jax.lax.scan(lambda s, x: tuple(mixer.step(x, s))[::-1], mixer.start(context), x)[1]
+
+                return jax.vmap(sequence)(x)
+
+            for name, wrap in (
+                ("forward", lambda f: f),
+                ("gradient", lambda f: jax.grad(lambda p: jnp.sin(f(p)).sum())),
+            ):
+                both = {form.__name__: jax.jit(wrap(form)) for form in (chunks, one_by_one)}
+                runs = {n: lambda run=run, p=params: jax.block_until_ready(run(p)) for n, run in both.items()}
+                if name == "forward":
+                    values = [run() for run in runs.values()]
+                    np.testing.assert_allclose(values[0][:, :64], values[1][:, :64], rtol=0, atol=1e-3)
+                # Each by itself: right after the steps' gigabytes, the caches hold nothing of whoever is next.
+                times = {n: interleave({n: run}, rounds=9 if batch == 1 else 3)[n] for n, run in runs.items()}
+                ratio = times["one_by_one"] / times["chunks"]
+                worst = min(worst, ratio) if name == "gradient" else worst
+                sides.append(
+                    f"{name} at chunk {chunk}, batch {batch}: {1e3 * times['chunks']:.1f} ms, by steps "
+                    f"{1e3 * times['one_by_one']:.0f} ms, {ratio:.1f} x"
+                )
+                print(sides[-1], flush=True)
+    return Row("titans-chunk-form", worst, ">= 20", "x faster (least gradient)", "; ".join(sides))
 
 
-def forms(repeats: int) -> None:
-    """One sequence through the mixer in chunks, and by steps in a loop: forward, and with the gradient."""
-    x = jax.random.normal(jax.random.key(1), (CONTEXT, WIDTH))
-    for chunk in (16, 64):
-        params, static = eqx.partition(memory(chunk).build(WIDTH, key=jax.random.key(0)), eqx.is_inexact_array)
-
-        def chunks(params: Any, static: Any = static) -> Any:
-            return eqx.combine(params, static)(x)
-
-        def one_by_one(params: Any, static: Any = static) -> Any:
-            mixer = eqx.combine(params, static)
-            return jax.lax.scan(lambda state, x: tuple(mixer.step(x, state))[::-1], mixer.start(CONTEXT), x)[1]
-
-        for name, wrap in (("forward", lambda f: f), ("gradient", lambda f: jax.grad(lambda p: jnp.sin(f(p)).sum()))):
-            both = [jax.jit(wrap(form)) for form in (chunks, one_by_one)]
-            runs = {str(i): lambda run=run, p=params: jax.block_until_ready(run(p)) for i, run in enumerate(both)}
-            # Each by itself: right after the steps' gigabytes are given back, memory is slow for whoever is next.
-            parallel, stepped = (interleaved({i: run}, repeats)[i] for i, run in runs.items())
-            print(
-                f"chunk {chunk}, {name}: {1e3 * parallel:.1f} ms in chunks, {1e3 * stepped:.1f} ms by steps, "
-                f"{stepped / parallel:.1f} x",
-                flush=True,
-            )
-
-
-def temporaries() -> None:
+def temporaries(short: int) -> Row:
     """Temporary bytes of the mixer's gradient, as XLA plans them; nothing runs."""
 
     def temporary(config: TitansConfig, context: int) -> int:
@@ -85,34 +84,38 @@ def temporaries() -> None:
         analysis = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(params, x).compile().memory_analysis()
         return analysis.temp_size_in_bytes  # pyright: ignore[reportOptionalMemberAccess]
 
-    for chunk in (16, 64):
+    sides, worst = [], 0.0
+    for chunk in CHUNKS:
         for remat in ("groups", "none"):
             config = dataclasses.replace(memory(chunk), remat=remat)
-            short, long = (temporary(config, context) for context in (1024, 4096))
-            print(
-                f"chunk {chunk}, remat {remat}: {short / 2**20:.1f} MiB at 1,024 tokens, {long / 2**20:.1f} MiB at "
-                f"4,096, {long / short:.2f} x"
+            few, many = (temporary(config, context) for context in (short, 4 * short))
+            worst = max(worst, many / few) if remat == "groups" else worst
+            sides.append(
+                f"chunk {chunk}, remat {remat}: {few / 2**20:.0f} MiB, {many / 2**20:.0f} MiB, {many / few:.2f} x"
             )
+            print(sides[-1], flush=True)
+    unit = f"x the temporaries at {4 * short:,} tokens of those at {short:,} (most, in groups)"
+    return Row("titans-memory", worst, "<= 3", unit, "; ".join(sides))
 
 
-def peer(repeats: int) -> None:
+def peer(context: int, slow: bool) -> Row:
     """Forward and backward of one memory layer: ours and titans-pytorch's, same sizes, same cores, one sequence.
 
     Theirs has momentum and forgetting once a `chunk_size`, and takes gradients at the weights before the last
-    `batch_size` tokens. So `chunk_size=1, batch_size=C` is our rule at chunk C; `chunk_size=C` is coarser and cheaper.
+    `batch_size` tokens. So `chunk_size=1, batch_size=C` is our rule at chunk C; `chunk_size=C` is coarser and cheaper,
+    and is what the row compares with.
     """
     import torch
     from titans_pytorch import NeuralMemory
 
-    x = np.random.default_rng(0).normal(size=(1, CONTEXT, WIDTH)).astype(np.float32)
+    x = np.random.default_rng(0).normal(size=(1, context, WIDTH)).astype(np.float32)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    for chunk in (16, 64):
+    sides, worst = [], float("inf")
+    for chunk in CHUNKS:
         params, static = eqx.partition(memory(chunk).build(WIDTH, key=jax.random.key(0)), eqx.is_inexact_array)
         gradient = jax.jit(jax.grad(lambda p, x, s=static: eqx.combine(p, s).batch(x).sum(), argnums=(0, 1)))
-        runs: dict[str, Callable[[], Any]] = {
-            f"ours, chunk {chunk}": lambda run=gradient, p=params: jax.block_until_ready(run(p, x))
-        }
-        for size, batch in ((1, chunk), (chunk, chunk), (chunk, None)):
+        runs: dict[str, Callable[[], Any]] = {"ours": lambda run=gradient, p=params: jax.block_until_ready(run(p, x))}
+        for size, batch in (((1, chunk),) if slow else ()) + ((chunk, chunk), (chunk, None)):
             # Their default memory: two layers, expansion 4, momentum.
             theirs = NeuralMemory(dim=WIDTH, heads=HEADS, dim_head=WIDTH // HEADS, chunk_size=size, batch_size=batch)
 
@@ -121,22 +124,33 @@ def peer(repeats: int) -> None:
                 theirs.zero_grad()
                 theirs(given)[0].sum().backward()
 
-            runs[f"titans-pytorch, chunk_size {size}, batch_size {batch}"] = run
-        medians = interleaved(runs, repeats, rest=0.3)  # torch's threads spin on for a while
-        for name, median in medians.items():
-            ratio = median / medians[f"ours, chunk {chunk}"]
-            print(f"{name:46s} {1e3 * median:8.1f} ms, {ratio:5.1f} x", flush=True)
+            runs[f"chunk_size {size}, batch_size {batch}"] = run
+        rested = {name: lambda run=run: (time.sleep(0.3), run()) for name, run in runs.items()}
+        times = {name: median - 0.3 for name, median in interleave(rested, rounds=5).items()}
+        worst = min(worst, times[f"chunk_size {chunk}, batch_size {chunk}"] / times["ours"])
+        for name, median in times.items():
+            sides.append(f"chunk {chunk}, {name}: {1e3 * median:.0f} ms, {median / times['ours']:.1f} x")
+            print(sides[-1], flush=True)
+    return Row("titans-peer", worst, ">= 3", "x faster (least, at their coarser rule)", "; ".join(sides))
 
 
 def main() -> None:
-    """Prints one part's table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--part", choices=("forms", "memory", "peer"), required=True)
-    parser.add_argument("--repeats", type=int, default=7)
-    given = parser.parse_args()
-    print(machine())
-    parts = {"forms": forms, "memory": lambda _: temporaries(), "peer": peer}
-    parts[given.part](given.repeats)
+    """Prints the rows of the parts asked for."""
+    options = parser(__doc__)
+    options.add_argument("--parts", nargs="*", choices=("forms", "memory", "peer"), default=["forms", "memory", "peer"])
+    options.add_argument("--batches", nargs="*", type=int, default=[1, 8])
+    given = options.parse_args()
+    keep_freed_memory()
+    context, rows = (64 if given.small else CONTEXT), []
+    if "forms" in given.parts:
+        rows.append(forms((1,) if given.small else tuple(given.batches), context))
+    if "memory" in given.parts:
+        rows.append(temporaries(128 if given.small else 1024))
+    if "peer" in given.parts and find_spec("titans_pytorch") is None:
+        print("titans-peer skipped: titans-pytorch is not installed (pip install titans-pytorch)")
+    elif "peer" in given.parts:
+        rows.append(peer(context, slow=not given.small))
+    show(*rows, small=given.small)
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def test_no_row_depends_on_a_later_one_nor_on_what_left_the_window(name):
             return jnp.concatenate([head, mixer.prefill(x[C + 1 :], state).y])
 
         forms = (mixer, pieces) if isinstance(config, HeadsConfig) else (mixer,)
-        jacobians = jax.jit(lambda x: [jax.jacfwd(f)(x) for f in forms], **FAST)(x)
+        jacobians = jax.jit(lambda x: [jax.jacrev(f)(x) for f in forms], **FAST)(x)
     age = np.arange(T)[:, None] - np.arange(T)[None, :]
     for jacobian in jacobians:
         influence = np.abs(np.asarray(jacobian)).max(axis=(1, 3))  # of token j on row i

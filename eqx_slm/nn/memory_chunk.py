@@ -9,6 +9,7 @@ by gradient descent with momentum and forgetting on how badly the memory maps th
 
 Within a chunk both lines are linear, so S_t and W_t are sums over the chunk's tokens with coefficients that depend on
 the gates alone, and a token's gradient is an outer product x_t delta_t per matrix. No token's weights are ever formed.
+The gradient of a chunk is written by hand (`memory_gradient`), so there is no forward mode.
 From Titans (arXiv 2501.00663); reading a two-layer memory in dual form from TTT (arXiv 2407.04620).
 """
 
@@ -18,9 +19,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from .memory_gradient import ChunkInputs, ReadAt, WriteAt, chunk, standard, surprise
+
 Read = Literal["inclusive", "exclusive", "chunk_start"]
 Weights = tuple[Float[Array, "n _ _"], ...]
-NORM_EPS = 1e-6
 
 
 class Memory(NamedTuple):
@@ -106,51 +108,8 @@ def recall(weights: Weights, z: Float[Array, "n c p"], shape: Shape) -> Float[Ar
 
 def _finish(z: Array, out: Array, shape: Shape) -> Array:
     if shape.gain is not None:
-        out = shape.gain[:, None] * _standard(out)[0]
+        out = shape.gain[:, None] * standard(out)[0]
     return z + out if shape.residual == "identity" else out
-
-
-def _standard(z: Array) -> tuple[Array, Array]:
-    """Zero mean and unit variance over the last axis, and the inverse deviation."""
-    centred = z - z.mean(axis=-1, keepdims=True)
-    inverse = jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + NORM_EPS)
-    return centred * inverse, inverse
-
-
-def _outer(x: Float[Array, "n c i"], delta: Float[Array, "n c o"]) -> Float[Array, "n i o"]:
-    """The sum over a chunk of outer products: one contraction, without a transposed copy."""
-    return jnp.einsum("nci,nco->nio", x, delta)
-
-
-class Surprise(NamedTuple):
-    """The gradient of token t for matrix l is the outer product of `inputs[l][:, t]` and `deltas[l][:, t]`."""
-
-    inputs: tuple[Float[Array, "n c _"], ...]
-    deltas: tuple[Float[Array, "n c _"], ...]
-
-
-def surprise(weights: Weights, k: Float[Array, "n c p"], v: Float[Array, "n c o"], shape: Shape) -> Surprise:
-    """The gradients of the memory's loss at `weights`, token by token, as factors."""
-    inputs, before, hidden = [k], [], k
-    for i, w in enumerate(weights):
-        if i:
-            before.append(hidden)
-            hidden = jax.nn.silu(hidden)
-            inputs.append(hidden)
-        hidden = hidden @ w
-    if shape.gain is None:
-        delta = (k + hidden if shape.residual == "identity" else hidden) - v
-    else:
-        unit, inverse = _standard(hidden)
-        error = shape.gain[:, None] * unit - v
-        error = (k + error if shape.residual == "identity" else error) * shape.gain[:, None]
-        along = (error * unit).mean(axis=-1, keepdims=True)
-        delta = inverse * (error - error.mean(axis=-1, keepdims=True) - unit * along)
-    deltas = [delta]
-    for w, a in zip(weights[:0:-1], before[::-1], strict=True):
-        s = jax.nn.sigmoid(a)
-        deltas.append((deltas[-1] @ w.mT) * (s * (1 + a * (1 - s))))
-    return Surprise(tuple(inputs), tuple(deltas[::-1]))
 
 
 def memory_chunk(
@@ -176,28 +135,24 @@ def memory_chunk(
 
     **Returns:** the memory after the last row, and the reads.
     """
-    anchor = memory.weights if anchor is None else anchor
-    inputs, deltas = surprise(anchor, k, v, shape)
-    if read == "chunk_start":
-        y = recall(anchor, q, shape)
-    else:
-        keep, carry, write = at.keep, at.carry, at.write
+    seen = None
+    if read != "chunk_start":
+        seen = ReadAt(q, at.keep, at.carry, at.write)
         if read == "exclusive":  # the row before: at first the memory as it was
-            keep = jnp.pad(keep[:, :-1], ((0, 0), (1, 0)), constant_values=1)
-            carry = jnp.pad(carry[:, :-1], ((0, 0), (1, 0)))
-            write = jnp.pad(write[:, :-1], ((0, 0), (1, 0), (0, 0)))
-        hidden = q
-        for i, (w, s, x, delta) in enumerate(zip(*memory, inputs, deltas, strict=True)):
-            hidden = jax.nn.silu(hidden) if i else hidden
-            overlap = write * (hidden @ x.mT)
-            hidden = keep[..., None] * (hidden @ w) + carry[..., None] * (hidden @ s) - overlap @ delta
-        y = _finish(q, hidden, shape)
-    kept, carried, last = at.keep[:, -1, None, None], at.carry[:, -1, None, None], at.write[:, -1, :, None]
-    weights, momentum = [], []
-    for w, s, x, delta in zip(*memory, inputs, deltas, strict=True):
-        weights.append(kept * w + carried * s - _outer(x * last, delta))
-        momentum.append(at.last_eta[:, None, None] * s - _outer(x * at.last_write[..., None], delta))
-    return Memory(tuple(weights), tuple(momentum)), y
+            seen = ReadAt(
+                q,
+                jnp.pad(at.keep[:, :-1], ((0, 0), (1, 0)), constant_values=1),
+                jnp.pad(at.carry[:, :-1], ((0, 0), (1, 0))),
+                jnp.pad(at.write[:, :-1], ((0, 0), (1, 0), (0, 0))),
+            )
+    after = WriteAt(at.keep[:, -1], at.carry[:, -1], at.write[:, -1], at.last_eta, at.last_write)
+    identity = shape.residual == "identity"
+    given = ChunkInputs(memory.weights, memory.momentum, anchor, k, v, shape.gain, seen, after)
+    result: Any = chunk(identity, given)
+    weights, momentum, out = result
+    if out is None:
+        return Memory(weights, momentum), recall(memory.weights if anchor is None else anchor, q, shape)
+    return Memory(weights, momentum), _finish(q, out, shape)
 
 
 def memory_chunks(
@@ -261,7 +216,7 @@ def memory_step(
 ) -> tuple[Memory, Float[Array, "n o"]]:
     """One token, as `memory_chunk` without its sums: gates have shape (n,), `anchor` is the chunk's start."""
     anchor = memory.weights if anchor is None else anchor
-    inputs, deltas = surprise(anchor, k[:, None], v[:, None], shape)
+    inputs, deltas, *_ = surprise(shape.residual == "identity", anchor, k[:, None], v[:, None], shape.gain)
     keep, eta, theta = (x[:, None, None] for x in (jnp.exp(gates.log_keep), jnp.exp(gates.log_eta), gates.theta))
     momentum = tuple(eta * s - theta * (x.mT * d) for s, x, d in zip(memory.momentum, inputs, deltas, strict=True))
     weights = tuple(keep * w + s for w, s in zip(memory.weights, momentum, strict=True))

@@ -1,8 +1,7 @@
 """Titans' neural long-term memory as a mixer: every head learns, token by token, to map its keys to its values."""
 
-import math
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,110 +12,22 @@ from .block import Decoded, Mixer, check_state
 from .initial import inner_dtype, normal
 from .memory_chunk import Gates, Memory, Read, Shape, Weights, memory_chunks, memory_step
 from .norm import RMSNorm
+from .titans_sizes import CONV, TitansSizes, group_size
 
-CONV = 4  # taps of the depthwise causal convolution
 NORM_EPS = 1e-6
 ALPHA_BIAS = -6.0  # forgets about 0.25% a token at first: a half-life of some 280 tokens
 
 
 @dataclass(frozen=True)
-class TitansConfig:
+class TitansConfig(TitansSizes):
     """Heads; the memory's layers, hidden width over head width, norm and residual; chunk; read; persistent tokens.
 
     `memory_depth` 1 is a linear memory, 2 has one hidden layer of `expansion` head widths. `chunk` is how many tokens
     take their gradients at the same weights. The step size is divided by `chunk_train` (None: `chunk`), a constant of
     the model that stays when it is run at another chunk. `step_size` bounds the total step that a chunk puts on one
     token's error: without the memory's norm it must be at most about 0.5. `remat` keeps a state per group of chunks
-    for the backward pass ("none": per chunk).
+    for the backward pass, from 33 chunks on ("none": per chunk).
     """
-
-    kind: Literal["titans"] = "titans"
-    n_heads: int = 4
-    memory_depth: int = 2
-    expansion: int = 4
-    memory_norm: Literal["layer", "none"] = "layer"
-    memory_residual: Literal["identity", "none"] = "identity"
-    chunk: int = 16
-    chunk_train: int | None = None
-    step_size: float = 1.0
-    read: Read = "inclusive"
-    persistent: int = 0
-    remat: Literal["groups", "none"] = "groups"
-
-    keeps: ClassVar[tuple[str, ...]] = ("n_heads",)
-
-    @property
-    def d_model_multiple(self) -> int:
-        """What `d_model` is a multiple of."""
-        return self.n_heads
-
-    def check(self, d_model: int) -> None:
-        """**Raises:** `ValueError` where the sizes do not fit `d_model`, or a value is not an allowed one."""
-        for name in ("n_heads", "memory_depth", "expansion", "chunk"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1")
-        if self.chunk_train is not None and self.chunk_train < 1:
-            raise ValueError(f"chunk_train={self.chunk_train}: it must be at least 1, or None for the chunk")
-        if self.persistent < 0:
-            raise ValueError(f"persistent={self.persistent}: it is a number of tokens, 0 for none")
-        if not 0 < self.step_size < math.inf:
-            raise ValueError(f"step_size={self.step_size}: it must be positive and finite")
-        allowed = {"memory_norm": ("layer", "none"), "memory_residual": ("identity", "none"), "read": get_args(Read)}
-        allowed["remat"] = ("groups", "none")
-        for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name}={getattr(self, name)!r}: it is one of {', '.join(values)}")
-        if d_model % self.n_heads:
-            lower = d_model // self.n_heads * self.n_heads
-            nearest = f"{lower} or {lower + self.n_heads}" if lower else f"{self.n_heads}"
-            raise ValueError(f"d_model={d_model} is not divisible by n_heads={self.n_heads}: take d_model {nearest}")
-
-    def layers(self, d_model: int) -> tuple[tuple[int, int], ...]:
-        """(inputs, outputs) of a head's memory matrices."""
-        self.check(d_model)
-        p = d_model // self.n_heads
-        widths = (p,) + (self.expansion * p,) * (self.memory_depth - 1) + (p,)
-        return tuple(zip(widths[:-1], widths[1:], strict=True))
-
-    def memory_numbers(self, d_model: int) -> int:
-        """Numbers in the memories of all heads, without momentum."""
-        return self.n_heads * sum(a * b for a, b in self.layers(d_model))
-
-    def parameters(self, d_model: int) -> int:
-        """5 D^2, convolutions 12 D, gates 3 (D H + H), initial memories (8 D p), norms, persistent tokens."""
-        memory = self.memory_numbers(d_model)
-        p = d_model // self.n_heads
-        norms = p + (d_model if self.memory_norm == "layer" else 0)
-        gates = 3 * self.n_heads * (d_model + 1)
-        return 5 * d_model**2 + 3 * CONV * d_model + gates + memory + norms + self.persistent * d_model
-
-    def flops(self, d_model: int, context: int) -> int:
-        """Forward FLOPs a token: projections, gates, convolutions, and the chunk form (masked halves too).
-
-        A head's memory of s numbers: 2 s forward at the anchor, 2 s for deltas (but the first layer's), 4 s read and
-        4 s written (weights and momentum), and within a chunk scores and sums over C tokens.
-        """
-        layers, heads = self.layers(d_model), self.n_heads
-        c = min(self.chunk, context + self.persistent)
-        size = sum(a * b for a, b in layers)
-        head = 2 * size + 2 * (size - layers[0][0] * layers[0][1]) + 4 * size + 2 * c * c
-        head += 2 * size if self.read == "chunk_start" else 4 * size + 2 * c * sum(a + b for a, b in layers)
-        token = 10 * d_model**2 + 6 * d_model * heads + 6 * CONV * d_model + heads * head
-        return token * (context + self.persistent) // context
-
-    def activations(self, d_model: int, context: int) -> int:
-        """Numbers kept a token: the input, a state a group of chunks, and everything inside one group (an estimate)."""
-        c = min(self.chunk, context + self.persistent)
-        chunks = -(-(context + self.persistent) // c)
-        group = group_size(chunks) if self.remat == "groups" else chunks
-        state = 2 * self.memory_numbers(d_model)
-        hidden = self.n_heads * sum(a + b for a, b in self.layers(d_model))
-        inside = group * (2 * state + c * (12 * d_model + 10 * hidden + 6 * self.n_heads * c))
-        return d_model + -(-(chunks // group * state + inside) // context)
-
-    def state_numbers(self, d_model: int, context: int) -> int:
-        """Numbers of decode state, whatever the context: weights, momentum, anchor, the convolutions' last rows."""
-        return 3 * self.memory_numbers(d_model) + 3 * (CONV - 1) * d_model
 
     def build(
         self, d_model: int, *, rotary: bool = True, output_scale: float = 1.0, key: PRNGKeyArray
@@ -124,15 +35,6 @@ class TitansConfig:
         """The module; `output_scale` multiplies w_o's start. A memory needs no positions: `rotary` is not used."""
         options = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "kind"}
         return TitansMemory(d_model, **options, output_scale=output_scale, key=key)
-
-
-def group_size(chunks: int) -> int:
-    """Chunks a group: near the square root of their number, and such that few are added to fill the last group."""
-    if chunks <= 4:  # too few for a second forward pass to be worth their memory
-        return chunks
-    root = math.sqrt(chunks)
-    sizes = range(math.ceil(root / 1.5), math.floor(1.5 * root) + 1)
-    return min(sizes, key=lambda g: (-chunks % g, abs(g - root)))
 
 
 class TitansState(NamedTuple):
@@ -370,11 +272,12 @@ class TitansMemory(Mixer):
             u = jax.lax.dynamic_update_slice_in_dim(jnp.pad(u, ((0, 0), (CONV - 1, 0), (0, 0))), rows, span[0], axis=1)
             rows = jax.lax.dynamic_slice_in_dim(u, span[1], CONV - 1, axis=1)
         taps = self.conv.astype(wide)
-        mixed = jax.nn.silu(sum(taps[j][None, None] * u[:, j : j + s] for j in range(CONV)))
+        # In two dimensions: the taps' gradients are sums over rows, which XLA does slowly over two axes on a CPU.
+        mixed = jax.nn.silu(sum(taps[j][None] * u[:, j : j + s].reshape(b * s, -1) for j in range(CONV)))
         q, k, v = (a.reshape(b, s, heads, -1) for a in jnp.split(mixed, 3, axis=-1))
         q, k = (a * jax.lax.rsqrt(jnp.square(a).sum(axis=-1, keepdims=True) + NORM_EPS) for a in (q, k))
-        z = x.astype(wide) @ self.w_inner.astype(wide) + self.b_inner.astype(wide)[None, None]
-        alpha, eta, theta = jnp.split(z, 3, axis=-1)
+        z = x.reshape(b * s, -1).astype(wide) @ self.w_inner.astype(wide) + self.b_inner.astype(wide)[None]
+        alpha, eta, theta = (a.reshape(b, s, heads) for a in jnp.split(z, 3, axis=-1))
         theta = self.step_size / self.chunk_train * jax.nn.sigmoid(-eta) * jax.nn.sigmoid(theta)
         return rows, (q, k, v), Gates(jax.nn.log_sigmoid(-alpha), jax.nn.log_sigmoid(eta), theta)
 
