@@ -1,4 +1,4 @@
-"""The generator's fast path against the module: several chunks, products at zero, all heads at once, under vmap."""
+"""The generator's fast path against the module: chunks, tokens kept, products at zero, all heads at once."""
 
 import equinox as eqx
 import jax
@@ -26,16 +26,18 @@ def generator(spline):
     return eqx.tree_at(lambda e: e.spline_offset, e, offset)
 
 
-def compare(e):
+def compare(e, count=IDS.size):
     params, static = eqx.partition(jax.tree.map(jnp.asarray, e), eqx.is_inexact_array)
-    weights = jnp.asarray(np.random.default_rng(7).normal(size=(IDS.size, WIDTH)))
-    forms = (lambda e: e.rows(jnp.asarray(IDS), jnp.int32(IDS.size)), lambda e: e(jnp.asarray(IDS)))
+    weights = jnp.asarray(
+        np.random.default_rng(7).normal(size=(IDS.size, WIDTH)) * (np.arange(IDS.size) < count)[:, None]
+    )
+    forms = (lambda e: e.rows(jnp.asarray(IDS), jnp.int32(count)), lambda e: e(jnp.asarray(IDS)))
 
     @jax.jit
     def both(params):
         return [
             jax.value_and_grad(
-                lambda p, f=f: (lambda y: ((y * weights).sum(), y))(f(eqx.combine(p, static))), has_aux=True
+                lambda p, f=f: (lambda y: ((y * weights).sum(), y[:count]))(f(eqx.combine(p, static))), has_aux=True
             )(params)
             for f in forms
         ]
@@ -48,14 +50,33 @@ def compare(e):
 
 @pytest.mark.parametrize("spline", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("at_once", [1, 2])
-def test_equals_the_module(spline, at_once, monkeypatch):
+@pytest.mark.parametrize("kept", [0, 16, IDS.size])
+def test_equals_the_module(spline, at_once, kept, monkeypatch):
     monkeypatch.setattr(separable, "_at_once", lambda heads: at_once)
+    monkeypatch.setattr(separable, "_kept", lambda n, heads: kept)
     with jax.enable_x64(True):
         e = generator(spline)
         (_, rows), gradient = compare(e)
         assert np.isfinite(rows).all()
         if spline is not None:  # the factor's own gradient is the product of the others, and not zero
             assert np.abs(gradient.spline_offset[1, 2, :, 0]).max() > 0
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 38])
+def test_kept_tokens_may_be_more_or_fewer_than_wanted(count, monkeypatch):
+    monkeypatch.setattr(separable, "_kept", lambda n, heads: 16)
+    with jax.enable_x64(True):
+        compare(generator(None), count)
+
+
+def test_only_few_tokens_of_small_heads_are_kept():
+    def kept(n, h, s, g, r):
+        shapes = separable.Heads(*(jnp.zeros(x) for x in ((h, s, s), (h, s), (h, s), (h, s, g, r), (h, r, 1))))
+        return separable._kept(n, shapes)
+
+    assert kept(100, 2, 8, 4, 4) == 100
+    assert kept(1024, 2, 8, 4, 4) == 464  # close to 45%, an odd multiple of 16
+    assert kept(1024, 8, 64, 32, 64) == kept(32_768, 2, 8, 16, 64) == 0  # 2 ** 24 numbers and more
 
 
 def test_the_way_out_is_taken_only_where_a_product_is_near_zero():
