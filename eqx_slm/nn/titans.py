@@ -264,7 +264,7 @@ class TitansMemory(Mixer):
         """The convolutions' next rows; q, k, v (b s h p); gates (b s h). `rows` come before row `span[0]` of x."""
         b, s, _ = x.shape
         heads, wide = self.n_heads, inner_dtype(x)
-        u = jnp.concatenate([(x @ w.astype(x.dtype)).astype(wide) for w in (self.w_q, self.w_k, self.w_v)], axis=-1)
+        u = (x @ jnp.concatenate([self.w_q, self.w_k, self.w_v], axis=1).astype(x.dtype)).astype(wide)
         if span is None:
             u = jnp.concatenate([rows, u], axis=1)
             rows = u[:, s:]
@@ -274,7 +274,7 @@ class TitansMemory(Mixer):
         taps = self.conv.astype(wide)
         # In two dimensions: the taps' gradients are sums over rows, which XLA does slowly over two axes on a CPU.
         mixed = jax.nn.silu(sum(taps[j][None] * u[:, j : j + s].reshape(b * s, -1) for j in range(CONV)))
-        q, k, v = (a.reshape(b, s, heads, -1) for a in jnp.split(mixed, 3, axis=-1))
+        q, k, v = jnp.split(mixed.reshape(b, s, 3 * heads, -1), 3, axis=2)
         q, k = (a * jax.lax.rsqrt(jnp.square(a).sum(axis=-1, keepdims=True) + NORM_EPS) for a in (q, k))
         z = x.reshape(b * s, -1).astype(wide) @ self.w_inner.astype(wide) + self.b_inner.astype(wide)[None]
         alpha, eta, theta = (a.reshape(b, s, heads) for a in jnp.split(z, 3, axis=-1))
