@@ -119,12 +119,12 @@ def peer(context: int, slow: bool) -> Row:
             # Their default memory: two layers, expansion 4, momentum.
             theirs = NeuralMemory(dim=WIDTH, heads=HEADS, dim_head=WIDTH // HEADS, chunk_size=size, batch_size=batch)
 
-            def run(theirs: Any = theirs) -> None:
+            def backward(theirs: Any = theirs) -> None:
                 given = torch.from_numpy(x).requires_grad_()
                 theirs.zero_grad()
                 theirs(given)[0].sum().backward()
 
-            runs[f"chunk_size {size}, batch_size {batch}"] = run
+            runs[f"chunk_size {size}, batch_size {batch}"] = backward
         turns: dict[str, list[float]] = {name: [] for name in runs}
         for name, run in 3 * list(runs.items()):
             time.sleep(0.3)  # threads of who ran before wait in a loop for a while
