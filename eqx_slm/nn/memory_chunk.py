@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from .memory_gradient import ChunkInputs, ReadAt, WriteAt, chunk, standard, surprise
+from .memory_gradient import Inputs, ReadAt, WriteAt, chunks, over_rows, standard, surprise
 
 Read = Literal["inclusive", "exclusive", "chunk_start"]
 Weights = tuple[Float[Array, "n _ _"], ...]
@@ -108,51 +108,8 @@ def recall(weights: Weights, z: Float[Array, "n c p"], shape: Shape) -> Float[Ar
 
 def _finish(z: Array, out: Array, shape: Shape) -> Array:
     if shape.gain is not None:
-        out = shape.gain[:, None] * standard(out)[0]
+        out = over_rows(shape.gain, out) * standard(out)[0]
     return z + out if shape.residual == "identity" else out
-
-
-def memory_chunk(
-    memory: Memory,
-    q: Float[Array, "n c p"],
-    k: Float[Array, "n c p"],
-    v: Float[Array, "n c o"],
-    at: Coefficients,
-    shape: Shape,
-    *,
-    read: Read = "inclusive",
-    anchor: Weights | None = None,
-) -> tuple[Memory, Float[Array, "n c o"]]:
-    """One chunk in parallel: what its queries read, and the memory after it.
-
-    **Arguments:**
-
-    - `memory`: before the first row.
-    - `q`, `k`, `v`: of the chunk's tokens, for n rows.
-    - `at`: `coefficients` of the chunk's gates.
-    - `read`: a query sees the memory after its own token, before it, or at the start of the chunk.
-    - `anchor`: where gradients are taken, if the chunk was entered in its middle; None: at `memory.weights`.
-
-    **Returns:** the memory after the last row, and the reads.
-    """
-    seen = None
-    if read != "chunk_start":
-        seen = ReadAt(q, at.keep, at.carry, at.write)
-        if read == "exclusive":  # the row before: at first the memory as it was
-            seen = ReadAt(
-                q,
-                jnp.pad(at.keep[:, :-1], ((0, 0), (1, 0)), constant_values=1),
-                jnp.pad(at.carry[:, :-1], ((0, 0), (1, 0))),
-                jnp.pad(at.write[:, :-1], ((0, 0), (1, 0), (0, 0))),
-            )
-    after = WriteAt(at.keep[:, -1], at.carry[:, -1], at.write[:, -1], at.last_eta, at.last_write)
-    identity = shape.residual == "identity"
-    given = ChunkInputs(memory.weights, memory.momentum, anchor, k, v, shape.gain, seen, after)
-    result: Any = chunk(identity, given)
-    weights, momentum, out = result
-    if out is None:
-        return Memory(weights, momentum), recall(memory.weights if anchor is None else anchor, q, shape)
-    return Memory(weights, momentum), _finish(q, out, shape)
 
 
 def memory_chunks(
@@ -173,7 +130,7 @@ def memory_chunks(
 
     - `memory`: before the first token.
     - `q`, `k`, `v`, `gates`: g chunks of c tokens for n rows.
-    - `read`: as in `memory_chunk`.
+    - `read`: a query sees the memory after its own token, before it, or at the start of the chunk.
     - `anchor`, `span`: for sequences that begin or end within a chunk. Only tokens from `span[0]` (in the first chunk)
       to before `span[1]`, counted from 0, change anything; `anchor` is where the first chunk takes its gradients, and
       moves at the end of a chunk that is full.
@@ -181,26 +138,23 @@ def memory_chunks(
     **Returns:** the memory after the last token, the anchor of the token to come (None where none was given), and the
     reads (without meaning outside `span`).
     """
-    chunks, _, c, _ = q.shape
-    valid, full = None, None
+    g, _, c, _ = q.shape
+    valid, full = None, None if anchor is None else jnp.ones(g, bool)
     if span is not None:
-        at = jnp.arange(chunks * c).reshape(chunks, 1, c)
-        valid, full = (at >= span[0]) & (at < span[1]), span[1] >= c * jnp.arange(1, chunks + 1)
-
-    def run(now: tuple[Memory, Weights | None], chunk: Any) -> tuple[tuple[Memory, Weights | None], Array]:
-        (memory, anchor), (q, k, v, at, full) = now, chunk
-        memory, y = memory_chunk(memory, q, k, v, at, shape, read=read, anchor=anchor)
-        if anchor is not None:
-            moved = memory.weights
-            anchor = moved if full is None else jax.tree.map(lambda w, a: jnp.where(full, w, a), moved, anchor)
-        return (memory, anchor), y
-
-    inputs = (q, k, v, coefficients(gates, valid), full)
-    if chunks == 1:
-        (memory, anchor), y = run((memory, anchor), jax.tree.map(lambda a: a[0], inputs))
-        return memory, anchor, y[None]
-    (memory, anchor), y = jax.lax.scan(run, (memory, anchor), inputs)
-    return memory, anchor, y
+        at = jnp.arange(g * c).reshape(g, 1, c)
+        valid = (at >= span[0]) & (at < span[1])
+        full = None if anchor is None else span[1] >= c * jnp.arange(1, g + 1)
+    at = coefficients(gates, valid)
+    keep, carry, write = at.keep, at.carry, at.write
+    after = WriteAt(keep[..., -1], carry[..., -1], write[..., -1, :], at.last_eta, at.last_write)
+    if read == "exclusive":  # the row before: at first the memory as it was
+        first = ((0, 0), (0, 0), (1, 0))
+        keep, carry = jnp.pad(keep[..., :-1], first, constant_values=1), jnp.pad(carry[..., :-1], first)
+        write = jnp.pad(write[..., :-1, :], (*first, (0, 0)))
+    seen = ReadAt(q, None, None, None) if read == "chunk_start" else ReadAt(q, keep, carry, write)
+    given = Inputs(memory.weights, memory.momentum, anchor, full, k, v, shape.gain, seen, after)
+    left: Any = chunks(shape.residual == "identity", given)
+    return Memory(left.weights, left.momentum), left.anchor, _finish(q, left.read, shape)
 
 
 def memory_step(
@@ -214,7 +168,7 @@ def memory_step(
     read: Read = "inclusive",
     anchor: Weights | None = None,
 ) -> tuple[Memory, Float[Array, "n o"]]:
-    """One token, as `memory_chunk` without its sums: gates have shape (n,), `anchor` is the chunk's start."""
+    """One token, as `memory_chunks` without its sums: gates have shape (n,), `anchor` is the chunk's start."""
     anchor = memory.weights if anchor is None else anchor
     inputs, deltas, *_ = surprise(shape.residual == "identity", anchor, k[:, None], v[:, None], shape.gain)
     keep, eta, theta = (x[:, None, None] for x in (jnp.exp(gates.log_keep), jnp.exp(gates.log_eta), gates.theta))
