@@ -8,7 +8,6 @@ does. The step form is a loop over `step`, with JAX's own gradient.
 """
 
 import dataclasses
-import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
@@ -18,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.harness import Row, interleave, parser, show
+from benchmarks.harness import Row, Worker, interleave, parser, serve, show
 from eqx_slm import TitansConfig
 from eqx_slm.train.host import keep_freed_memory
 
@@ -98,43 +97,82 @@ def temporaries(short: int) -> Row:
     return Row("titans-memory", worst, "<= 3", unit, "; ".join(sides))
 
 
-def peer(context: int, slow: bool) -> Row:
-    """Forward and backward of one memory layer: ours and titans-pytorch's, same sizes, same cores, one sequence.
+def ours_side(chunk: int, context: int) -> Callable[[], Any]:
+    """Our forward and backward of one memory layer, of its parameters and of one sequence."""
+    keep_freed_memory()
+    params, static = eqx.partition(memory(chunk).build(WIDTH, key=jax.random.key(0)), eqx.is_inexact_array)
+    gradient = jax.jit(jax.grad(lambda p, x: eqx.combine(p, static).batch(x).sum(), argnums=(0, 1)))
+    x = peer_inputs(context)
+    return lambda: jax.block_until_ready(gradient(params, x))
 
-    Theirs has momentum and forgetting once a `chunk_size`, and takes gradients at the weights before the last
-    `batch_size` tokens. So `chunk_size=1, batch_size=C` is our rule at chunk C; `chunk_size=C` is coarser and cheaper,
-    and is what the row compares with.
-    """
+
+def theirs_side(size: int, batch: int | None, context: int) -> Callable[[], Any]:
+    """titans-pytorch's. Their default memory has two layers, expansion 4 and momentum, as ours."""
     import torch
     from titans_pytorch import NeuralMemory
 
-    x = np.random.default_rng(0).normal(size=(1, context, WIDTH)).astype(np.float32)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    sides, worst = [], float("inf")
+    theirs = NeuralMemory(dim=WIDTH, heads=HEADS, dim_head=WIDTH // HEADS, chunk_size=size, batch_size=batch)
+    x = peer_inputs(context)
+
+    def run() -> None:
+        given = torch.from_numpy(x).requires_grad_()
+        theirs.zero_grad()
+        theirs(given)[0].sum().backward()
+
+    return run
+
+
+def peer_inputs(context: int) -> np.ndarray:
+    """The same in every process."""
+    return np.random.default_rng(0).normal(size=(1, context, WIDTH)).astype(np.float32)
+
+
+def serve_side(side: str, context: int) -> None:
+    """One side in this process, which takes turns: `ours-16`, or `theirs-SIZE-BATCH` (0: None)."""
+    name, size, *batch = side.split("-")
+    run = ours_side(int(size), context) if name == "ours" else theirs_side(int(size), int(batch[0]) or None, context)
+    run()
+    rounds = 1 if size == "1" else 5  # chunks of one token take them seconds
+    serve(None, lambda: interleave({"it": run}, rounds=rounds)["it"])
+
+
+def peer(context: int, *, slow: bool) -> list[Row]:
+    """Forward and backward of one memory layer: ours and titans-pytorch's, same sizes, same cores, one sequence.
+
+    Theirs has momentum and forgetting once a `chunk_size`, and takes gradients at the weights before the last
+    `batch_size` tokens. So `chunk_size=1, batch_size=C` is our rule at chunk C; `chunk_size=C` is coarser, cheaper, and
+    another function. Every side has a process of its own.
+    """
+    sides: dict[str, list[str]] = {"titans-peer": [], "titans-peer-coarse": []}
+    worst = {name: float("inf") for name in sides}
+    small = [] if slow else ["--small"]
     for chunk in CHUNKS:
-        params, static = eqx.partition(memory(chunk).build(WIDTH, key=jax.random.key(0)), eqx.is_inexact_array)
-        gradient = jax.jit(jax.grad(lambda p, x, s=static: eqx.combine(p, s).batch(x).sum(), argnums=(0, 1)))
-        runs: dict[str, Callable[[], Any]] = {"ours": lambda run=gradient, p=params: jax.block_until_ready(run(p, x))}
-        for size, batch in (((1, chunk),) if slow else ()) + ((chunk, chunk), (chunk, None)):
-            # Their default memory: two layers, expansion 4, momentum.
-            theirs = NeuralMemory(dim=WIDTH, heads=HEADS, dim_head=WIDTH // HEADS, chunk_size=size, batch_size=batch)
-
-            def backward(theirs: Any = theirs) -> None:
-                given = torch.from_numpy(x).requires_grad_()
-                theirs.zero_grad()
-                theirs(given)[0].sum().backward()
-
-            runs[f"chunk_size {size}, batch_size {batch}"] = backward
-        turns: dict[str, list[float]] = {name: [] for name in runs}
-        for name, run in 3 * list(runs.items()):
-            time.sleep(0.3)  # threads of who ran before wait in a loop for a while
-            turns[name].append(interleave({name: run}, rounds=5)[name])
+        asked = {"ours": f"ours-{chunk}", "coarse": f"theirs-{chunk}-{chunk}", "coarsest": f"theirs-{chunk}-0"}
+        asked |= {"same": f"theirs-1-{chunk}"} if slow else {}
+        workers = {name: Worker("titans", "--side", side, *small) for name, side in asked.items()}
+        turns: dict[str, list[float]] = {name: [] for name in workers}
+        for name, worker in 5 * list(workers.items()):
+            turns[name].append(worker.turn())
+        for worker in workers.values():
+            worker.close()
         times = {name: float(np.median(medians)) for name, medians in turns.items()}
-        worst = min(worst, times[f"chunk_size {chunk}, batch_size {chunk}"] / times["ours"])
-        for name, median in times.items():
-            sides.append(f"chunk {chunk}, {name}: {1e3 * median:.0f} ms, {median / times['ours']:.1f} x")
-            print(sides[-1], flush=True)
-    return Row("titans-peer", worst, ">= 3", "x faster (least, at their coarser rule)", "; ".join(sides))
+        for row, name in (("titans-peer", "same"), ("titans-peer-coarse", "coarse")):
+            if name in times:
+                ratio = times[name] / times["ours"]
+                worst[row] = min(worst[row], ratio)
+                both = f"ours {1e3 * times['ours']:.0f} ms, theirs {1e3 * times[name]:,.0f} ms"
+                sides[row].append(f"chunk {chunk}: {both} ({ratio:.1f} x)")
+        ratio = times["coarsest"] / times["ours"]
+        sides["titans-peer-coarse"].append(
+            f"all their gradients at the first weights {1e3 * times['coarsest']:.0f} ms ({ratio:.1f} x)"
+        )
+        print({name: f"{1e3 * value:.1f} ms" for name, value in times.items()}, flush=True)
+    units = {"titans-peer": "the same rule", "titans-peer-coarse": "their coarser rule"}
+    return [
+        Row(name, worst[name], ">= 3", f"x faster (least, {units[name]})", "; ".join(sides[name]))
+        for name in sides
+        if sides[name] and worst[name] < float("inf")
+    ]
 
 
 def main() -> None:
@@ -142,9 +180,13 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--parts", nargs="*", choices=("forms", "memory", "peer"), default=["forms", "memory", "peer"])
     options.add_argument("--batches", nargs="*", type=int, default=[1], help="by steps, 8 take 24 GiB")
+    options.add_argument("--side", help="one side of the peer's comparison, for the process that asked")
     given = options.parse_args()
-    keep_freed_memory()
     context, rows = (64 if given.small else CONTEXT), []
+    if given.side:
+        serve_side(given.side, context)
+        return
+    keep_freed_memory()
     if "forms" in given.parts:
         rows.append(forms((1,) if given.small else tuple(given.batches), context))
     if "memory" in given.parts:
@@ -152,7 +194,7 @@ def main() -> None:
     if "peer" in given.parts and find_spec("titans_pytorch") is None:
         print("titans-peer skipped: titans-pytorch is not installed (pip install titans-pytorch)")
     elif "peer" in given.parts:
-        rows.append(peer(context, slow=not given.small))
+        rows += peer(context, slow=not given.small)
     show(*rows, small=given.small)
 
 

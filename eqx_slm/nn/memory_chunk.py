@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from .memory_gradient import Inputs, ReadAt, WriteAt, chunks, over_rows, standard, surprise
+from .memory_forward import Inputs, ReadAt, WriteAt, over_rows, standard, surprise
+from .memory_gradient import chunks
 
 Read = Literal["inclusive", "exclusive", "chunk_start"]
 Weights = tuple[Float[Array, "n _ _"], ...]

@@ -1,10 +1,9 @@
-"""Chunks of a neural memory one after the other, with their gradient written by hand.
+"""A loop over a neural memory's chunks with its gradient written by hand.
 
-What a chunk leaves depends on the chunk before it; what its queries read does not go into any later chunk. So one
-loop, kept short, finds the matrices at every chunk's start, and all chunks' queries are read at once; backward, the
-queries' part comes first, at once, and then a loop in reverse. Differentiated by JAX, a chunk would keep every
-intermediate, sum a matrix' gradient one outer product after another, and reduce over whole matrices for each
-coefficient: here each matrix receives one contraction over the rows of all its uses.
+Differentiated by JAX, a chunk would keep every intermediate, sum the matrices' gradients one outer product after
+another and reduce over whole matrices for each coefficient. Here a chunk keeps what a memory's layer computes once a
+token; what needs no matrix (slopes, the norm in the error, the last steps to keys and values) is done for all chunks at
+once, outside the loop in reverse.
 """
 
 from functools import partial
@@ -12,213 +11,27 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array
 
-Matrices = tuple[Float[Array, "*g n _ _"], ...]
-Rows = tuple[Float[Array, "*g n c _"], ...]
-NORM_EPS = 1e-6
-
-
-class ReadAt(NamedTuple):
-    """The queries, and what they see: keep_t W_0 + carry_t S_0 - sum_j write_tj u_j.
-
-    Without coefficients they see the matrices at which the chunk takes its gradients.
-    """
-
-    q: Float[Array, "g n c p"]
-    keep: Float[Array, "g n c"] | None
-    carry: Float[Array, "g n c"] | None
-    write: Float[Array, "g n c c"] | None
-
-
-class WriteAt(NamedTuple):
-    """What a chunk leaves: W = keep W_0 + carry S_0 - sum_j write_j u_j, and S = eta S_0 - sum_j momentum_j u_j."""
-
-    keep: Float[Array, "g n"]
-    carry: Float[Array, "g n"]
-    write: Float[Array, "g n c"]
-    eta: Float[Array, "g n"]
-    momentum: Float[Array, "g n c"]
-
-
-class Inputs(NamedTuple):
-    """Of g chunks, n rows: matrices before the first, keys, values, gain of the norm, coefficients.
-
-    `anchor`: where gradients are taken, moved to the matrices after every chunk that is `full`. None for both: each
-    chunk takes them at its start.
-    """
-
-    weights: Matrices
-    momentum: Matrices
-    anchor: Matrices | None
-    full: Bool[Array, " g"] | None
-    k: Float[Array, "g n c p"]
-    v: Float[Array, "g n c o"]
-    gain: Float[Array, "n o"] | None
-    read: ReadAt
-    write: WriteAt
-
-
-class After(NamedTuple):
-    """The matrices after the last chunk, and what the last matrix gives every query."""
-
-    weights: Matrices
-    momentum: Matrices
-    anchor: Matrices | None
-    read: Float[Array, "g n c o"]
-
-
-class Surprise(NamedTuple):
-    """The gradient of token t for matrix l is the outer product of `inputs[l][:, t]` and `deltas[l][:, t]`.
-
-    `before` (inputs of SiLU), `errors` (deltas before its slope) and the last matrix' `out` are steps to it.
-    """
-
-    inputs: Rows
-    deltas: Rows
-    before: Rows
-    errors: Rows
-    out: Float[Array, "*g n c o"]
-
-
-class Start(NamedTuple):
-    """The matrices at the start of every chunk; `anchor` None: the same as `weights`."""
-
-    weights: Matrices
-    momentum: Matrices
-    anchor: Matrices | None
-
-    @property
-    def at(self) -> Matrices:
-        """Where gradients are taken."""
-        return self.weights if self.anchor is None else self.anchor
-
-
-class Seen(NamedTuple):
-    """Of the queries: what goes into each SiLU, and products with keys."""
-
-    before: Rows
-    overlaps: tuple[Float[Array, "*g n c c"], ...]
-
-
-class _Chunk(NamedTuple):
-    """What the loop reads of a chunk."""
-
-    k: Array
-    v: Array
-    read: ReadAt
-    write: WriteAt
-    full: Array | None
-
-
-class _Found(NamedTuple):
-    """What a chunk started from, steps of its surprise (as in `Surprise`, `delta` the last), what its queries read."""
-
-    start: Start
-    before: Rows
-    errors: Rows
-    out: Float[Array, "*g n c o"]
-    delta: Float[Array, "*g n c o"]
-    seen: Seen
-    read: Float[Array, "*g n c o"]
-
-
-def standard(z: Array) -> tuple[Array, Array]:
-    """Zero mean and unit variance over the last axis, and the inverse deviation."""
-    centred = z - z.mean(axis=-1, keepdims=True)
-    inverse = jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + NORM_EPS)
-    return centred * inverse, inverse
-
-
-def over_rows(gain: Float[Array, "n o"], z: Float[Array, "*g n c o"]) -> Float[Array, "*_ n 1 o"]:
-    """A row's gain, to multiply every token of `z` with."""
-    return gain.reshape((1,) * (z.ndim - 3) + (gain.shape[0], 1, gain.shape[1]))
-
-
-def output_delta(identity: bool, out: Array, k: Array, v: Array, gain: Array | None) -> Array:
-    """The gradient of |f - v|^2 / 2 at the last matrix' output, f = [k +] [norm](out)."""
-    if gain is None:
-        return (k + out if identity else out) - v
-    unit, inverse = standard(out)
-    gain = over_rows(gain, out)
-    error = gain * unit - v
-    error = (k + error if identity else error) * gain
-    along = (error * unit).mean(axis=-1, keepdims=True)
-    return inverse * (error - error.mean(axis=-1, keepdims=True) - unit * along)
-
-
-def _slopes(a: Array) -> tuple[Array, Array, Array]:
-    """SiLU and its first two derivatives."""
-    s = jax.nn.sigmoid(a)
-    return a * s, s * (1 + a * (1 - s)), s * (1 - s) * (2 + a * (1 - 2 * s))
-
-
-def outer(x: Float[Array, "n c i"], y: Float[Array, "n c o"]) -> Float[Array, "n i o"]:
-    """The sum over rows of outer products: one contraction, without a transposed copy."""
-    return jax.lax.optimization_barrier(x.mT) @ y
-
-
-def surprise(
-    identity: bool, weights: Matrices, k: Float[Array, "n c p"], v: Float[Array, "n c o"], gain: Array | None
-) -> Surprise:
-    """The gradients of the memory's loss at `weights`, token by token, as factors."""
-    before, inputs, out = [], [k], k
-    for i, w in enumerate(weights):
-        if i:
-            before.append(out)
-            inputs.append(jax.nn.silu(out))
-        out = inputs[-1] @ w
-    deltas, errors = [output_delta(identity, out, k, v, gain)], []
-    for w, a in zip(weights[:0:-1], before[::-1], strict=True):
-        errors.append(deltas[-1] @ w.mT)
-        deltas.append(errors[-1] * _slopes(a)[1])
-    return Surprise(tuple(inputs), tuple(deltas[::-1]), tuple(before), tuple(errors[::-1]), out)
-
-
-def _matrix(x: Float[Array, " n"]) -> Float[Array, "n 1 1"]:
-    return x[:, None, None]
-
-
-def _read(read: ReadAt, start: Start, found: Surprise) -> tuple[Array, Seen]:
-    """What the queries of a chunk see."""
-    hidden, before, overlaps = read.q, [], []
-    matrices = start.at if read.keep is None else start.weights
-    for i, (w, s, x, delta) in enumerate(zip(matrices, start.momentum, found.inputs, found.deltas, strict=True)):
-        if i:
-            before.append(hidden)
-            hidden = jax.nn.silu(hidden)
-        if read.keep is None or read.carry is None:
-            hidden = hidden @ w
-        else:
-            overlaps.append(hidden @ x.mT)
-            within = (read.write * overlaps[-1]) @ delta
-            hidden = read.keep[..., None] * (hidden @ w) + read.carry[..., None] * (hidden @ s) - within
-    return hidden, Seen(tuple(before), tuple(overlaps))
-
-
-def _loop(run: Any, first: Start, turns: Any, *, reverse: bool = False) -> tuple[Start, Any]:
-    """`jax.lax.scan`; one chunk without a loop, so that XLA counts its FLOPs."""
-    if turns.read.q.shape[0] > 1:
-        return jax.lax.scan(run, first, turns, reverse=reverse)
-    last, found = run(first, jax.tree.map(lambda a: a[0], turns))
-    return last, jax.tree.map(lambda a: a[None], found)
-
-
-def _chunk(identity: bool, gain: Array | None, start: Start, chunk: _Chunk) -> tuple[Start, _Found]:
-    """One chunk: what it leaves, and what was found on the way."""
-    k, v, read, write, full = chunk
-    found = surprise(identity, start.at, k, v, gain)
-    out, seen = _read(read, start, found)
-    keep, carry, eta = _matrix(write.keep), _matrix(write.carry), _matrix(write.eta)
-    weights, momentum = [], []
-    for w, s, x, delta in zip(start.weights, start.momentum, found.inputs, found.deltas, strict=True):
-        weights.append(keep * w + carry * s - outer(x, delta * write.write[..., None]))
-        momentum.append(eta * s - outer(x, delta * write.momentum[..., None]))
-    anchor = None
-    if start.anchor is not None and full is not None:
-        anchor = tuple(jnp.where(full, w, a) for w, a in zip(weights, start.anchor, strict=True))
-    kept = _Found(start, found.before, found.errors, found.out, found.deltas[-1], seen, out)
-    return Start(tuple(weights), tuple(momentum), anchor), kept
+from .memory_forward import (
+    After,
+    Chunk,
+    Found,
+    Inputs,
+    Matrices,
+    ReadAt,
+    Rows,
+    Seen,
+    Start,
+    WriteAt,
+    loop,
+    matrix,
+    outer,
+    over_rows,
+    run_chunk,
+    slopes,
+    standard,
+)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -227,10 +40,10 @@ def chunks(identity: bool, given: Inputs) -> After:
     return _save(identity, given)[0]
 
 
-def _save(identity: bool, given: Inputs) -> tuple[After, tuple[Inputs, _Found]]:
+def _save(identity: bool, given: Inputs) -> tuple[After, tuple[Inputs, Found]]:
     first = Start(given.weights, given.momentum, given.anchor)
-    turns = _Chunk(given.k, given.v, given.read, given.write, given.full)
-    last, found = _loop(partial(_chunk, identity, given.gain), first, turns)
+    turns = Chunk(given.k, given.v, given.read, given.write, given.full)
+    last, found = loop(partial(run_chunk, identity, given.gain), first, turns)
     return After(*last, read=found.read), (given, found)
 
 
@@ -260,7 +73,7 @@ class _Turn(NamedTuple):
 
 
 class _Sums:
-    """What one chunk's parts add up, an entry a matrix: rows, and pairs of rows that a matrix is contracted from."""
+    """What one chunk's parts add up, an entry a matrix: for its rows, and for the matrices before the chunk."""
 
     def __init__(self, depth: int):
         self.inputs: list[Any] = [0] * depth
@@ -276,7 +89,7 @@ def _mean(x: Array) -> Array:
 
 def _read_backward(turn: _Turn, sums: _Sums) -> ReadAt:
     """Of the queries, from the last matrix to the first."""
-    read, start, seen = turn.read, turn.start, [_slopes(a)[:2] for a in turn.seen.before]
+    read, start, seen = turn.read, turn.start, [slopes(a)[:2] for a in turn.seen.before]
     hidden, dz = (read.q, *(s[0] for s in seen)), turn.pull
     if read.keep is None or read.carry is None or read.write is None:
         for i in reversed(range(len(hidden))):
@@ -310,7 +123,7 @@ def _write_backward(turn: _Turn, d_weights: Matrices, d_momentum: Matrices, sums
     totals: list[Any] = [0] * 5
     write = turn.write
     by_weights, by_momentum = write.write[..., None], write.momentum[..., None]
-    keep, carry, eta = _matrix(write.keep), _matrix(write.carry), _matrix(write.eta)
+    keep, carry, eta = matrix(write.keep), matrix(write.carry), matrix(write.eta)
     for i, (dw, ds) in enumerate(zip(d_weights, d_momentum, strict=True)):
         x, delta, w, s = turn.inputs[i], turn.deltas[i], turn.start.weights[i], turn.start.momentum[i]
         from_w, from_s = x @ dw, x @ ds
@@ -372,10 +185,10 @@ def _chunk_backward(
     return before, (d_read, d_write, sums.inputs[0], d_error)
 
 
-def _backward(identity: bool, saved: tuple[Inputs, _Found], pull: After) -> tuple[Inputs]:
+def _backward(identity: bool, saved: tuple[Inputs, Found], pull: After) -> tuple[Inputs]:
     given, found = saved
-    slopes, gain = [_slopes(a) for a in found.before], given.gain
-    deltas = (*(e * s[1] for e, s in zip(found.errors, slopes, strict=True)), found.delta)
+    curves, gain = [slopes(a) for a in found.before], given.gain
+    deltas = (*(e * s[1] for e, s in zip(found.errors, curves, strict=True)), found.delta)
     wide, base, normed = None, given.v, None
     if gain is not None:
         wide = over_rows(gain, found.out)
@@ -388,15 +201,15 @@ def _backward(identity: bool, saved: tuple[Inputs, _Found], pull: After) -> tupl
         read=given.read,
         seen=found.seen,
         write=given.write,
-        inputs=(given.k, *(s[0] for s in slopes)),
+        inputs=(given.k, *(s[0] for s in curves)),
         deltas=deltas,
-        slopes=tuple(s[1] for s in slopes),
-        curved=tuple(e * s[2] for e, s in zip(found.errors, slopes, strict=True)),
+        slopes=tuple(s[1] for s in curves),
+        curved=tuple(e * s[2] for e, s in zip(found.errors, curves, strict=True)),
         normed=normed,
         pull=pull.read,
     )
     last = Start(pull.weights, pull.momentum, pull.anchor)
-    first, (d_read, d_write, dk, d_error) = _loop(partial(_chunk_backward, gain), last, turns, reverse=True)
+    first, (d_read, d_write, dk, d_error) = loop(partial(_chunk_backward, gain), last, turns, reverse=True)
     d_gain, d_base = None, d_error
     if wide is not None and normed is not None:
         d_base = wide * d_error
