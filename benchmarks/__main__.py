@@ -32,6 +32,8 @@ SCRIPTS = (
     "seeds",
     "import_time",
     "titans",
+    "mixers",
+    "recall",
 )
 
 
@@ -73,12 +75,19 @@ def record(rows: list[dict]) -> None:
 def table() -> None:
     """Prints what results.json holds, as Markdown."""
     path = HERE / "results.json"
-    if not path.exists():
-        return
-    print("\n| question | ratio | target | | both sides |\n|---|---:|---:|---|---|")
-    for name, row in json.loads(path.read_text()).items():
-        verdict = {True: "met", False: "**not met**", None: "reported"}[row["ok"]]
-        print(f"| {name} | {row['ratio']:.3f} | {row['target'] or '-'} | {verdict} | {row['sides']} |")
+    if path.exists():
+        print("\n| question | ratio | target | | both sides |\n|---|---:|---:|---|---|")
+        print("\n".join(lines(json.loads(path.read_text()))))
+
+
+def lines(results: dict[str, dict]) -> list[str]:
+    """A line of the table for every row."""
+    verdicts = {True: "met", False: "**not met**", None: "reported"}
+    return [
+        f"| {name} | {row['ratio']:.3f} {row['unit']} | {row['target'] or '-'} | {verdicts[row['ok']]} "
+        f"| {row['sides']} |"
+        for name, row in results.items()
+    ]
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def show(*rows: Row, small: bool = False) -> None:
 
 def machine() -> str:
     """Date, processor, cores and the versions that speed depends on, in one line."""
-    packages = ("jax", "jaxlib", "equinox", "optax", "torch", "transformers")
+    packages = ("jax", "jaxlib", "equinox", "optax", "torch", "transformers", "titans-pytorch")
     versions = ", ".join(f"{name} {found}" for name in packages if (found := _version(name)))
     return f"{date.today()}, {_processor()}, {cores()} cores, Python {platform.python_version()}, {versions}"
 
@@ -84,11 +84,16 @@ def _version(package: str) -> str | None:
 
 
 def _processor() -> str:
+    """Its name, and family and model: one name covers generations of very different speed."""
+    found: dict[str, str] = {}
     try:
         with open("/proc/cpuinfo") as file:
-            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.machine()
+            for line in file:
+                name, _, value = line.partition(":")
+                found.setdefault(name.strip(), value.strip())
+        return f"{found['model name']} (family {found['cpu family']}, model {found['model']})"
+    except (OSError, KeyError):
+        return found.get("model name", platform.machine())
 
 
 def interleave(sides: Mapping[str, Callable[[], Any]], *, rounds: int, warm: int = 1) -> dict[str, float]:

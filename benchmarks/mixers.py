@@ -1,6 +1,6 @@
 """What does a training step of each mixer cost beside the Transformer? Interleaved, medians, in one process.
 
-    python benchmarks/mixers.py [NAME ...]
+    python -m benchmarks.mixers [NAME ...]
 
 One shape (context 512, d = 256, 2 layers, MLP width 1,024) for all, batches of 4, float32, the compiled step of
 `experiments/pair.py`. Parameters are not matched: the numbers beside the ratio say what a mixer adds. The last lines
@@ -9,7 +9,6 @@ time generation, 448 tokens after a prompt of 64, from the decode state against 
 
 import dataclasses
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -31,9 +30,10 @@ from eqx_slm import (
     flops,
 )
 from eqx_slm.infer.generate import _decode, _slide
-from eqx_slm.study.pair import machine
-from eqx_slm.train.optimizer import OptimizerConfig
-from eqx_slm.train.step import compile_step, make_program
+from eqx_slm.train import OptimizerConfig, keep_freed_memory, make_program
+from eqx_slm.train.step import compile_step
+
+from .harness import Row, parser, show
 
 BASE = ModelConfig(vocab_size=2048, d_model=256, depth=2, context=512, mixer=AttentionConfig(n_heads=4))
 MIXERS = {
@@ -51,16 +51,20 @@ MIXERS = {
 ROWS, STEPS, WARM = 4, 12, 3
 
 
-def main(names: list[str]) -> None:
+TARGETS = {"titans-16": ">= 0.25", "titans-64": ">= 0.25"}
+
+
+def main() -> None:
     """Prints tokens a second of every mixer, and its ratio to the Transformer's."""
-    unknown = [name for name in names if name not in MIXERS]
-    if unknown:
-        sys.exit(f"error: no mixer {unknown[0]!r}; allowed: {', '.join(MIXERS)}")
-    configs = {
-        name: dataclasses.replace(BASE, **MIXERS[name])
-        for name in ["transformer", *(names or [name for name in MIXERS if name != "transformer"])]
-    }
-    batch = np.random.default_rng(0).integers(0, BASE.vocab_size, (ROWS, BASE.context + 1)).astype(np.int32)
+    options = parser(__doc__)
+    others = [name for name in MIXERS if name != "transformer"]
+    options.add_argument("names", nargs="*", choices=[[], *others], help="which mixers (default: all)")
+    given = options.parse_args()
+    keep_freed_memory()
+    base = dataclasses.replace(BASE, context=64) if given.small else BASE
+    names = ["transformer", *(given.names or others)]
+    configs = {name: dataclasses.replace(base, **MIXERS[name]) for name in names}
+    batch = np.random.default_rng(0).integers(0, base.vocab_size, (ROWS, base.context + 1)).astype(np.int32)
     running = {}
     for name, config in configs.items():
         model = build(config, key=jax.random.key(0))
@@ -75,19 +79,23 @@ def main(names: list[str]) -> None:
             jax.block_until_ready(metrics)
             if index >= WARM:
                 entry[2].append(time.perf_counter() - started)
-    print(machine())
     medians = {name: statistics.median(entry[2]) for name, entry in running.items()}
+    rows = []
     for name, config in configs.items():
-        ratio = medians["transformer"] / medians[name]
-        work = flops(config).total / flops(BASE).total
+        work = flops(config).total / flops(base).total
         memory = running[name][3]
-        print(
-            f"{name:16s} {ROWS * BASE.context / medians[name]:8,.0f} tokens/s, {ratio:.2f} of the transformer; "
-            f"{count_parameters(config):,} parameters, {work:.2f} of its FLOPs"
-            + ("" if memory is None else f", {memory / 2**20:,.0f} MiB temporary")
+        side = (
+            f"{ROWS * base.context / medians[name]:,.0f} tokens/s; {count_parameters(config):,} parameters, "
+            f"{work:.2f} of the Transformer's FLOPs"
+            + ("" if memory is None else f", {memory / 2**20:,.0f} MiB of temporaries")
         )
-    for name in ("transformer", *(name for name in ("gated", "window-64") if name in configs)):
-        print(f"{name:16s} generates {generation(configs[name])}")
+        ratio = medians["transformer"] / medians[name]
+        if name != "transformer":
+            rows.append(Row(f"mixer-{name}", ratio, TARGETS.get(name, ""), "x the Transformer's tokens/s", side))
+    if not given.small:
+        for name in ("transformer", *(name for name in ("gated", "window-64") if name in configs)):
+            print(f"{name:16s} generates {generation(configs[name])}", flush=True)
+    show(*rows, small=given.small)
 
 
 def generation(config: ModelConfig) -> str:
@@ -111,4 +119,4 @@ def generation(config: ModelConfig) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -1,15 +1,16 @@
 """Does a mixer learn associative recall, at which chunk lengths, and does training stay stable?
 
-    python benchmarks/recall.py --chunk 16 --seeds 0 1 2 3 4
+    python -m benchmarks.recall                       chunks of 4, 16 and 64 tokens, five seeds each
+    python -m benchmarks.recall --chunks 16 --seeds 0
 
 A sequence of 128 tokens begins with 12 pairs (key, value) from fresh random draws of 32 keys and 32 values; the other
 52 pairs repeat known keys in random order, and the loss and the accuracy are of the values there. Two layers, d_model
 64, two heads, AdamW, batch 16, gradients clipped at norm 1. One line of JSON a seed.
 """
 
-import argparse
 import json
 import time
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -28,7 +29,10 @@ from eqx_slm import (
     cross_entropy,
 )
 from eqx_slm.nn.head import HeadConfig
+from eqx_slm.train import keep_freed_memory
 from eqx_slm.train.optimizer import make_optimizer
+
+from .harness import Row, parser, show
 
 PAIRS, HALF, LENGTH, ROWS = 12, 32, 128, 16
 
@@ -48,7 +52,7 @@ def sequences(rng: np.random.Generator, rows: int) -> np.ndarray:
 ASKED = np.where((np.arange(LENGTH) % 2 == 0) & (np.arange(LENGTH) >= 2 * PAIRS), 1.0, 0.0)
 
 
-def train(config: ModelConfig, *, seed: int, steps: int, rate: float) -> dict[str, object]:
+def train(config: ModelConfig, *, seed: int, steps: int, rate: float) -> dict[str, Any]:
     """Trains one seed; accuracy on 256 fresh sequences, the largest gradient norm, and whether all was finite."""
     model = build(config, key=jax.random.key(seed))
     params, static = eqx.partition(model, eqx.is_inexact_array)
@@ -97,33 +101,44 @@ def train(config: ModelConfig, *, seed: int, steps: int, rate: float) -> dict[st
 
 
 def main() -> None:
-    """One line of JSON a seed, then the median accuracy."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--mixer", choices=("titans", "attention"), default="titans")
-    parser.add_argument("--chunk", type=int, default=16)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--std", type=float, default=1.0, help="of the token table's initial values")
-    given = parser.parse_args()
-    memory = TitansConfig(n_heads=2, chunk=given.chunk)
-    config = ModelConfig(
-        vocab_size=2 * HALF,
-        d_model=64,
-        depth=2,
-        context=LENGTH,
-        positions="rotary" if given.mixer == "attention" else "none",
-        mixer=memory if given.mixer == "titans" else AttentionConfig(n_heads=2),
-        channel=MLPConfig(d_ff=176),
-        embedding=TableConfig(std=given.std),
-        head=HeadConfig("untied"),
-    )
-    found = []
-    for seed in given.seeds:
-        result = train(config, seed=seed, steps=given.steps, rate=given.rate)
-        found.append(result["accuracy"])
-        print(json.dumps({"mixer": given.mixer, "chunk": given.chunk, **result}), flush=True)
-    print(f"median accuracy of {len(found)} seeds: {np.median(found):.3f}")
+    """One line of JSON a seed, and a row a chunk length: the median accuracy over the seeds."""
+    options = parser(__doc__)
+    options.add_argument("--mixer", choices=("titans", "attention"), default="titans")
+    options.add_argument("--chunks", type=int, nargs="+", default=[4, 16, 64])
+    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    options.add_argument("--steps", type=int, default=800)
+    options.add_argument("--rate", type=float, default=2e-3)
+    options.add_argument("--std", type=float, default=1.0, help="of the token table's initial values")
+    given = options.parse_args()
+    keep_freed_memory()
+    steps, seeds = (2, given.seeds[:1]) if given.small else (given.steps, given.seeds)
+    rows = []
+    for chunk in given.chunks:
+        config = ModelConfig(
+            vocab_size=2 * HALF,
+            d_model=64,
+            depth=2,
+            context=LENGTH,
+            positions="rotary" if given.mixer == "attention" else "none",
+            mixer=TitansConfig(n_heads=2, chunk=chunk) if given.mixer == "titans" else AttentionConfig(n_heads=2),
+            channel=MLPConfig(d_ff=176),
+            embedding=TableConfig(std=given.std),
+            head=HeadConfig("untied"),
+        )
+        found = []
+        for seed in seeds:
+            found.append(train(config, seed=seed, steps=steps, rate=given.rate))
+            print(json.dumps({"mixer": given.mixer, "chunk": chunk, **found[-1]}), flush=True)
+        accuracies = [run["accuracy"] for run in found]
+        side = (
+            f"{steps} steps, seeds {', '.join(map(str, seeds))}: {', '.join(f'{a:.3f}' for a in accuracies)}; "
+            f"largest gradient norm {max(run['largest_gradient_norm'] for run in found):.1f}, "
+            + ("all finite" if all(run["finite"] for run in found) else "NOT all finite")
+        )
+        name = f"recall-{given.mixer}-{chunk}"
+        target = ">= 0.95" if given.mixer == "titans" and chunk <= 16 else ""
+        rows.append(Row(name, float(np.median(accuracies)), target, "median accuracy", side))
+    show(*rows, small=given.small)
 
 
 if __name__ == "__main__":

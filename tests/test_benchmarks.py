@@ -91,8 +91,16 @@ def test_results_are_written_whole_or_not_at_all(results, monkeypatch):
     assert path.read_text() == before
 
 
+def test_the_readmes_table_is_results_json():
+    main = importlib.import_module("benchmarks.__main__")
+    written = (ROOT / "benchmarks" / "README.md").read_text().splitlines()
+    results = json.loads((ROOT / "benchmarks" / "results.json").read_text())
+    head = written.index("| question | ratio | target | | both sides |")
+    assert written[head + 2 : head + 2 + len(results)] == main.lines(results)
+
+
 def test_scripts_load_without_the_peers_they_compare_with(monkeypatch):
-    for peer in ("torch", "transformers"):
+    for peer in ("torch", "transformers", "titans_pytorch"):
         monkeypatch.setitem(sys.modules, peer, None)  # importing it now raises
     for name in [name for name in sys.modules if name.startswith("benchmarks.")]:
         monkeypatch.delitem(sys.modules, name)

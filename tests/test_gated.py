@@ -87,9 +87,18 @@ WINDOW_T = 13
 def test_a_window_is_jaxs_local_window(window):
     """Both forms: the band of blocks (ragged ends included) below half the length, the mask above."""
     q, k, v = (jnp.asarray(normal(WINDOW_T, heads, 4, seed=s)) for s, heads in enumerate((4, 2, 2)))
+    pull = jnp.asarray(normal(WINDOW_T, 4, 4, seed=3))
+
+    def theirs(q, k, v):
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True, local_window_size=(window - 1, 0))
+
     with jax.numpy_rank_promotion("allow"):
-        expected = jax.nn.dot_product_attention(q, k, v, is_causal=True, local_window_size=(window - 1, 0))
-    np.testing.assert_allclose(causal_attention(q, k, v, window), expected, rtol=1e-5, atol=1e-6)
+        expected, expected_pull = jax.vjp(theirs, q, k, v)
+        gradients = expected_pull(pull)
+    y, ours_pull = jax.vjp(lambda *a: causal_attention(*a, window), q, k, v)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+    for ours, other in zip(ours_pull(pull), gradients, strict=True):
+        np.testing.assert_allclose(ours, other, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("gate", ["elementwise", "headwise"])

@@ -20,15 +20,15 @@ def layer_norm(z):
     return (z - z.mean()) / jnp.sqrt(((z - z.mean()) ** 2).mean() + 1e-6)
 
 
-def memory_output(weights, gain, z):
+def memory_output(weights, gain, z, residual="identity"):
     """One head, one key, by the formula."""
     hidden = z
     for i, w in enumerate(weights):
         hidden = (hidden / (1 + jnp.exp(-hidden)) if i else hidden) @ w
-    return z + (hidden if gain is None else gain * layer_norm(hidden))
+    return (z if residual == "identity" else 0) + (hidden if gain is None else gain * layer_norm(hidden))
 
 
-def one_by_one(weights, momentum, anchor, q, k, v, keep, eta, theta, gain, begin, end, chunk):
+def one_by_one(weights, momentum, anchor, q, k, v, keep, eta, theta, gain, begin, end, chunk, residual):
     """All three reads of every token, and the state after the last; one head, gradients by `jax.grad`.
 
     `keep` (1 - alpha) and `eta` are given before their sigmoid: near 0 and 1 their logarithms are then well defined.
@@ -36,7 +36,7 @@ def one_by_one(weights, momentum, anchor, q, k, v, keep, eta, theta, gain, begin
     keep, eta = 1 / (1 + jnp.exp(-keep)), 1 / (1 + jnp.exp(-eta))
 
     def loss(weights, k, v):
-        return ((memory_output(weights, gain, k) - v) ** 2).sum() / 2
+        return ((memory_output(weights, gain, k, residual) - v) ** 2).sum() / 2
 
     def token(now, given):
         q, k, v, keep, eta, theta, at = given
@@ -48,13 +48,13 @@ def one_by_one(weights, momentum, anchor, q, k, v, keep, eta, theta, gain, begin
         new_anchor = jax.tree.map(lambda w, a: jnp.where((at + 1) % chunk == 0, w, a), new, anchor)
         valid = (begin <= at) & (at < end)
         after = jax.tree.map(lambda new, old: jnp.where(valid, new, old), (new, new_momentum, new_anchor), now)
-        return after, jnp.stack([jnp.where(valid, memory_output(w, gain, q), 0) for w in seen])
+        return after, jnp.stack([jnp.where(valid, memory_output(w, gain, q, residual), 0) for w in seen])
 
     return jax.lax.scan(token, (weights, momentum, anchor), (q, k, v, keep, eta, theta, jnp.arange(len(q))))
 
 
-def chunked(weights, momentum, anchor, q, k, v, keep, eta, theta, gain, begin, end, chunk):
-    """The same by `memory_chunks`, all rows together."""
+def chunked(weights, momentum, anchor, q, k, v, keep, eta, theta, gain, begin, end, chunk, residual):
+    """The same by `memory_chunks`, all rows together; without an anchor, as training does: whole chunks."""
     n, t = keep.shape
 
     def split(a):
@@ -65,26 +65,28 @@ def chunked(weights, momentum, anchor, q, k, v, keep, eta, theta, gain, begin, e
     reads = []
     for read in READS:
         memory, after, y = memory_chunks(
-            Memory(weights, momentum), *map(split, (q, k, v)), gates, Shape(gain), read=read, anchor=anchor,
-            span=(begin, end),
+            Memory(weights, momentum), *map(split, (q, k, v)), gates, Shape(gain, residual), read=read, anchor=anchor,
+            span=None if anchor is None else (begin, end),
         )  # fmt: skip
         reads.append(jnp.where(valid, jnp.moveaxis(y, 0, 1).reshape(n, t, -1), 0))
-    return (*memory, after), jnp.stack(reads, axis=2)
+    return (*memory, memory.weights if anchor is None else after), jnp.stack(reads, axis=2)
 
 
 @functools.cache
-def compiled(norm, depth, chunk):
+def compiled(norm, depth, chunk, residual="identity"):
     """(outputs and state, outer gradients of everything) of both forms, under random weights on all outputs."""
 
     def value_and_gradient(form, leaves, pull, begin, end):
         def run(leaves):
-            return form(*leaves, begin, end, chunk)
+            if leaves[2] is None and form is rows:
+                leaves = (*leaves[:2], leaves[0], *leaves[3:])
+            return form(*leaves, begin, end, chunk, residual)
 
         value, vjp = jax.vjp(run, leaves)
         return value, vjp(jax.tree.map(lambda p, y: p.astype(y.dtype), pull, value))[0]
 
     def rows(*leaves):
-        return jax.vmap(one_by_one, in_axes=(*[0] * 9, 0 if norm == "layer" else None, None, None, None))(*leaves)
+        return jax.vmap(one_by_one, in_axes=(*[0] * 9, 0 if norm == "layer" else None, *[None] * 4))(*leaves)
 
     # Half the time to compile.
     return jax.jit(
@@ -135,6 +137,21 @@ def test_chunk_form_is_the_rule_token_by_token(norm, depth, seed, scale, begin, 
         chunk, rule = compiled(norm, depth, C)(leaves, pull, begin, end)
     assert difference(chunk, rule) < (1e-12 if norm == "none" else 1e-8)
     assert np.abs(chunk[0][1]).max() > 1e-2 and all(np.abs(g).max() > 0 for g in jax.tree.leaves(chunk[1][3:]))
+
+
+@pytest.mark.parametrize(
+    ("norm", "depth", "chunk", "residual"),
+    [("layer", 2, C, "identity"), ("layer", 3, C, "none"), ("none", 1, C, "none"), ("layer", 2, CHUNKS * C, "none")],
+)
+@given(seed=st.integers(0, 2**31), scale=st.sampled_from([0.1, 1.0, 4.0]))
+def test_whole_chunks_as_in_training_are_the_rule(norm, depth, chunk, residual, seed, scale):
+    """No anchor, no span: the path that training takes, by depth, residual and number of chunks, one included."""
+    with jax.enable_x64(True):
+        leaves, pull = numbers(seed, norm, depth, scale)
+        leaves = (*leaves[:2], None, *leaves[3:])
+        chunks, rule = compiled(norm, depth, chunk, residual)(leaves, pull, 0, CHUNKS * C)
+    assert difference(chunks, rule) < (1e-12 if norm == "none" else 1e-8)
+    assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(chunks[1]))
 
 
 @given(seed=st.integers(0, 2**31))

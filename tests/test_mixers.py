@@ -150,6 +150,24 @@ def test_no_row_depends_on_a_later_one_nor_on_what_left_the_window(name):
 
 
 @every_mixer
+def test_nothing_leaks_through_a_prefill_that_goes_on(name):
+    """Another token j: what comes before it is the same to the last bit, in both prefills."""
+    with jax.enable_x64(True):
+        (_, start, prefill, _), x = programs(CONFIGS[name]), tokens(T, D)
+        params = eqx.filter(make(CONFIGS[name]), eqx.is_inexact_array)
+
+        def parts(x):
+            head, state = prefill(params, x[: C + 1], start(params))
+            return np.concatenate([head, prefill(params, x[C + 1 :], state).y])
+
+        before = parts(x)
+        for j in range(T):
+            after = parts(x.at[j].add(1.0))
+            np.testing.assert_array_equal(after[:j], before[:j])
+            assert (after[j] != before[j]).any()
+
+
+@every_mixer
 def test_a_batch_is_its_sequences_and_every_leaf_has_a_gradient(name):
     with jax.enable_x64(True):
         mixer, x, pull = make(CONFIGS[name]), tokens(2, T, D), tokens(2, T, D, seed=2)

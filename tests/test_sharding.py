@@ -11,7 +11,7 @@ from hypothesis import settings
 PROGRAM = """
 import equinox as eqx, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, PartitionSpec as P
-from eqx_slm import LeviathanEmbedding, ReadOut, cross_entropy, embed_batch
+from eqx_slm import LeviathanEmbedding, ReadOut, TitansConfig, TitansMACConfig, cross_entropy, embed_batch
 from eqx_slm.nn import separable
 
 mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
@@ -46,6 +46,14 @@ for kept in (0, 4, 12):  # all tokens in the loop; the first 4 outside, with the
     jax.clear_caches()
     check(embedded, params, jax.lax.psum)
 check(loss, head, jax.lax.pmean)
+memory = TitansConfig(n_heads=2, chunk=2)  # three chunks of the six tokens
+for config in (memory, TitansMACConfig(memory=memory)):
+    params, mixer = eqx.partition(config.build(8, key=jax.random.key(0)), eqx.is_inexact_array)
+
+    def remembered(params, tokens, x):
+        return jnp.sin(jax.vmap(eqx.combine(params, mixer))(x)).sum()
+
+    check(remembered, params, jax.lax.psum)
 print("same")
 """
 

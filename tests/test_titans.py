@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from eqx_slm import HeadConfig, MLPConfig, ModelConfig, TaperConfig, build, count_parameters
 from eqx_slm.nn.titans import TitansConfig, TitansMemory, TitansState, group_size
 from eqx_slm.train.optimizer import parameter_groups
+from eqx_slm.train.step import cast
 
 D, C = 8, 4
 FAST = dict(compiler_options={"xla_backend_optimization_level": 0})  # half the time to compile
@@ -218,6 +219,65 @@ def test_flops_of_many_chunks_are_those_of_one():
     by_hand = 10 * 64**2 + 22 * 64 * 128 + 4 * 16 * 2 * (32 + 128) + 2 * 16**2 * 2 + 6 * 64 * 2 + 24 * 64
     assert config.flops(64, 512) == by_hand
     assert dataclasses.replace(config, persistent=16).flops(64, 64) == by_hand * 80 // 64
+
+
+def test_a_prefill_over_groups_of_chunks_goes_on_where_the_first_ended():
+    """79 tokens in chunks of 2 after 3, which end within a chunk: more chunks than one group holds."""
+    config, t = dataclasses.replace(CONFIG, chunk=2, memory_norm="none"), 79
+    assert group_size(math.ceil(t / 2)) < math.ceil(t / 2)
+    with jax.enable_x64(True):
+        mixer, x = module(config), numbers(t, D)
+
+        def both(x):
+            head, state = mixer.prefill(x[:3], mixer.start(t))
+            return mixer(x), jnp.concatenate([head, mixer.prefill(x[3:], state).y])
+
+        whole, parts = jax.jit(both, **FAST)(x)
+    close(parts, whole, 1e-12)
+
+
+def test_a_state_of_other_sizes_is_refused(getkey):
+    mixer, other = (TitansMemory(D, n_heads=2, chunk=C, expansion=e, key=getkey()) for e in (2, 4))
+    for call in (lambda s: mixer.step(jnp.ones(D), s), lambda s: mixer.prefill(jnp.ones((3, D)), s)):
+        with pytest.raises(ValueError, match=r"memories of shapes \[\(2, 4, 16\).* has \[\(2, 4, 8\).*start\(\)"):
+            call(other.start(4))
+
+
+def test_a_prefill_of_no_tokens_changes_nothing(getkey):
+    for chunk in (1, C):
+        mixer = TitansMemory(D, n_heads=2, chunk=chunk, key=getkey())
+        y, state = mixer.prefill(jnp.ones((0, D)), mixer.start(4))
+        assert y.shape == (0, D)
+        close(state, mixer.start(4), 0)
+
+
+@pytest.mark.parametrize("chunk", [16, 64])
+def test_activations_are_near_what_xla_plans(chunk):
+    """Without rematerialisation; XLA's temporaries also hold what a backward pass needs for a while."""
+    config, width, t = TitansConfig(n_heads=4, chunk=chunk, remat="none"), 128, 512
+    shapes = eqx.filter_eval_shape(lambda key: config.build(width, key=key), jax.random.key(0))
+    params, static = eqx.partition(shapes, is_parameter)
+    loss = jax.grad(lambda params, x: eqx.combine(params, static)(x).sum())
+    planned = jax.jit(loss).lower(params, jax.ShapeDtypeStruct((t, width), jnp.float32)).compile().memory_analysis()
+    assert 0.5 < 4 * t * config.activations(width, t) / planned.temp_size_in_bytes < 1.2
+
+
+def test_gates_and_memory_keep_their_precision_under_bfloat16():
+    """A bias near -6 has steps of 0.03 in bfloat16; what a module names in `full_precision` stays as it is."""
+    mixer = TitansMemory(D, n_heads=2, chunk=C, key=jax.random.key(0))
+    params = eqx.filter({"blocks": (mixer,)}, eqx.is_inexact_array)
+    low = cast(params, "bfloat16")["blocks"][0]
+    kept = jax.tree.leaves((low.w_inner, low.b_inner, low.initial, low.gain))
+    assert {leaf.dtype for leaf in kept} == {jnp.dtype("float32")}
+    assert low.w_q.dtype == low.out_norm.weight.dtype == jnp.bfloat16
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2 * C + 1, D)), jnp.bfloat16)
+
+    def loss(mixer, x):
+        return mixer(x).astype(jnp.float32).sum()
+
+    gradient, wide = (jax.jit(jax.grad(loss))(m, y) for m, y in ((low, x), (mixer, x.astype(jnp.float32))))
+    for a, b in zip(jax.tree.leaves(as_numpy(gradient)), jax.tree.leaves(as_numpy(wide)), strict=True):
+        np.testing.assert_allclose(a.astype(np.float32), b, rtol=0, atol=0.1 * np.abs(b).max())
 
 
 def test_bfloat16_outside_float32_inside():

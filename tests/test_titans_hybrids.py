@@ -10,7 +10,7 @@ import pytest
 from filled import as_numpy, filled, is_parameter
 
 from eqx_slm import ModelConfig
-from eqx_slm.nn.titans import TitansConfig
+from eqx_slm.nn.titans import TitansConfig, group_size
 from eqx_slm.nn.titans_mac import TitansMACConfig
 from eqx_slm.nn.titans_mag import TitansMAGConfig
 
@@ -21,9 +21,10 @@ CONFIGS = {"mag": TitansMAGConfig(memory=MEMORY, window=3), "mac": TitansMACConf
 
 
 def test_groups_of_segments_change_nothing():
-    """Rematerialised groups (six segments: two of three) against none, in the output and in every gradient."""
+    """Rematerialised groups (of 34 segments) against none, in the output and in every gradient."""
+    assert 1 < group_size(34) < 34
     with jax.enable_x64(True):
-        x, pull = (jnp.asarray(np.random.default_rng(seed).normal(size=(2 * 5 + 1, D))) for seed in (1, 2))
+        x, pull = (jnp.asarray(np.random.default_rng(seed).normal(size=(2 * 33 + 1, D))) for seed in (1, 2))
 
         def value_and_gradient(remat):
             config = TitansMACConfig(memory=dataclasses.replace(MEMORY, chunk=2, remat=remat))
@@ -38,6 +39,23 @@ def test_groups_of_segments_change_nothing():
         grouped, plain = value_and_gradient("groups"), value_and_gradient("none")
     for a, b in zip(jax.tree.leaves(grouped), jax.tree.leaves(plain), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * np.abs(b).max())
+
+
+def test_blocks_of_a_window_are_the_mask_of_the_whole_sequence():
+    """MAG's attention over a long sequence, ragged end included, in the output and in the gradient."""
+    t, w = 2 * 3 + 2, 3
+    with jax.enable_x64(True):
+        mixer = filled(lambda key: CONFIGS["mag"].build(D, key=key), std=0.5, dtype=np.float64)
+        x, pull = (jnp.asarray(np.random.default_rng(seed).normal(size=(t, D))) for seed in (1, 2))
+
+        def masked(x):
+            at = jnp.arange(t)
+            mask = (at[None] <= at[:, None]) & (at[None] > at[:, None] - w)
+            return mixer._attend(x, *mixer.attention._projected(x, mixer._prefix_length), mask)
+
+        (blocks, pull_blocks), (whole, pull_whole) = (jax.vjp(f, x) for f in (mixer._windows, masked))
+        np.testing.assert_allclose(blocks, whole, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(pull_blocks(pull)[0], pull_whole(pull)[0], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", [TitansMAGConfig, TitansMACConfig])

@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from .memory_forward import Inputs, ReadAt, WriteAt, over_rows, standard, surprise
+from .initial import varying_like
+from .memory_forward import Inputs, ReadAt, Residual, WriteAt, over_rows, standard, surprise
 from .memory_gradient import chunks
 
 Read = Literal["inclusive", "exclusive", "chunk_start"]
@@ -40,7 +41,7 @@ class Shape(NamedTuple):
     """
 
     gain: Float[Array, "n p"] | None
-    residual: Literal["identity", "none"] = "identity"
+    residual: Residual = "identity"
 
 
 class Gates(NamedTuple):
@@ -153,8 +154,9 @@ def memory_chunks(
         keep, carry = jnp.pad(keep[..., :-1], first, constant_values=1), jnp.pad(carry[..., :-1], first)
         write = jnp.pad(write[..., :-1, :], (*first, (0, 0)))
     seen = ReadAt(q, None, None, None) if read == "chunk_start" else ReadAt(q, keep, carry, write)
-    given = Inputs(memory.weights, memory.momentum, anchor, full, k, v, shape.gain, seen, after)
-    left: Any = chunks(shape.residual == "identity", given)
+    # In a loop over shards, what every shard starts from must vary as its tokens do.
+    weights, momentum, anchor, gain = varying_like((memory.weights, memory.momentum, anchor, shape.gain), k)
+    left: Any = chunks(shape.residual, Inputs(weights, momentum, anchor, full, k, v, gain, seen, after))
     return Memory(left.weights, left.momentum), left.anchor, _finish(q, left.read, shape)
 
 
@@ -171,7 +173,7 @@ def memory_step(
 ) -> tuple[Memory, Float[Array, "n o"]]:
     """One token, as `memory_chunks` without its sums: gates have shape (n,), `anchor` is the chunk's start."""
     anchor = memory.weights if anchor is None else anchor
-    inputs, deltas, *_ = surprise(shape.residual == "identity", anchor, k[:, None], v[:, None], shape.gain)
+    inputs, deltas, *_ = surprise(shape.residual, anchor, k[:, None], v[:, None], shape.gain)
     keep, eta, theta = (x[:, None, None] for x in (jnp.exp(gates.log_keep), jnp.exp(gates.log_eta), gates.theta))
     momentum = tuple(eta * s - theta * (x.mT * d) for s, x, d in zip(memory.momentum, inputs, deltas, strict=True))
     weights = tuple(keep * w + s for w, s in zip(memory.weights, momentum, strict=True))

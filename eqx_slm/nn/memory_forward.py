@@ -3,7 +3,7 @@
 `memory_gradient` has the way back; `memory_chunk` the rule in words and what others use.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 Matrices = tuple[Float[Array, "*g n _ _"], ...]
 Rows = tuple[Float[Array, "*g n c _"], ...]
 NORM_EPS = 1e-6
+Residual = Literal["identity", "none"]
 
 
 class ReadAt(NamedTuple):
@@ -130,14 +131,14 @@ def over_rows(gain: Float[Array, "n o"], z: Float[Array, "*g n c o"]) -> Float[A
     return gain.reshape((1,) * (z.ndim - 3) + (gain.shape[0], 1, gain.shape[1]))
 
 
-def output_delta(identity: bool, out: Array, k: Array, v: Array, gain: Array | None) -> Array:
+def output_delta(residual: Residual, out: Array, k: Array, v: Array, gain: Array | None) -> Array:
     """The gradient of |f - v|^2 / 2 at the last matrix' output, f = [k +] [norm](out)."""
     if gain is None:
-        return (k + out if identity else out) - v
+        return (k + out if residual == "identity" else out) - v
     unit, inverse = standard(out)
     gain = over_rows(gain, out)
     error = gain * unit - v
-    error = (k + error if identity else error) * gain
+    error = (k + error if residual == "identity" else error) * gain
     along = (error * unit).mean(axis=-1, keepdims=True)
     return inverse * (error - error.mean(axis=-1, keepdims=True) - unit * along)
 
@@ -151,14 +152,14 @@ def slopes(a: Array) -> tuple[Array, Array, Array]:
 def outer(x: Float[Array, "n c i"], y: Float[Array, "n c o"]) -> Float[Array, "n i o"]:
     """The sum over rows of outer products.
 
-    The transposed copy is meant: XLA on a CPU is slower at a batch of matmuls whose left side is contracted over its
-    rows, and without the barrier would fold the transposition back into the matmul.
+    On a CPU the transposed copy is meant: XLA is slower there at a batch of matmuls whose left side is contracted over
+    its rows, and without the barrier would fold the transposition back into the matmul.
     """
-    return jax.lax.optimization_barrier(x.mT) @ y
+    return (jax.lax.optimization_barrier(x.mT) if jax.default_backend() == "cpu" else x.mT) @ y
 
 
 def surprise(
-    identity: bool, weights: Matrices, k: Float[Array, "n c p"], v: Float[Array, "n c o"], gain: Array | None
+    residual: Residual, weights: Matrices, k: Float[Array, "n c p"], v: Float[Array, "n c o"], gain: Array | None
 ) -> Surprise:
     """The gradients of the memory's loss at `weights`, token by token, as factors."""
     before, inputs, out = [], [k], k
@@ -167,7 +168,7 @@ def surprise(
             before.append(out)
             inputs.append(jax.nn.silu(out))
         out = inputs[-1] @ w
-    deltas, errors = [output_delta(identity, out, k, v, gain)], []
+    deltas, errors = [output_delta(residual, out, k, v, gain)], []
     for w, a in zip(weights[:0:-1], before[::-1], strict=True):
         errors.append(deltas[-1] @ w.mT)
         deltas.append(errors[-1] * slopes(a)[1])
@@ -203,10 +204,10 @@ def loop(run: Any, first: Start, turns: Any, *, reverse: bool = False) -> tuple[
     return last, jax.tree.map(lambda a: a[None], found)
 
 
-def run_chunk(identity: bool, gain: Array | None, start: Start, chunk: Chunk) -> tuple[Start, Found]:
+def run_chunk(residual: Residual, gain: Array | None, start: Start, chunk: Chunk) -> tuple[Start, Found]:
     """One chunk: what it leaves, and what was found on the way."""
     k, v, read, write, full = chunk
-    found = surprise(identity, start.at, k, v, gain)
+    found = surprise(residual, start.at, k, v, gain)
     out, seen = read_chunk(read, start, found)
     keep, carry, eta = matrix(write.keep), matrix(write.carry), matrix(write.eta)
     weights, momentum = [], []

@@ -20,6 +20,7 @@ from .memory_forward import (
     Inputs,
     Matrices,
     ReadAt,
+    Residual,
     Rows,
     Seen,
     Start,
@@ -35,15 +36,15 @@ from .memory_forward import (
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def chunks(identity: bool, given: Inputs) -> After:
-    """All chunks, one after the other. `identity`: the memory adds its key to its output (the reads do not yet)."""
-    return _save(identity, given)[0]
+def chunks(residual: Residual, given: Inputs) -> After:
+    """All chunks, one after the other; what is read lacks the memory's norm and `residual`."""
+    return _save(residual, given)[0]
 
 
-def _save(identity: bool, given: Inputs) -> tuple[After, tuple[Inputs, Found]]:
+def _save(residual: Residual, given: Inputs) -> tuple[After, tuple[Inputs, Found]]:
     first = Start(given.weights, given.momentum, given.anchor)
     turns = Chunk(given.k, given.v, given.read, given.write, given.full)
-    last, found = loop(partial(run_chunk, identity, given.gain), first, turns)
+    last, found = loop(partial(run_chunk, residual, given.gain), first, turns)
     return After(*last, read=found.read), (given, found)
 
 
@@ -185,7 +186,7 @@ def _chunk_backward(
     return before, (d_read, d_write, sums.inputs[0], d_error)
 
 
-def _backward(identity: bool, saved: tuple[Inputs, Found], pull: After) -> tuple[Inputs]:
+def _backward(residual: Residual, saved: tuple[Inputs, Found], pull: After) -> tuple[Inputs]:
     given, found = saved
     curves, gain = [slopes(a) for a in found.before], given.gain
     deltas = (*(e * s[1] for e, s in zip(found.errors, curves, strict=True)), found.delta)
@@ -193,7 +194,7 @@ def _backward(identity: bool, saved: tuple[Inputs, Found], pull: After) -> tuple
     if gain is not None:
         wide = over_rows(gain, found.out)
         unit, inverse = standard(found.out)
-        base = wide * unit - given.v + (given.k if identity else 0)
+        base = wide * unit - given.v + (given.k if residual == "identity" else 0)
         normed = _Normed(unit, inverse, wide * base, _mean(wide * base * unit))
     turns = _Turn(
         start=found.start,
@@ -214,7 +215,7 @@ def _backward(identity: bool, saved: tuple[Inputs, Found], pull: After) -> tuple
     if wide is not None and normed is not None:
         d_base = wide * d_error
         d_gain = (d_error * base + d_base * normed.unit).sum(axis=(0, 2))
-    dk = dk + d_base if identity else dk
+    dk = dk + d_base if residual == "identity" else dk
     return (Inputs(*first, None, dk, -d_base, d_gain, d_read, d_write),)
 
 

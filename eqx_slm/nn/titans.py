@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
 from .block import Decoded, Mixer, check_state
-from .initial import inner_dtype, normal
+from .initial import inner_dtype, normal, varying_like
 from .memory_chunk import Gates, Memory, Read, Shape, Weights, memory_chunks, memory_step
+from .memory_forward import NORM_EPS
 from .norm import RMSNorm
 from .titans_sizes import CONV, TitansSizes, group_size
 
-NORM_EPS = 1e-6
 ALPHA_BIAS = -6.0  # forgets about 0.25% a token at first: a half-life of some 280 tokens
 
 
@@ -71,7 +71,8 @@ class TitansMemory(Mixer):
     $(\mathrm{RMSNorm}(f(M_t; q_t)) \odot \mathrm{SiLU}(x W_g)) W_o$. The division by $C_\mathrm{train}$ and by the
     momentum's gain bounds what a chunk adds up on one error: it is what keeps training stable. Memory, momentum and
     gates are in at least float32. `persistent` learned tokens, in the space of the mixer's input, come before the
-    sequence; only their effect on the memory is seen. From Titans (arXiv 2501.00663), section 3.
+    sequence; only their effect on the memory is seen. The gradient is written by hand: reverse mode only. From Titans
+    (arXiv 2501.00663), section 3.
     """
 
     w_q: Float[Array, "{self.d_model} {self.d_model}"]
@@ -95,6 +96,7 @@ class TitansMemory(Mixer):
     read: Read = eqx.field(static=True)
     remat: Literal["groups", "none"] = eqx.field(static=True)
     no_decay: ClassVar[tuple[str, ...]] = ("b_inner", "initial", "gain", "persistent")
+    full_precision: ClassVar[tuple[str, ...]] = ("w_inner", "b_inner", "initial", "gain")
 
     def __init__(
         self,
@@ -172,7 +174,7 @@ class TitansMemory(Mixer):
         groups = -(-chunks // group)
         # Rows after the last token change nothing before them, and the memory after them is not used.
         x = jnp.pad(x, ((0, 0), (0, groups * group * c - total), (0, 0)))
-        carry = self._fresh(b, inner_dtype(x))
+        carry = varying_like(self._fresh(b, inner_dtype(x)), x)
 
         def run(carry: _Carry, x: Array) -> tuple[_Carry, Array]:
             return self._group(carry, x, c)
@@ -194,12 +196,12 @@ class TitansMemory(Mixer):
     def prefill(self, x: Float[Array, "t {self.d_model}"], state: Any) -> Decoded:
         """The outputs of t tokens that follow `state`, in parallel, and the state after them.
 
-        **Raises:** `ValueError` for a decode state of another mixer.
+        **Raises:** `ValueError` for a decode state of another mixer or of other sizes.
         """
-        check_state(state, TitansState, self)
+        self._check(state)
         t, c = x.shape[0], self.chunk
         # The rows stand in their chunks as they do in the sequence: up to c - 1 come before them in a running chunk.
-        chunks = -(-(t + c - 1) // c)
+        chunks = max(1, -(-(t + c - 1) // c))
         group = group_size(chunks)
         groups = -(-chunks // group)
         span = group * c
@@ -222,9 +224,9 @@ class TitansMemory(Mixer):
     def step(self, x: Float[Array, " {self.d_model}"], state: Any) -> Decoded:
         """One token.
 
-        **Raises:** `ValueError` for a decode state of another mixer.
+        **Raises:** `ValueError` for a decode state of another mixer or of other sizes.
         """
-        check_state(state, TitansState, self)
+        self._check(state)
         heads, wide = self.n_heads, inner_dtype(x)
         rows, (q, k, v), gates = self._project(state.rows[None], x[None, None], None)
         q, k, v = (a.reshape(heads, -1) for a in (q, k, v))
@@ -242,7 +244,16 @@ class TitansMemory(Mixer):
         phase = (state.phase + 1) % self.chunk
         anchor = tuple(jnp.where(phase == 0, w, a) for w, a in zip(memory.weights, state.anchor, strict=True))
         y = self._output(x[None, None], y[None, None])[0, 0]
-        return Decoded(y, TitansState(memory.weights, memory.momentum, anchor, rows[0], phase))
+        return Decoded(y, TitansState(memory.weights, memory.momentum, anchor or memory.weights, rows[0], phase))
+
+    def _check(self, state: Any) -> None:
+        check_state(state, TitansState, self)
+        ours, theirs = ([tuple(w.shape) for w in weights] for weights in (self.initial, state.weights))
+        if ours != theirs:
+            raise ValueError(
+                f"the decode state holds memories of shapes {theirs}, this memory has {ours}: take the state from the "
+                "start() of the model that it is given to"
+            )
 
     def _fresh(self, b: int, wide: Any) -> _Carry:
         """Before the first token of b sequences."""

@@ -10,10 +10,11 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .attention import Attention, AttentionConfig, masked_attention
 from .block import Decoded, Mixer, check_state
-from .initial import inner_dtype, normal, subkey
+from .initial import inner_dtype, normal, subkey, varying_like
 from .memory_chunk import Memory, Weights, recall
+from .memory_forward import NORM_EPS
 from .norm import RMSNorm
-from .titans import NORM_EPS, TitansConfig, TitansMemory, TitansState, _Carry, group_size
+from .titans import TitansConfig, TitansMemory, TitansState, _Carry, group_size
 from .titans_mag import check_heads
 
 
@@ -154,7 +155,7 @@ class TitansMAC(Mixer):
         def run(carry: _Carry, x: Array) -> tuple[_Carry, Array]:
             return jax.lax.scan(segment, carry, x)
 
-        carry = self.memory._fresh(1, inner_dtype(x))
+        carry = varying_like(self.memory._fresh(1, inner_dtype(x)), x)
         if groups == 1:
             y = run(carry, x[0])[1]
         else:
@@ -174,7 +175,7 @@ class TitansMAC(Mixer):
         check_state(state, MACState, self)
         memory, cache = state
         t, c, phase = x.shape[0], self.memory.chunk, memory.phase
-        segments = -(-(t + c - 1) // c)
+        segments = max(1, -(-(t + c - 1) // c))
         laid = jnp.zeros((segments * c, self.d_model), x.dtype)
         laid = jax.lax.dynamic_update_slice_in_dim(laid, x, phase, axis=0)
 

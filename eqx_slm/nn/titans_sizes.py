@@ -88,13 +88,17 @@ class TitansSizes:
         return token * (context + self.persistent) // context
 
     def activations(self, d_model: int, context: int) -> int:
-        """Numbers kept a token: the input, a state a group of chunks, and everything inside one group (an estimate)."""
+        """Numbers kept a token: the input, a state a group of chunks, and everything inside one group (an estimate).
+
+        Inside: weights and momentum at each chunk's start; a token's projections, convolutions, keys, values, queries
+        and outputs, three numbers a hidden unit, and rows of coefficients and overlaps.
+        """
         c = min(self.chunk, context + self.persistent)
         chunks = -(-(context + self.persistent) // c)
         group = group_size(chunks) if self.remat == "groups" else chunks
         state = 2 * self.memory_numbers(d_model)
-        hidden = self.n_heads * sum(a + b for a, b in self.layers(d_model))
-        inside = group * (2 * state + c * (12 * d_model + 10 * hidden + 6 * self.n_heads * c))
+        hidden = self.n_heads * sum(b for _, b in self.layers(d_model)[:-1])
+        inside = group * (state + c * (16 * d_model + 3 * hidden + (self.memory_depth + 3) * self.n_heads * c))
         return d_model + -(-(chunks // group * state + inside) // context)
 
     def state_numbers(self, d_model: int, context: int) -> int:

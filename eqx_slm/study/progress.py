@@ -48,7 +48,7 @@ class Progress:
     def __call__(self, event: Event) -> None:
         """Shows an event."""
         if event.kind == "compiled":
-            self.console.print(f"{event.arm}: step compiled in {event.seconds:.1f} s", highlight=False, soft_wrap=True)
+            self.console.print(_compiled(event), highlight=False, soft_wrap=True)
         elif event.kind == "run":
             self.done += 1
             self.console.print(self._finished(event), highlight=False, soft_wrap=True)
@@ -76,6 +76,15 @@ class Progress:
             self.told = time.perf_counter()
             at = f"step {progress.step}/{self.config.steps}"
             self.console.print(f"{name}: {at}, {status}", highlight=False, soft_wrap=True)
+
+
+def _compiled(event: Event) -> str:
+    parts = [f"{event.arm}: step compiled in {event.seconds:.1f} s"]
+    if event.report is not None and event.report.temporary_bytes is not None:
+        parts.append(f"{event.report.temporary_bytes / 2**20:,.0f} MiB of temporaries")
+    if event.report is not None and event.report.flops is not None:
+        parts.append(f"{human(event.report.flops)} FLOPs by XLA's count (a loop's body once)")
+    return ", ".join(parts)
 
 
 def _clock(seconds: float) -> str:

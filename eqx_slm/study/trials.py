@@ -28,7 +28,7 @@ MakeModel = Callable[[PRNGKeyArray], Any]
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened in a study: "compiled", "progress", "run" (with the final model) or "sample".
+    """Something that happened in a study: "compiled" (with its report), "progress", "run" (with the model) or "sample".
 
     `runs`: how many runs, one a seed, are at the step that "progress" tells of.
     """
@@ -38,6 +38,7 @@ class Event:
     seed: int = 0
     learning_rate: float = 0.0
     progress: Progress | None = None
+    report: CompileReport | None = None
     seconds: float = 0.0
     model: Any = None
     text: str = ""
@@ -135,7 +136,7 @@ class Trials:
         )
         compiled = compile_step(program, model, self.stream.eval_batches()[0])
         known.append((compiled.program, compiled.report))
-        self.tell(Event("compiled", name, seconds=compiled.report.seconds))
+        self.tell(Event("compiled", name, seconds=compiled.report.seconds, report=compiled.report))
         return known[-1]
 
     def _identity(self, name: str) -> Any:

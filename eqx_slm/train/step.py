@@ -160,7 +160,17 @@ def batch_loss(model: Any, batch: Int[Array, "b t"]) -> Float[Array, ""]:
 
 
 def cast(params: PyTree[Array], compute_dtype: ComputeDtype) -> PyTree[Array]:
-    """Parameters in the compute dtype; float32 leaves them as they are (float64 included)."""
+    """Parameters in the compute dtype, but for those that a module names in `full_precision`; float32 changes none."""
     if compute_dtype == "float32":
         return params
-    return jax.tree.map(lambda p: p.astype(compute_dtype), params)
+    wide = {id(leaf) for leaf in _wide(params)}
+    return jax.tree.map(lambda p: p if id(p) in wide else p.astype(compute_dtype), params)
+
+
+def _wide(node: Any) -> list[Array]:
+    """The parameters whose module keeps them out of a lower compute dtype: gates near their ends, a memory's start."""
+    found = jax.tree.leaves([getattr(node, name) for name in getattr(type(node), "full_precision", ())])
+    for child in jax.tree.leaves(node, is_leaf=lambda n: n is not node and isinstance(n, eqx.Module)):
+        if isinstance(child, eqx.Module):
+            found += _wide(child)
+    return found
