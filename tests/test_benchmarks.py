@@ -72,7 +72,7 @@ def test_results_keep_rows_that_were_not_run_again(results, capsys):
     assert {name: (r["ratio"], r["ok"]) for name, r in found.items()} == {"one": (1.0, True), "two": (0.5, False)}
     assert all(r["machine"] and r["date"] for r in found.values())
     main.table()
-    assert "| two | 0.500 | >= 1 | **not met** |" in capsys.readouterr().out
+    assert "| two | 0.500 x | >= 1 | **not met** |" in capsys.readouterr().out
 
 
 def test_results_are_written_whole_or_not_at_all(results, monkeypatch):

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from .outer import outer
+
 Matrices = tuple[Float[Array, "*g n _ _"], ...]
 Rows = tuple[Float[Array, "*g n c _"], ...]
 NORM_EPS = 1e-6
@@ -147,15 +149,6 @@ def slopes(a: Array) -> tuple[Array, Array, Array]:
     """SiLU and its first two derivatives."""
     s = jax.nn.sigmoid(a)
     return a * s, s * (1 + a * (1 - s)), s * (1 - s) * (2 + a * (1 - 2 * s))
-
-
-def outer(x: Float[Array, "n c i"], y: Float[Array, "n c o"]) -> Float[Array, "n i o"]:
-    """The sum over rows of outer products.
-
-    On a CPU the transposed copy is meant: XLA is slower there at a batch of matmuls whose left side is contracted over
-    its rows, and without the barrier would fold the transposition back into the matmul.
-    """
-    return (jax.lax.optimization_barrier(x.mT) if jax.default_backend() == "cpu" else x.mT) @ y
 
 
 def surprise(

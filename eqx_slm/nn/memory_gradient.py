@@ -27,12 +27,12 @@ from .memory_forward import (
     WriteAt,
     loop,
     matrix,
-    outer,
     over_rows,
     run_chunk,
     slopes,
     standard,
 )
+from .outer import outer
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

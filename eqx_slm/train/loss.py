@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from ..nn.head import ReadOut
 from ..nn.initial import inner_dtype, varying_like
+from ..nn.outer import outer
 
 # Logits held at once. A CPU is fastest when a chunk stays near its second-level cache (2 ** 20 numbers are 4 MiB in
 # float32); an accelerator wants large matmuls. A chunk has at least CHUNK_TOKENS tokens, because every chunk also reads
@@ -227,7 +228,7 @@ def _weighted_nll_forward(
     """The loss, and its gradients with respect to x and weight as residuals."""
     wide = inner_dtype(x)
 
-    def chunk_gradients(part: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def chunk_gradients(part: tuple[Array, Array, Array]) -> tuple[Array, tuple[Array, Array], Array]:
         # d loss / d logits is share ((1 + 2 z log Z) softmax - one hot), times the cap's slope. The softmax's division
         # scales rows of the small matrices and the one hot touches one row a token, so that the logits are passed over
         # as seldom as possible.
@@ -246,22 +247,25 @@ def _weighted_nll_forward(
         mean_row = jnp.einsum("tv,vr->tr", powers, weight.astype(x_c.dtype), preferred_element_type=wide)
         grad_x = mean_row * scale - weight[places].astype(wide) * row_share
         scaled = (x_wide * scale).astype(x_c.dtype)
-        grad_weight = jnp.einsum("tv,tr->vr", powers, scaled, preferred_element_type=wide)
-        grad_weight = grad_weight.at[places].add(-x_wide * row_share)
-        return jnp.sum(share_c * chunk.loss), grad_x.astype(x_c.dtype), grad_weight
+        # By columns: of the two factors only the small one is transposed.
+        columns = outer(scaled, powers, preferred_element_type=wide)
+        return jnp.sum(share_c * chunk.loss), (grad_x.astype(x_c.dtype), row_share[:, 0]), columns
 
     chunks = _chunked(form.size, x, targets, share)
     if chunks[0].shape[0] == 1:  # one chunk: no accumulator to add to
-        total, grad_x, grad_weight = chunk_gradients((chunks[0][0], chunks[1][0], chunks[2][0]))
-        return total, (grad_x[: x.shape[0]], grad_weight.astype(weight.dtype))
+        total, rows, columns = chunk_gradients((chunks[0][0], chunks[1][0], chunks[2][0]))
+    else:
 
-    def body(carry: tuple[Array, Array], part: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], Array]:
-        nll, grad_x, grad_weight = chunk_gradients(part)
-        return (carry[0] + nll, carry[1] + grad_weight), grad_x
+        def body(carry: tuple[Array, Array], part: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], tuple]:
+            nll, rows, columns = chunk_gradients(part)
+            return (carry[0] + nll, carry[1] + columns), rows
 
-    zeros = varying_like(jnp.zeros(weight.shape, inner_dtype(weight, x)), x)
-    (total, grad_weight), grad_x = jax.lax.scan(body, (varying_like(jnp.zeros((), wide), share), zeros), chunks)
-    grad_x = grad_x.reshape(-1, x.shape[1])[: x.shape[0]]
+        zeros = varying_like(jnp.zeros(weight.shape[::-1], inner_dtype(weight, x)), x)
+        start = varying_like(jnp.zeros((), wide), share), zeros
+        (total, columns), rows = jax.lax.scan(body, start, chunks)
+    grad_x, row_share = rows[0].reshape(-1, x.shape[1])[: x.shape[0]], rows[1].reshape(-1, 1)[: x.shape[0]]
+    # The one hot's part: a row a token.
+    grad_weight = columns.T.at[_places(form, weight, targets)[0]].add(-x.astype(wide) * row_share)
     return total, (grad_x, grad_weight.astype(weight.dtype))
 
 
