@@ -6,11 +6,13 @@ Forward and backward (gradients of all parameters) at published sizes, D = 512, 
 WikiText-2's training text in o200k_base, then tokens that are all distinct. The transcriptions evaluate every token,
 write the splines' full basis out, and multiply as sign * exp(sum(log)), as the formula suggests; they run as 16
 micro-batches of 2,048, of which two are timed (they do the same work for any token): at once they would need tens of
-GiB, which `memory_analysis` of the compiled, never executed program tells.
+GiB, which `memory_analysis` of the compiled, never executed program tells. Each side has a process of its own, and they
+take turns; all keep freed memory, without which PyTorch alone took eight times as long.
 """
 
 import math
 import os
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from eqx_slm.nn import LeviathanEmbedding, embed_batch
 from eqx_slm.nn.leviathan import EPS
 from eqx_slm.train import keep_freed_memory
 
-from .harness import Row, cores, interleave, need, parser, show
+from .harness import Row, Worker, cores, interleave, need, parser, serve, show
 from .training import temporaries, zipf_batches
 
 VOCAB, D_MODEL, TOKENS, MICRO, ROUNDS = 200_019, 512, 32_768, 2048, 3
@@ -158,10 +160,27 @@ def check(embedding: LeviathanEmbedding, literal: Parameters, tokens: np.ndarray
     np.testing.assert_allclose(gradient, found, rtol=1e-2, atol=1e-3 * float(jnp.abs(found).max()))
 
 
+SIDES = ("ours", "ours-distinct", "JAX", "PyTorch")
+
+
+def serve_side(side: str, embedding: LeviathanEmbedding, tokens: np.ndarray, cotangent: np.ndarray, few: slice) -> None:
+    """One side in this process, which takes turns."""
+    if side in ("JAX", "PyTorch"):
+        make = jax_side if side == "JAX" else torch_side
+        run = make(parameters(embedding), tokens[few], cotangent[few])
+    else:
+        distinct = np.random.default_rng(0).permutation(embedding.vocab_size)[: tokens.size].astype(np.int32)
+        run = our_side(embedding, tokens if side == "ours" else distinct, cotangent)
+    run()  # compiles
+    rounds = 3 if side.startswith("ours") else 1
+    serve(None, lambda: interleave({"it": run}, rounds=rounds)["it"])
+
+
 def main() -> None:
-    """Prints the two ratios of time and that of memory."""
+    """Prints the two ratios of time and that of memory; with `--side`, one side, for the process that asked."""
     options = parser(__doc__)
     options.add_argument("--data-root", help="folder with wikitext-2/train.txt (default: EQX_SLM_DATA)")
+    options.add_argument("--side", choices=SIDES)
     arguments = options.parse_args()
     need("torch")
     if arguments.data_root:
@@ -169,27 +188,27 @@ def main() -> None:
     vocab, d_model, count, micro, rounds = SMALL if arguments.small else (VOCAB, D_MODEL, TOKENS, MICRO, ROUNDS)
     keep_freed_memory()
     embedding = LeviathanEmbedding(vocab, d_model, key=jax.random.key(0))
-    literal = parameters(embedding)
     tokens, source = text_tokens(count, vocab)
-    random = np.random.default_rng(0)
-    distinct = random.permutation(vocab)[:count].astype(np.int32)
-    cotangent = random.normal(size=(count, d_model)).astype(np.float32)
-    check(embedding, literal, tokens[:8])
+    cotangent = np.random.default_rng(1).normal(size=(count, d_model)).astype(np.float32)
     few = slice(0, TIMED * micro)
-    seconds = interleave(
-        {
-            "ours": our_side(embedding, tokens, cotangent),
-            "ours, distinct": our_side(embedding, distinct, cotangent),
-            "JAX": jax_side(literal, tokens[few], cotangent[few]),
-            "PyTorch": torch_side(literal, tokens[few], cotangent[few]),
-        },
-        rounds=rounds,
-    )
+    if arguments.side:
+        serve_side(arguments.side, embedding, tokens, cotangent, few)
+        return
+    literal = parameters(embedding)
+    check(embedding, literal, tokens[:8])
+    small = ["--small"] if arguments.small else []
+    workers = {side: Worker("generator", "--side", side, *small) for side in SIDES}
+    turns: dict[str, list[float]] = {side: [] for side in workers}
+    for side, worker in rounds * list(workers.items()):
+        turns[side].append(worker.turn())
+    seconds = {side: statistics.median(times) for side, times in turns.items()}
+    for worker in workers.values():
+        worker.close()
     batches = math.ceil(count / micro)
     seconds |= {name: seconds[name] * batches / TIMED for name in ("JAX", "PyTorch")}
     best = min(seconds["JAX"], seconds["PyTorch"])
     peers = f"JAX {seconds['JAX']:.1f} s, PyTorch {seconds['PyTorch']:.1f} s ({TIMED} of {batches} micro-batches timed)"
-    ours, spread = seconds["ours"], seconds["ours, distinct"]
+    ours, spread = seconds["ours"], seconds["ours-distinct"]
     text = f"{np.unique(tokens).size:,} distinct of {count:,}, {source}"
     shapes = literal, jnp.asarray(tokens), jnp.asarray(cotangent)
     at_once = jax.jit(jax.grad(lambda p, ids, weight: jnp.sum(literal_jax(p, ids) * weight)))

@@ -7,13 +7,16 @@
 Every figure comes from a process of its own (peak memory never falls within one): 20 steps dispatched without waiting,
 after 3 that are not counted, the median of 3 such stretches. MFU is 3 x the forward matmul FLOPs of
 `eqx_slm.flops` (the generator charged to each distinct token of a batch) over the device's peak in bfloat16 without
-sparsity; a device that is not in the list has none. Tokens are drawn with Zipf frequencies.
+sparsity; a device that is not in the list has none. Tokens are drawn with Zipf frequencies. Where PyTorch is installed,
+the dense arm is put beside transformers' Llama of the same shapes with `torch.compile`, SDPA and autocast to bfloat16.
 """
 
 import dataclasses
 import json
 import statistics
 import time
+from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -26,6 +29,7 @@ from eqx_slm.study.config import preset
 from eqx_slm.train import make_program
 
 from .harness import Row, fresh, parser, show
+from .llama import llama_stepper
 from .training import zipf_batches
 
 SHAPES = ("256x6", "256x52", "768x12")
@@ -73,16 +77,14 @@ def measure(config: ModelConfig, rows: int, steps: int) -> dict[str, Any]:
     state, metrics = program.step(state, batches[0], np.float32(1e-3))
     jax.block_until_ready(metrics)
     compiled = time.perf_counter() - started
-    seconds = []
-    for stretch in range(1 + STRETCHES):
-        begun = time.perf_counter()
-        count = WARM if stretch == 0 else steps
+
+    def run(count: int) -> None:
+        nonlocal state, metrics
         for index in range(count):
             state, metrics = program.step(state, batches[index % len(batches)], np.float32(1e-3))
         jax.block_until_ready((state, metrics))
-        if stretch:
-            seconds.append((time.perf_counter() - begun) / count)
-    speed = rows * config.context / statistics.median(seconds)
+
+    speed = rows * config.context / seconds_a_step(run, steps)
     share = statistics.mean(np.unique(batch[:, :-1]).size / batch[:, :-1].size for batch in batches)
     count = flops(config, distinct_share=share).total_distinct
     peak = peak_flops(device.device_kind)
@@ -92,6 +94,47 @@ def measure(config: ModelConfig, rows: int, steps: int) -> dict[str, Any]:
         "speed": speed,
         "mfu": None if peak is None or count is None else speed * count / peak,
         "memory": memory,
+        "compiled": compiled,
+    }
+
+
+def seconds_a_step(run: Callable[[int], None], steps: int) -> float:
+    """The median of stretches of `steps` steps, after a few that are not counted."""
+    run(WARM)
+    seconds = []
+    for _ in range(STRETCHES):
+        begun = time.perf_counter()
+        run(steps)
+        seconds.append((time.perf_counter() - begun) / steps)
+    return statistics.median(seconds)
+
+
+def measure_llama(config: ModelConfig, rows: int, steps: int) -> dict[str, Any]:
+    """The same of transformers' Llama in PyTorch, by our count of FLOPs."""
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    batches = [np.asarray(batch) for batch in zipf_batches(config.vocab_size, rows, config.context, 4)]
+    optimizer = preset("256x6").optimizer
+    step, _ = llama_stepper(config, batches, optimizer=optimizer, device="cuda" if on_gpu else "cpu", compiled=True)
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            step()
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    started = time.perf_counter()
+    run(1)
+    compiled = time.perf_counter() - started
+    speed = rows * config.context / seconds_a_step(run, steps)
+    kind = torch.cuda.get_device_name() if on_gpu else "cpu"
+    peak = peak_flops(kind)
+    return {
+        "device": kind,
+        "speed": speed,
+        "mfu": None if peak is None else speed * flops(config).total / peak,
+        "memory": torch.cuda.max_memory_allocated() if on_gpu else None,
         "compiled": compiled,
     }
 
@@ -107,18 +150,24 @@ def main() -> None:
     rows = arguments.rows or (2 if small else ROWS)
     if arguments.one:
         shape, arm = arguments.one
-        print(json.dumps(measure(config_of(shape, arm, small=small), rows, 2 if small else STEPS)))
+        config = config_of(shape, "dense" if arm == "llama" else arm, small=small)
+        print(json.dumps((measure_llama if arm == "llama" else measure)(config, rows, 2 if small else STEPS)))
         return
     found = []
     for shape in arguments.shapes or (("64x2",) if small else SHAPES):
         sides = {}
-        for arm in ARMS:
+        peers = ("llama",) if find_spec("torch") and find_spec("transformers") else ()
+        for arm in ARMS + peers:
             flags = ["--small"] if small else []
             sides[arm] = json.loads(fresh("gpu", "--one", shape, arm, "--rows", str(rows), *flags).splitlines()[-1])
             print(f"{shape} {arm}: {words(sides[arm])}", flush=True)
         text = f"{sides['dense']['device']}, {rows} rows; " + "; ".join(f"{arm} {words(sides[arm])}" for arm in ARMS)
         ratio = sides["leviathan"]["speed"] / sides["dense"]["speed"]
         found.append(Row(f"gpu-{shape}-leviathan", ratio, ">= 0.97", "x tokens/s", text))
+        for peer in peers:
+            ratio = sides["dense"]["speed"] / sides[peer]["speed"]
+            text = f"dense {words(sides['dense'])}; {peer} {words(sides[peer])}"
+            found.append(Row(f"gpu-{shape}-torch", ratio, "", "x tokens/s of torch.compile", text))
         for arm in ARMS:
             if sides[arm]["mfu"] is not None:
                 found.append(Row(f"gpu-{shape}-{arm}-mfu", sides[arm]["mfu"], ">= 0.40", "MFU", words(sides[arm])))

@@ -13,9 +13,17 @@ from .harness import cores
 
 
 def llama_stepper(
-    config: ModelConfig, batches: list[np.ndarray], *, optimizer: OptimizerConfig | None = None
-) -> tuple[Callable[[], float], int]:
-    """A function that trains one step on the next batch and returns its loss, and the model's parameter count."""
+    config: ModelConfig,
+    batches: list[np.ndarray],
+    *,
+    optimizer: OptimizerConfig | None = None,
+    device: str = "cpu",
+    compiled: bool = False,
+) -> tuple[Callable[[], Any], int]:
+    """A function that trains one step on the next batch and returns its loss, and the model's parameter count.
+
+    `compiled`: by `torch.compile`, in bfloat16 with float32 masters (autocast), and the loss is left on the device.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -37,7 +45,8 @@ def llama_stepper(
         pad_token_id=None,
     )
     shapes._attn_implementation = "sdpa"
-    model = LlamaForCausalLM(shapes).train()
+    model = LlamaForCausalLM(shapes).train().to(device)
+    count = sum(p.numel() for p in model.parameters())
     adam = torch.optim.AdamW(
         model.parameters(),
         lr=1e-3,
@@ -45,18 +54,23 @@ def llama_stepper(
         eps=optimizer.eps,
         weight_decay=optimizer.weight_decay,
     )
-    pairs = [(torch.tensor(batch[:, :-1]).long(), torch.tensor(batch[:, 1:]).long()) for batch in batches]
+    pairs = [
+        (torch.tensor(batch[:, :-1]).long().to(device), torch.tensor(batch[:, 1:]).long().to(device))
+        for batch in batches
+    ]
     turn = [0]
+    forward: Any = torch.compile(model) if compiled else model
 
-    def step() -> float:
+    def step() -> Any:
         inputs, targets = pairs[turn[0] % len(pairs)]
         turn[0] += 1
         # `shift_labels` are targets as they are: as many as ours.
-        loss: Any = model(input_ids=inputs, labels=targets, shift_labels=targets).loss
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=compiled):
+            loss: Any = forward(input_ids=inputs, labels=targets, shift_labels=targets).loss
         adam.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.clip_norm)
         adam.step()
-        return float(loss.detach())
+        return loss.detach() if compiled else float(loss.detach())
 
-    return step, sum(p.numel() for p in model.parameters())
+    return step, count
