@@ -45,7 +45,8 @@ def llama_stepper(
         pad_token_id=None,
     )
     shapes._attn_implementation = "sdpa"
-    model = LlamaForCausalLM(shapes).train().to(device)
+    model: Any = LlamaForCausalLM(shapes).train()
+    model.to(device)
     count = sum(p.numel() for p in model.parameters())
     adam = torch.optim.AdamW(
         model.parameters(),
