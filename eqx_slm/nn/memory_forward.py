@@ -169,6 +169,7 @@ def surprise(
 
 
 def matrix(x: Float[Array, " n"]) -> Float[Array, "n 1 1"]:
+    """A number a row, to multiply its matrices with."""
     return x[:, None, None]
 
 
