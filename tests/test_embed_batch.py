@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from filled import as_numpy, filled
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from eqx_slm import (
@@ -30,13 +30,9 @@ KINDS = {
     "compositional": CompositionalEmbedding,
     "leviathan": functools.partial(LeviathanEmbedding, seed_size=3, n_heads=2, knots=3, rank=2, skip="linear"),
 }
-# The first three have one shape, and so one compiled program.
-TOKENS = {
-    "repeated": [[3, 3, 7, 0, 42] * 9],
-    "all the same": [[5] * 45],
-    "all distinct, nearly": [list(range(VOCAB))[::-1] + [1, 2]],
-    "one axis, one token": [17],
-}
+LENGTH = 45
+REPEATED = [3, 3, 7, 0, 42] * 9
+NEARLY_ALL = [*range(VOCAB)[::-1], 1, 2]
 
 
 def make(kind, **changes):
@@ -70,30 +66,48 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(importlib.import_module("eqx_slm.nn.embed_batch"), "CHUNK_NUMBERS", 1)
 
 
-@eqx.filter_jit
-def plain_and_batched(e, tokens):
-    return values_and_gradient(lambda e, ids: e(ids), e, tokens), values_and_gradient(embed_batch, e, tokens)
+@functools.cache
+def plain_and_batched(kind, shape=(LENGTH,)):
+    """Vectors and gradients by the module and by `embed_batch`, as one program of parameters and tokens."""
+    module = make(kind, dtype=np.float64)
+    static = eqx.partition(module, eqx.is_inexact_array)[1]
+
+    def both(params, tokens):
+        e = eqx.combine(params, static)
+        return values_and_gradient(lambda e, ids: e(ids), e, tokens), values_and_gradient(embed_batch, e, tokens)
+
+    with pytest.MonkeyPatch.context() as patch:
+        # Chunks of 8 tokens, the fewest there are: 43 tokens need six, the last of them not full.
+        patch.setattr(importlib.import_module("eqx_slm.nn.embed_batch"), "CHUNK_NUMBERS", 1)
+        params = eqx.filter(module, eqx.is_inexact_array)
+        return jax.jit(both).lower(params, jax.ShapeDtypeStruct(shape, "int32")).compile()
 
 
-@pytest.mark.parametrize("tokens", TOKENS.values(), ids=TOKENS)
-def test_generator_equals_the_module(tokens, small_chunks):
+@pytest.mark.parametrize("kind", KINDS)
+@given(seed=st.integers(0, 2**31), tokens=st.lists(st.integers(0, VOCAB - 1), min_size=LENGTH, max_size=LENGTH))
+@example(seed=0, tokens=REPEATED)
+@example(seed=0, tokens=[5] * LENGTH)
+@example(seed=0, tokens=NEARLY_ALL)
+def test_equals_the_module(kind, seed, tokens):
+    """Values, and gradients of every parameter, at every number of distinct tokens."""
     with jax.enable_x64(True):
-        tokens = jnp.array(tokens)
-        plain, batched = plain_and_batched(make("leviathan", dtype=np.float64), tokens)
-        assert batched[0].shape == (*tokens.shape, WIDTH)
-        assert_same(batched, plain)
+        params = eqx.filter(make(kind, dtype=np.float64, seed=seed), eqx.is_inexact_array)
+        plain, batched = plain_and_batched(kind)(params, np.array(tokens, np.int32))
+        assert_same(batched, plain, rtol=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["table", "low-rank", "compositional"])
-def test_lookups_equal_the_module(kind):
+@pytest.mark.parametrize("tokens", [[17], [[3, 4, 3], [0, 3, 42]]], ids=["one", "two axes"])
+def test_tokens_of_any_shape(tokens):
     with jax.enable_x64(True):
-        plain, batched = plain_and_batched(make(kind, dtype=np.float64), jnp.array(TOKENS["repeated"]))
+        params = eqx.filter(make("leviathan", dtype=np.float64), eqx.is_inexact_array)
+        plain, batched = plain_and_batched("leviathan", np.shape(tokens))(params, np.array(tokens, np.int32))
+        assert batched[0].shape == (*np.shape(tokens), WIDTH)
         assert_same(batched, plain)
 
 
 def test_distinct_tokens_from_the_caller():
     with jax.enable_x64(True):
-        e, tokens = make("leviathan", dtype=np.float64), jnp.array(TOKENS["repeated"])
+        e, tokens = make("leviathan", dtype=np.float64), jnp.array(REPEATED)
         ids, inverse = np.unique(tokens, return_inverse=True)
         pad = 3  # padding may be any id: it is not computed
         ids = np.concatenate([ids, np.full(pad, 39)]).astype(np.int32)
@@ -110,7 +124,7 @@ def test_distinct_tokens_from_the_caller():
 def test_under_vmap_over_parameters(small_chunks):
     """Two arms of a learning-rate sweep: parameters with a leading axis, tokens shared."""
     with jax.enable_x64(True):
-        tokens = jnp.array(TOKENS["all distinct, nearly"])
+        tokens = jnp.array(NEARLY_ALL)
         arms = [make("leviathan", dtype=np.float64, seed=seed) for seed in (0, 1)]
         halves = [eqx.partition(arm, eqx.is_inexact_array) for arm in arms]
         stacked = jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *(params for params, _ in halves))

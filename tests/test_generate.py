@@ -1,12 +1,15 @@
 """Sampling: greedy against the whole prefix, the window, materialized tables."""
 
 import dataclasses
+import functools
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny import GENERATOR, LENGTH, VOCAB, tiny_config, tiny_model
 
 from eqx_slm import CompositionalConfig, HeadConfig, LowRankConfig, TableEmbedding, generate, materialize
@@ -89,13 +92,19 @@ def test_sizes_that_make_no_sense_are_refused(tokens, context):
         generate(tiny_model(), jnp.asarray([3]), tokens=tokens, context=context, key=KEY)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_materialized_model_has_the_same_logits(name):
+@functools.cache
+def materialized(name):
+    """A model, its materialized form, and the logits of both as one program."""
     model = tiny_model(CONFIGS[name])
-    fast = materialize(model)
+    return model, materialize(model), eqx.filter_jit(lambda models, ids: [model(ids) for model in models])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@given(st.lists(st.integers(0, VOCAB - 1), min_size=LENGTH, max_size=LENGTH))
+def test_a_materialized_model_has_the_same_logits(name, ids):
+    model, fast, logits = materialized(name)
     assert isinstance(fast.embedding, TableEmbedding)
-    ids = jnp.asarray([0, 1, 63, 5, 5, 40])
-    got, wanted = eqx.filter_jit(lambda *models: [m(ids) for m in models])(fast, model)
+    got, wanted = logits((fast, model), jnp.asarray(ids, jnp.int32))
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
     assert materialize(fast) is fast
     assert (fast is model) == isinstance(model.embedding, TableEmbedding)

@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from filled import as_numpy
-from hypothesis import given
+from filled import as_numpy, filled
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_config, tiny_model, tiny_stream
 
-from eqx_slm import MLPConfig, OptimizerConfig, TaperConfig, make_program, taper_widths
+from eqx_slm import MLPConfig, OptimizerConfig, TaperConfig, build, make_program, taper_widths
+from eqx_slm.testing import model_configs
+from eqx_slm.train.step import batch_loss
 from eqx_slm.train.stack import Run, first_blocks, run_lengths, stack_blocks, unstack_blocks
 
 STREAM = tiny_stream()
@@ -52,6 +54,44 @@ def test_a_deep_taper_has_few_runs_at_a_coarse_multiple():
     for multiple, runs in ((128, 9), (16, 44)):
         widths = taper_widths(52, 1024, multiple=multiple)
         assert sum(a != b for a, b in zip(widths, widths[1:], strict=False)) + 1 == runs
+
+
+FORMS = [("runs", "none"), ("runs", "full"), ("runs", "dots"), ("unrolled", "full"), ("unrolled", "dots")]
+
+
+@settings(max_examples=max(5, settings.default.max_examples // 5))  # every example compiles
+@given(
+    model_configs(
+        min_vocab_size=2,
+        max_vocab_size=20,
+        max_d_model=6,
+        max_depth=4,
+        max_width=8,
+        max_context=5,
+        embeddings=("table",),
+        mixers=("attention", "gated-attention"),
+    ),
+    st.sampled_from(FORMS),
+    st.integers(0, 2**31),
+)
+def test_every_form_has_the_same_values_and_gradients(config, form, seed):
+    with jax.enable_x64(True):
+        model = filled(lambda key: build(config, key=key), seed=seed, std=0.5, dtype=np.float64)
+        batch = np.random.default_rng(seed).integers(0, config.vocab_size, (2, config.context + 1)).astype(np.int32)
+
+        @eqx.filter_jit
+        def both(model, batch):
+            found = []
+            for loop, remat in (("unrolled", "none"), form):
+                params, static = eqx.partition(stack_blocks(model, loop=loop, remat=remat), eqx.is_inexact_array)
+                value, gradient = jax.value_and_grad(lambda p, s=static: batch_loss(eqx.combine(p, s), batch))(params)
+                found.append((value, unstack_blocks(gradient)))
+            return found
+
+        plain, other = as_numpy(both(model, jnp.asarray(batch)))
+        largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(plain))
+        for a, b in zip(jax.tree.leaves(other), jax.tree.leaves(plain), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9 * largest)
 
 
 @functools.cache
