@@ -8,7 +8,7 @@ import pytest
 from filled import as_numpy, filled
 
 from eqx_slm import MLP, Attention, AttentionConfig, Block, LearnedPositions
-from eqx_slm.nn.attention import causal_attention
+from eqx_slm.nn.dot_product import causal_attention
 from eqx_slm.nn.positions import rotary_width, rotate
 
 T = 6

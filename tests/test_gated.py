@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eqx_slm import Attention, AttentionConfig, GatedAttention, GatedAttentionConfig, ModelConfig, count_parameters
-from eqx_slm.nn.attention import causal_attention
+from eqx_slm.nn.dot_product import causal_attention
 from eqx_slm.nn.norm import ZeroCentredRMSNorm
 
 T = 7

@@ -23,9 +23,7 @@ ZERO, TINY, NEGATIVE = -1.0, -1 + 1e-200, -2.5
 def generator(seed, factors):
     """Float64 numbers from a seed; each of `factors` is (head, coordinate, mode, offset), the same at every knot."""
     e = filled(
-        lambda key: LeviathanEmbedding(
-            VOCAB, WIDTH, seed_size=COORDINATES, n_heads=HEADS, knots=3, rank=RANK, key=key
-        ),
+        lambda key: LeviathanEmbedding(VOCAB, WIDTH, seed_size=COORDINATES, n_heads=HEADS, knots=3, rank=RANK, key=key),
         dtype=np.float64,
         seed=seed,
     )

@@ -14,8 +14,8 @@ from tiny import tiny_config, tiny_model, tiny_stream
 
 from eqx_slm import MLPConfig, OptimizerConfig, TaperConfig, build, make_program, taper_widths
 from eqx_slm.testing import model_configs
-from eqx_slm.train.step import batch_loss
 from eqx_slm.train.stack import Run, first_blocks, run_lengths, stack_blocks, unstack_blocks
+from eqx_slm.train.step import batch_loss
 
 STREAM = tiny_stream()
 BATCH = STREAM.batch(0, 0)

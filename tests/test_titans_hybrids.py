@@ -10,6 +10,7 @@ import pytest
 from filled import as_numpy, filled, is_parameter
 
 from eqx_slm import ModelConfig
+from eqx_slm.nn.dot_product import masked_attention
 from eqx_slm.nn.titans import TitansConfig, group_size
 from eqx_slm.nn.titans_mac import TitansMACConfig
 from eqx_slm.nn.titans_mag import TitansMAGConfig
@@ -51,7 +52,8 @@ def test_blocks_of_a_window_are_the_mask_of_the_whole_sequence():
         def masked(x):
             at = jnp.arange(t)
             mask = (at[None] <= at[:, None]) & (at[None] > at[:, None] - w)
-            return mixer._attend(x, *mixer.attention._projected(x, mixer._prefix_length), mask)
+            mixed = masked_attention(*mixer._projected(x, 0), mask, mixer._prefix(x))
+            return mixer.attention._out(x, mixed)
 
         (blocks, pull_blocks), (whole, pull_whole) = (jax.vjp(f, x) for f in (mixer._windows, masked))
         np.testing.assert_allclose(blocks, whole, rtol=0, atol=1e-12)

@@ -1,16 +1,15 @@
 """Causal grouped-query attention with rotary positions, over all earlier tokens or a sliding window."""
 
-import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .block import Decoded, Mixer, check_state
-from .initial import inner_dtype, normal
+from .dot_product import AttentionState, Prefix, appended, causal_attention, extended
+from .initial import normal
 from .norm import RMSNorm, ZeroCentredRMSNorm
 from .positions import rotate
 
@@ -137,14 +136,6 @@ class AttentionConfig(HeadsConfig):
         return Attention(d_model, **self._options(rotary, output_scale), key=key)
 
 
-class AttentionState(NamedTuple):
-    """The last tokens' keys (turned by their positions) and values: token i is in row `i % size`."""
-
-    k: Float[Array, "size kv p"]
-    v: Float[Array, "size kv p"]
-    length: Int32[Array, ""]
-
-
 class Attention(Mixer):
     r"""$\mathrm{softmax}(Q K^T / \sqrt{p} + \mathrm{mask}) V$ a head; a key/value head serves a group of query heads.
 
@@ -228,36 +219,18 @@ class Attention(Mixer):
     def prefill(self, x: Float[Array, "t {self.d_model}"], state: PyTree) -> Decoded:
         """t more tokens, which see each other and what is cached; the oldest leave a full cache."""
         self._check(state)
-        t, size, before = x.shape[0], state.k.shape[0], state.length
-        q_tnp, k_tkp, v_tkp = self._projected(x, before)
-        new_t = before + jnp.arange(t)
-        old_s = cached_positions(before, size)
-        seen = jnp.concatenate([old_s, new_t])[None, :] <= new_t[:, None]
-        seen = seen & jnp.concatenate([old_s >= 0, jnp.ones(t, bool)])[None, :]
-        if self.window is not None:
-            seen = seen & (new_t[:, None] - jnp.concatenate([old_s, new_t])[None, :] < self.window)
-        k_all, v_all = (
-            jnp.concatenate([old.astype(new.dtype), new]) for old, new in ((state.k, k_tkp), (state.v, v_tkp))
-        )
-        mixed = masked_attention(q_tnp, k_all, v_all, seen)
-        # Each row holds the latest of its tokens: one of these, or still the one it held.
-        latest_s = cached_positions(before + t, size)
-        rows_s = jnp.where(latest_s >= before, size + latest_s - before, jnp.arange(size))
-        k, v = (jnp.take(every, rows_s, axis=0).astype(state.k.dtype) for every in (k_all, v_all))
-        return Decoded(self._out(x, mixed), AttentionState(k, v, before + t))
+        mixed, state = extended(*self._projected(x, state.length), state, self.window)
+        return Decoded(self._out(x, mixed), state)
 
     def step(self, x: Float[Array, "{self.d_model}"], state: PyTree) -> Decoded:
         """One more token: its key and value go into the cache, and it sees what the cache holds."""
         self._check(state)
-        size, before = state.k.shape[0], state.length
-        q_tnp, k_tkp, v_tkp = self._projected(x[None], before)
-        k, v = (
-            jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), before % size, axis=0)
-            for old, new in ((state.k, k_tkp), (state.v, v_tkp))
-        )
-        held = cached_positions(before + 1, size) >= 0
-        mixed = masked_attention(q_tnp, k.astype(x.dtype), v.astype(x.dtype), held[None])
-        return Decoded(self._out(x[None], mixed)[0], AttentionState(k, v, before + 1))
+        mixed, state = appended(*self._projected(x[None], state.length), state)
+        return Decoded(self._out(x[None], mixed)[0], state)
+
+    def prefix(self, tokens: Float[Array, "s {self.d_model}"] | None, dtype: Any) -> Prefix | None:
+        """Keys and values of tokens before the first, which every token is to see; None for none."""
+        return None if tokens is None else Prefix(*self._projected(tokens.astype(dtype), 0)[1:])
 
     def _check(self, state: Any) -> None:
         check_state(state, AttentionState, self)
@@ -284,58 +257,3 @@ class Attention(Mixer):
         y = y if bias is None else y + bias.astype(x.dtype)[None]
         y = y.reshape(x.shape[0], -1, self.d_head)
         return y if norm is None else norm(y)
-
-
-def causal_attention(
-    q: Float[Array, "t n p"], k: Float[Array, "t kv p"], v: Float[Array, "t kv p"], window: int | None = None
-) -> Float[Array, "t n p"]:
-    """Scaled dot-product attention in which a token sees itself and what came before; n is a multiple of kv.
-
-    With a `window` it sees that many tokens, itself included; long sequences then go block by block, in linear time.
-    """
-    t = q.shape[0]
-    if window is not None and 2 * window < t:
-        return _banded_attention(q, k, v, window)
-    causal = jnp.tril(jnp.ones((t, t), bool))
-    return masked_attention(q, k, v, causal if window is None or window >= t else jnp.triu(causal, 1 - window))
-
-
-def _banded_attention(q: Array, k: Array, v: Array, window: int) -> Array:
-    """Blocks of `window` queries, each over its own keys and those of the block before."""
-    (t, n, p), kv = q.shape, k.shape[1]
-    blocks = -(-t // window)
-    q, k, v = (jnp.pad(a, ((0, blocks * window - t), (0, 0), (0, 0))) for a in (q, k, v))
-    k_bskp, v_bskp = (
-        jnp.concatenate([jnp.pad(a, ((1, 0), (0, 0), (0, 0), (0, 0)))[:-1], a], axis=1)
-        for a in (k.reshape(blocks, window, kv, p), v.reshape(blocks, window, kv, p))
-    )
-    query, key = jnp.arange(window)[None, :, None], jnp.arange(-window, window)[None, None, :]
-    seen_bts = (key <= query) & (key > query - window)
-    seen_bts = seen_bts & ((key >= 0) | (jnp.arange(blocks) > 0)[:, None, None])  # nothing is before the first block
-    mixed = jax.vmap(masked_attention)(q.reshape(blocks, window, n, p), k_bskp, v_bskp, seen_bts)
-    return mixed.reshape(-1, n, p)[:t]
-
-
-def masked_attention(
-    q: Float[Array, "t n p"], k: Float[Array, "s kv p"], v: Float[Array, "s kv p"], mask: Bool[Array, "t s"]
-) -> Float[Array, "t n p"]:
-    """Scaled dot-product attention in which token t sees token s where `mask[t, s]`; every row sees one at least."""
-    (t, n, p), (s, kv, _) = q.shape, k.shape
-    wide = inner_dtype(q)
-    # Heads lead, so that every matmul is a plain batched one; a group of query heads shares one.
-    q_knp = (q * (1 / math.sqrt(p))).reshape(t, kv, n // kv, p).transpose(1, 2, 0, 3).reshape(kv, -1, p)
-    scores = jnp.einsum("knp,ksp->kns", q_knp, k.transpose(1, 0, 2), preferred_element_type=wide)
-    scores_kgts = scores.reshape(kv, n // kv, t, s)
-    scores_kgts = jnp.where(mask[None, None], scores_kgts, jnp.finfo(wide).min)
-    weights = jnp.exp(scores_kgts - jax.lax.stop_gradient(scores_kgts.max(axis=-1, keepdims=True)))
-    # The softmax's division comes after the values are mixed: it is then over p numbers a row instead of t.
-    flat = weights.reshape(kv, -1, s).astype(v.dtype)
-    mixed = jnp.einsum("kns,ksp->knp", flat, v.transpose(1, 0, 2), preferred_element_type=wide)
-    mixed = (mixed / weights.sum(axis=-1).reshape(kv, -1, 1)).astype(v.dtype)
-    return mixed.reshape(n, t, p).transpose(1, 0, 2)
-
-
-def cached_positions(length: Int[Array, ""], size: int) -> Int[Array, "{size}"]:
-    """The position of the token in every row of a cache after `length` tokens, negative where there is none yet."""
-    last = length - 1
-    return last - (last - jnp.arange(size)) % size

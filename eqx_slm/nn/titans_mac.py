@@ -6,10 +6,11 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from .attention import Attention, AttentionConfig, masked_attention
+from .attention import Attention, AttentionConfig
 from .block import Decoded, Mixer, check_state
+from .dot_product import Prefix, masked_attention
 from .initial import inner_dtype, normal, subkey, varying_like
 from .memory_chunk import Memory, Weights, recall
 from .memory_forward import NORM_EPS
@@ -148,8 +149,10 @@ class TitansMAC(Mixer):
         groups = -(-segments // group)
         x = jnp.pad(x, ((0, groups * group * c - t), (0, 0))).reshape(groups, group, c, -1)
 
+        prefix = self._prefix(x)
+
         def segment(carry: _Carry, x: Array) -> tuple[_Carry, Array]:
-            carry, _, y = self._segment(carry, x)
+            carry, _, y = self._segment(carry, x, prefix)
             return carry, y
 
         def run(carry: _Carry, x: Array) -> tuple[_Carry, Array]:
@@ -178,12 +181,13 @@ class TitansMAC(Mixer):
         segments = max(1, -(-(t + c - 1) // c))
         laid = jnp.zeros((segments * c, self.d_model), x.dtype)
         laid = jax.lax.dynamic_update_slice_in_dim(laid, x, phase, axis=0)
+        prefix = self._prefix(x)
 
         def run(carry: tuple[_Carry, Cache], now: tuple[Array, Array]) -> tuple[tuple[_Carry, Cache], Array]:
             inner, cache = carry
             rows, offset = now
             span = (jnp.clip(phase - offset, 0, c), jnp.clip(phase + t - offset, 0, c))
-            inner, cache, y = self._segment(inner, rows, cache, span)
+            inner, cache, y = self._segment(inner, rows, prefix, cache, span)
             return (inner, cache), y
 
         carry = _Carry(memory.rows[None], Memory(memory.weights, memory.momentum), memory.anchor)
@@ -209,7 +213,7 @@ class TitansMAC(Mixer):
             )
         )
         seen = (jnp.arange(self.memory.chunk) <= memory.phase)[None]
-        y = self._attend(x[None], q, Cache(*(a.astype(x.dtype) for a in cache)), seen)[0]
+        y = self._attend(x[None], q, Cache(*(a.astype(x.dtype) for a in cache)), seen, self._prefix(x))[0]
         remembered, memory = self.memory.step(y, memory)
         return Decoded(self._gated(y, remembered), MACState(memory, cache))
 
@@ -217,6 +221,7 @@ class TitansMAC(Mixer):
         self,
         carry: _Carry,
         x: Float[Array, "c d"],
+        prefix: Prefix | None,
         cache: Cache | None = None,
         span: tuple[Array, Array] | None = None,
     ) -> tuple[_Carry, Cache, Float[Array, "c d"]]:
@@ -227,7 +232,8 @@ class TitansMAC(Mixer):
         if cache is not None and span is not None:
             fresh = ((jnp.arange(c) >= span[0]) & (jnp.arange(c) < span[1]))[:, None, None]
             new = Cache(*(jnp.where(fresh, a.astype(old.dtype), old) for a, old in zip(new, cache, strict=True)))
-        y = self._attend(x, q, Cache(*(a.astype(x.dtype) for a in new)), jnp.tril(jnp.ones((c, c), bool)))
+        causal = jnp.tril(jnp.ones((c, c), bool))
+        y = self._attend(x, q, Cache(*(a.astype(x.dtype) for a in new)), causal, prefix)
         carry, remembered = self.memory._group(carry, y[None], c, span)
         return carry, new, self._gated(y, remembered[0])
 
@@ -243,13 +249,15 @@ class TitansMAC(Mixer):
         _, recalled_k, recalled_v = self.attention._projected(recalled, first + at)
         return q, Cache(k, v, recalled_k, recalled_v)
 
-    def _attend(self, x: Array, q: Array, cache: Cache, mask: Array) -> Float[Array, "t d"]:
+    def _prefix(self, x: Array) -> Prefix | None:
+        return self.attention.prefix(self.persistent, x.dtype)
+
+    def _attend(
+        self, x: Array, q: Array, cache: Cache, mask: Bool[Array, "t c"], prefix: Prefix | None
+    ) -> Float[Array, "t d"]:
         """Attention to the persistent tokens, and to the rows of the segment, and of what it recalled, in `mask`."""
-        ks, vs, masks = [cache.recalled_k, cache.k], [cache.recalled_v, cache.v], [mask, mask]
-        if self.persistent is not None:
-            _, k, v = self.attention._projected(self.persistent.astype(x.dtype), 0)
-            ks, vs, masks = [k, *ks], [v, *vs], [jnp.ones((mask.shape[0], k.shape[0]), bool), *masks]
-        mixed = masked_attention(q, jnp.concatenate(ks), jnp.concatenate(vs), jnp.concatenate(masks, axis=1))
+        k, v = jnp.concatenate([cache.recalled_k, cache.k]), jnp.concatenate([cache.recalled_v, cache.v])
+        mixed = masked_attention(q, k, v, jnp.concatenate([mask, mask], axis=1), prefix)
         return self.attention._out(x, mixed)
 
     def _gated(self, y: Float[Array, "*t d"], remembered: Float[Array, "*t d"]) -> Float[Array, "*t d"]:

@@ -5,11 +5,11 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .attention import Attention, AttentionConfig, cached_positions, masked_attention
+from .attention import Attention, AttentionConfig
 from .block import Decoded, Mixer, check_state
+from .dot_product import AttentionState, Prefix, appended, causal_attention, extended
 from .initial import subkey
 from .norm import RMSNorm
 from .titans import TitansConfig, TitansMemory, TitansState
@@ -79,12 +79,10 @@ class TitansMAGConfig:
 
 
 class MAGState(NamedTuple):
-    """The memory's state, and the last tokens' keys and values: token i is in row `i % size`."""
+    """The memory's state, and the window's keys and values."""
 
     memory: TitansState
-    k: Float[Array, "size h p"]
-    v: Float[Array, "size h p"]
-    length: Int32[Array, ""]
+    cache: AttentionState
 
 
 class TitansMAG(Mixer):
@@ -135,8 +133,7 @@ class TitansMAG(Mixer):
 
     def start(self, context: int, dtype: Any = None) -> MAGState:
         """The memory's start, and an empty cache for the window."""
-        k, v, length = self.attention.start(min(self.window, context), dtype)
-        return MAGState(self.memory.start(context, dtype), k, v, length)
+        return MAGState(self.memory.start(context, dtype), self.attention.start(min(self.window, context), dtype))
 
     def prefill(self, x: Float[Array, "t {self.d_model}"], state: Any) -> Decoded:
         """t more tokens in parallel.
@@ -144,18 +141,9 @@ class TitansMAG(Mixer):
         **Raises:** `ValueError` for a decode state of another mixer.
         """
         check_state(state, MAGState, self)
-        t, size, before = x.shape[0], state.k.shape[0], state.length
-        q, k, v = self.attention._projected(x, before + self._prefix_length)
-        new_t, old_s = before + jnp.arange(t), cached_positions(before, size)
-        at = jnp.concatenate([old_s, new_t])[None]
-        mask = (at <= new_t[:, None]) & (at > new_t[:, None] - self.window) & (at >= 0)
-        k, v = (jnp.concatenate([old.astype(new.dtype), new]) for old, new in ((state.k, k), (state.v, v)))
-        y = self._attend(x, q, k, v, mask)
-        latest_s = cached_positions(before + t, size)
-        rows_s = jnp.where(latest_s >= before, size + latest_s - before, jnp.arange(size))
-        k, v = (jnp.take(every, rows_s, axis=0).astype(state.k.dtype) for every in (k, v))
+        mixed, cache = extended(*self._projected(x, state.cache.length), state.cache, self.window, self._prefix(x))
         remembered, memory = self.memory.prefill(x, state.memory)
-        return Decoded(self._gated(y, remembered), MAGState(memory, k, v, before + t))
+        return Decoded(self._gated(self.attention._out(x, mixed), remembered), MAGState(memory, cache))
 
     def step(self, x: Float[Array, "{self.d_model}"], state: Any) -> Decoded:
         """One token.
@@ -163,48 +151,20 @@ class TitansMAG(Mixer):
         **Raises:** `ValueError` for a decode state of another mixer.
         """
         check_state(state, MAGState, self)
-        size, before = state.k.shape[0], state.length
-        q, k, v = self.attention._projected(x[None], before + self._prefix_length)
-        k, v = (
-            jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), before % size, axis=0)
-            for old, new in ((state.k, k), (state.v, v))
-        )
-        held = cached_positions(before + 1, size) >= 0
-        y = self._attend(x[None], q, k.astype(x.dtype), v.astype(x.dtype), held[None])[0]
+        mixed, cache = appended(*self._projected(x[None], state.cache.length), state.cache, self._prefix(x))
         remembered, memory = self.memory.step(x, state.memory)
-        return Decoded(self._gated(y, remembered), MAGState(memory, k, v, before + 1))
-
-    @property
-    def _prefix_length(self) -> int:
-        return 0 if self.memory.persistent is None else self.memory.persistent.shape[0]
-
-    def _attend(
-        self, x: Array, q: Float[Array, "t h p"], k: Array, v: Array, mask: Bool[Array, "t s"]
-    ) -> Float[Array, "t d"]:
-        """Attention to the rows in `mask` and to every persistent token."""
-        if self.memory.persistent is not None:
-            _, first_k, first_v = self.attention._projected(self.memory.persistent.astype(x.dtype), 0)
-            k, v = jnp.concatenate([first_k, k]), jnp.concatenate([first_v, v])
-            mask = jnp.concatenate([jnp.ones((mask.shape[0], first_k.shape[0]), bool), mask], axis=1)
-        return self.attention._out(x, masked_attention(q, k, v, mask))
+        return Decoded(self._gated(self.attention._out(x[None], mixed)[0], remembered), MAGState(memory, cache))
 
     def _windows(self, x: Float[Array, "t d"]) -> Float[Array, "t d"]:
-        """Attention over a whole sequence: long ones in blocks of a window, over a block's keys and those before."""
-        (t, d), w = x.shape, self.window
-        q, k, v = self.attention._projected(x, self._prefix_length)
-        if t <= 2 * w:
-            at = jnp.arange(t)
-            return self._attend(x, q, k, v, (at[None] <= at[:, None]) & (at[None] > at[:, None] - w))
-        blocks = -(-t // w)
-        x, q, k, v = (
-            jnp.pad(a, ((0, blocks * w - t), *[(0, 0)] * (a.ndim - 1))).reshape(blocks, w, *a.shape[1:])
-            for a in (x, q, k, v)
-        )
-        k, v = (jnp.concatenate([jnp.pad(a[:-1], ((1, 0), *[(0, 0)] * 3)), a], axis=1) for a in (k, v))
-        row, at = jnp.arange(w)[None, :, None], jnp.arange(-w, w)[None, None]
-        mask = (at <= row) & (at > row - w)
-        mask = mask & ((at >= 0) | (jnp.arange(blocks) > 0)[:, None, None])  # nothing is before the first block
-        return jax.vmap(self._attend)(x, q, k, v, mask).reshape(-1, d)[:t]
+        return self.attention._out(x, causal_attention(*self._projected(x, 0), self.window, self._prefix(x)))
+
+    def _prefix(self, x: Array) -> Prefix | None:
+        return self.attention.prefix(self.memory.persistent, x.dtype)
+
+    def _projected(self, x: Float[Array, "t d"], offset: int | Int[Array, ""]) -> tuple[Array, Array, Array]:
+        """Queries, keys and values of tokens from `offset` on; positions begin with the persistent tokens."""
+        first = 0 if self.memory.persistent is None else self.memory.persistent.shape[0]
+        return self.attention._projected(x, first + offset)
 
     def _gated(self, y: Float[Array, "*t d"], remembered: Float[Array, "*t d"]) -> Float[Array, "*t d"]:
         return self.attention_norm(y) * jax.nn.sigmoid(self.memory_norm(remembered))
