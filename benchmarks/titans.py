@@ -99,8 +99,8 @@ def times_of_forms(chunk: int, batch: int, context: int) -> dict[str, float]:
         for way, form in zip(("in chunks", "by steps"), forward_forms(static, x), strict=True):
             run = jax.jit(wrap(form))
             # Each by itself: right after the steps' gigabytes, the caches hold nothing of whoever is next.
-            rounds = 9 if batch == 1 else 3
-            times[f"{name} {way}"] = interleave({"it": lambda run=run: jax.block_until_ready(run(params))}, rounds=rounds)["it"]
+            side = {"it": lambda run=run: jax.block_until_ready(run(params))}
+            times[f"{name} {way}"] = interleave(side, rounds=9 if batch == 1 else 3)["it"]
     return times
 
 
