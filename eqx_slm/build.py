@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int32, PRNGKeyArray
 
+from .choices import check_choices
 from .nn.block import Block, ChannelConfig, MixerConfig, Placement
 from .nn.compositional import CompositionalConfig
 from .nn.coordinates import random_order
@@ -100,6 +101,7 @@ class ModelConfig:
     padding_ids: int = 0
 
     def __post_init__(self):
+        check_choices(self)
         for name in ("vocab_size", "d_model", "depth", "context"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1")

@@ -93,6 +93,15 @@ def test_bfloat16_in_and_out_float32_inside():
     np.testing.assert_allclose(np.asarray(mixed, np.float32), exact, rtol=2e-2, atol=2e-2)
 
 
+def test_scores_are_float32_under_bfloat16():
+    """Scores near 40 would be off by up to 1/8 in bfloat16. Not jitted: XLA leaves out rounding that it need not do."""
+    q, k, v = (normal(T, 2, 64, seed=s, dtype=jnp.bfloat16) for s in range(3))
+    q, k = (jnp.asarray(a + 2, jnp.bfloat16) for a in (q, k))
+    mixed = np.asarray(causal_attention(q, k, v), np.float64)
+    exact = causal_attention(*(jnp.asarray(np.asarray(x, np.float32)) for x in (q, k, v)))
+    np.testing.assert_allclose(mixed, exact, rtol=0, atol=2**-7 * np.abs(exact).max())
+
+
 def test_rotary_scores_depend_on_the_distance_only():
     with jax.enable_x64(True):
         q, k = normal(1, 2, 8, dtype=np.float64), normal(1, 2, 8, seed=1, dtype=np.float64)

@@ -48,6 +48,21 @@ def refused(arguments, capsys):
     return line
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--seeds", "abc"], r"--seeds.*'abc' \(see pair.py --help\)"),
+        (["--nosuch", "1"], "--nosuch"),
+        (["--pairing", "no"], "'no'.*'data-only'"),
+    ],
+)
+def test_options_that_cannot_be_read_are_refused_in_one_line(arguments, told, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    line = capsys.readouterr().err
+    assert stop.value.code == 2 and re.fullmatch(f"error: .*{told}.*\n", line)
+
+
 def told_before_reading(arguments):
     """Data that does not exist shows that the arguments were refused before it was looked for."""
     return ["--data", "no/such/folder", *arguments]
@@ -57,6 +72,8 @@ def told_before_reading(arguments):
     ("arguments", "told"),
     [
         (["--arms", "dense", "leviathn"], "unknown arm 'leviathn'; allowed: dense, .*leviathan-deep"),
+        (["--set", "all.context=8"], "arm dense: .*context=8.* set them with --vocab-size and --sequence-length"),
+        (["--set", "dense.vocab_size=8"], "arm dense: vocab_size=8, .*the same for all arms"),
         (["--arms"], "no arms"),
         (["--preset", "slow"], "unknown preset 'slow'; allowed: quick, cpu"),
         (["--set", "dense.depht=3"], "unknown field 'depht'.*depth"),
@@ -71,7 +88,7 @@ def told_before_reading(arguments):
         (["--sequence-length", "-1"], "--sequence-length -1"),
         (["--steps", "3", "--tokens", "1000"], "--steps and --tokens are both given"),
         (["--steps", "0"], "steps=0"),
-        (["--tokens", "0"], "steps=0"),
+        (["--tokens", "0"], "--tokens 0: it must be at least 1"),
         (["--seeds", "0"], "seeds=0"),
         (["--lr", "0.01", "-0.01"], "lr.*positive"),
         (["--lr", "nan"], "lr.*positive"),

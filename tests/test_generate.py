@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib
 
 import equinox as eqx
 import jax
@@ -84,6 +85,55 @@ def test_a_key_decides_the_sample():
 def test_an_empty_prompt_is_refused():
     with pytest.raises(ValueError, match="prompt is empty"):
         generate(tiny_model(), jnp.zeros(0, jnp.int32), tokens=3, context=LENGTH, key=KEY)
+
+
+def test_learned_positions_end():
+    model = tiny_model(CONFIGS["learned"])
+    for tokens in (12, 13, 14):
+        with pytest.raises(ValueError, match="context=32, but learned positions end at 16"):
+            generate(model, jnp.asarray([3, 1, 2]), tokens=tokens, context=2 * LENGTH, key=KEY)
+    with pytest.raises(ValueError, match="context=17, but learned positions end at 16"):
+        model.start(LENGTH + 1)
+    ids = jnp.arange(12)
+    whole = model.features(model.embedding(jnp.concatenate([ids, ids[:4]])))
+    _, state = model.prefill(ids, model.start(LENGTH))
+    rest, state = model.prefill(ids[:4], state)
+    np.testing.assert_allclose(rest, whole[12:], rtol=1e-4, atol=1e-5)
+    assert np.isnan(model.step(ids[0], state).y).all() and np.isnan(model.prefill(ids[:2], state).y).all()
+
+
+def test_lengths_share_programs():
+    """Prompts and answers of any length below 64 run the programs that two of them have compiled."""
+    model = tiny_model()
+    module = importlib.import_module("eqx_slm.infer.generate")
+    compiled = [getattr(module, name)._cached._cache_size for name in ("_read", "_decode", "_slide")]
+
+    def sample(prompt, tokens, context):
+        return generate(model, jnp.arange(prompt), tokens=tokens, context=context, key=KEY)
+
+    for context in (LENGTH, 4):
+        sample(7, 2, context)  # pieces of 4, 2 and 1
+    before = [size() for size in compiled]
+    for prompt, tokens, context in ((1, 9, LENGTH), (6, 5, LENGTH), (3, 1, LENGTH), (5, 3, 4), (9, 60, 4)):
+        assert sample(prompt, tokens, context).shape == (tokens,)
+    assert [size() for size in compiled] == before
+
+
+class Anything(eqx.Module):
+    """An embedding that promises nothing but a call."""
+
+    table: jax.Array
+
+    def __call__(self, ids):
+        return self.table[ids]
+
+
+def test_an_embedding_of_any_class_samples():
+    model = tiny_model()
+    other = eqx.tree_at(lambda m: m.embedding, model, Anything(model.embedding.table))
+    assert materialize(other) is other
+    one, two = (generate(m, jnp.asarray([3]), tokens=4, context=LENGTH, key=KEY) for m in (model, other))
+    np.testing.assert_array_equal(one, two)
 
 
 @pytest.mark.parametrize(("tokens", "context"), [(-1, LENGTH), (3, 0)])

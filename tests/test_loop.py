@@ -1,6 +1,7 @@
 """One training run: when it is evaluated, what it leaves, and that it repeats bit for bit."""
 
 import dataclasses
+import itertools
 import math
 
 import jax
@@ -131,6 +132,19 @@ def test_a_run_that_diverges_says_so(program):
     record = run(program, learning_rate=1e30)
     assert record.diverged and not math.isfinite(record.evals[-1].nll)
     assert len(record.evals) == 2  # it ends as any other
+
+
+def test_a_stream_that_ends_early_is_refused(program):
+    class Short:
+        batch_size, sequence_length = STREAM.batch_size, STREAM.sequence_length
+        eval_batches, eval_bytes = STREAM.eval_batches, STREAM.eval_bytes
+
+        def batches(self, seed, *, start=0):
+            return itertools.islice(STREAM.batches(seed, start=start), 5)
+
+    with pytest.raises(ValueError, match="the stream ended after 5 of 8 batches"):
+        run(program, stream=Short())
+    assert len(run(program, stream=Short(), steps=5, evaluate_at=(5,)).evals) == 1
 
 
 def test_progress_tells_every_evaluation(program):

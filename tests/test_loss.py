@@ -1,5 +1,7 @@
 """The chunked loss against full logits: values, gradients, matmuls, memory, precision."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,6 +103,42 @@ def test_weights_that_are_all_zero_give_zero_and_no_nan():
 
     value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1)))(features, weight)
     assert value == 0 and not gradients[0].any() and not gradients[1].any()
+
+
+@pytest.mark.parametrize("wrong", [-1, -100, 7, 1000])
+def test_a_target_that_is_no_id_is_an_infinite_loss_unless_its_weight_is_zero(wrong):
+    features, weight, _, targets = draw_arrays(2, 6, 7, 5)
+    padded, weights = targets.at[4].set(wrong), jnp.asarray([1.0, 1, 1, 1, 0, 1])
+
+    @jax.jit
+    def losses(targets, weights):
+        def loss(features, weight):
+            return cross_entropy(features, ReadOut(weight), targets, weights=weights, chunk=4).loss
+
+        each = token_losses(features, ReadOut(weight), targets, chunk=4)
+        return loss(features, weight), jax.value_and_grad(loss, (0, 1))(features, weight), each
+
+    plain, differentiated, each = losses(padded, jnp.ones(6))
+    assert plain == differentiated[0] == each[4] == np.inf and np.isfinite(np.delete(each, 4)).all()
+    jax.tree.map(np.testing.assert_array_equal, losses(padded, weights)[:2], losses(targets, weights)[:2])
+
+
+def test_no_tokens_are_no_loss():
+    features, weight, _, targets = draw_arrays(2, 6, 7, 5)
+    value, gradient = jax.value_and_grad(lambda w: cross_entropy(features[:0], ReadOut(w), targets[:0]).loss)(weight)
+    assert value == 0 and not gradient.any()
+    assert token_losses(features[:0], ReadOut(weight), targets[:0]).shape == (0,)
+
+
+def test_shapes_that_do_not_fit_are_named():
+    features, weight, _, targets = draw_arrays(2, 6, 7, 5)
+    x, y = features.reshape(2, 3, 5), targets.reshape(3, 2)
+    # The functions below the annotations: the annotations are checked here, and not for a user.
+    loss = inspect.unwrap(cross_entropy)
+    with pytest.raises(ValueError, match=r"features have shape \(2, 3, 5\), targets \(3, 2\): give each row a target"):
+        loss(x, ReadOut(weight), y)
+    with pytest.raises(ValueError, match=r"weights have shape \(3,\), targets \(6,\)"):
+        loss(features, ReadOut(weight), targets, weights=jnp.ones(3))
 
 
 def test_large_logits_do_not_overflow():

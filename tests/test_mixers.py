@@ -338,3 +338,45 @@ def test_blocks_of_any_channel_decode_and_batch(channel, placement):
         np.testing.assert_allclose(decoded, whole, rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(batch, mapped, rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(mapped[0], whole, rtol=1e-12, atol=1e-12)
+
+
+UNGROUPED = TitansConfig(n_heads=4, remat="none")
+PLANNED = {
+    "attention": AttentionConfig(n_heads=4),
+    "window": AttentionConfig(n_heads=4, window=32),
+    "gated": GatedAttentionConfig(n_heads=4),
+    "titans": UNGROUPED,
+    "titans, long chunks": dataclasses.replace(UNGROUPED, chunk=64),
+    "mag": TitansMAGConfig(memory=UNGROUPED, window=32),
+    "mac": TitansMACConfig(memory=UNGROUPED),
+    "mac in groups": TitansMACConfig(memory=dataclasses.replace(UNGROUPED, remat="groups")),
+}
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_activations_are_near_what_xla_plans(name):
+    """XLA's temporaries also hold what a backward pass needs for a while; nothing runs."""
+    config, width, t = PLANNED[name], 64, 768
+    shapes = eqx.filter_eval_shape(lambda key: config.build(width, key=key), jax.random.key(0))
+    params, static = eqx.partition(shapes, is_parameter)
+    loss = jax.grad(lambda params, x: eqx.combine(params, static)(x).sum())
+    planned = jax.jit(loss).lower(params, jax.ShapeDtypeStruct((t, width), jnp.float32)).compile().memory_analysis()
+    assert 0.45 < 4 * t * config.activations(width, t) / planned.temp_size_in_bytes < 1.3
+
+
+@every_mixer
+def test_a_fresh_state_can_be_donated(name):
+    """Its fields share no buffer, with one another or with the mixer's parameters."""
+    mixer = make(CONFIGS[name], np.float32)
+    state = mixer.start(T)
+    leaves = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((state, eqx.filter(mixer, eqx.is_array)))]
+    assert len(set(leaves)) == len(leaves)
+
+
+@every_mixer
+def test_no_tokens_and_no_sequences(name):
+    mixer = make(CONFIGS[name], np.float32)
+    assert jax.eval_shape(mixer, jnp.ones((0, D))).shape == (0, D)
+    assert jax.eval_shape(mixer.prefill, jnp.ones((0, D)), mixer.start(T)).y.shape == (0, D)
+    batch = getattr(mixer, "batch", None) or jax.vmap(mixer)
+    assert jax.eval_shape(batch, jnp.ones((0, T, D))).shape == (0, T, D)

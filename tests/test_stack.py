@@ -37,6 +37,8 @@ def test_unstacking_is_the_exact_inverse(loop):
     assert first_blocks(stacked) == ((0, 2) if loop == "runs" else (0, 1, 2, 3))
     assert_same(unstack_blocks(stacked), model)
     assert unstack_blocks(model) is model and stack_blocks(model) is model
+    shapes = jax.eval_shape(lambda: model)
+    assert unstack_blocks(stack_blocks(shapes, loop=loop, remat="full")) == shapes
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=8))

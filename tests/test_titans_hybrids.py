@@ -60,6 +60,27 @@ def test_blocks_of_a_window_are_the_mask_of_the_whole_sequence():
         np.testing.assert_allclose(pull_blocks(pull)[0], pull_whole(pull)[0], rtol=0, atol=1e-12)
 
 
+def test_positions_count_from_the_first_persistent_token():
+    """MAG's attention is plain attention over [P, x]; so is MAC's within a segment, where recall gives nothing."""
+    config = TitansMAGConfig(memory=MEMORY, window=T + 2)
+    mac_config = TitansMACConfig(memory=dataclasses.replace(MEMORY, chunk=T))
+    with jax.enable_x64(True):
+        mag, mac = (
+            filled(lambda key, c=c: c.build(D, key=key), std=0.5, dtype=np.float64) for c in (config, mac_config)
+        )
+        x = jnp.asarray(np.random.default_rng(1).normal(size=(T, D)))
+        whole = mag.attention(jnp.concatenate([mag.memory.persistent, x]))[2:]
+        np.testing.assert_allclose(mag._windows(x), whole, rtol=0, atol=1e-12)
+
+        mac = eqx.tree_at(lambda m: m.recall_norm.weight, mac, jnp.zeros(D))
+        q, k, v = mac.attention._projected(jnp.concatenate([mac.persistent, x]), 0)
+        k, v = (jnp.concatenate([jnp.zeros_like(a[2:]), a]) for a in (k, v))  # what was recalled, at any position
+        causal = jnp.tril(jnp.ones((T, T), bool))
+        mask = jnp.concatenate([causal, jnp.ones((T, 2), bool), causal], axis=1)
+        y = mac.attention._out(x, masked_attention(q[2:], k, v, mask))
+        np.testing.assert_allclose(mac(x), mac._gated(y, mac.memory(y)), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", [TitansMAGConfig, TitansMACConfig])
 def test_flops_equal_xlas_count_of_one_segment(kind):
     """A context of one chunk. XLA also counts the masked half of attention; MAG's last write is unused."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from ..errors import UserError
+from ..errors import UserError, parse
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ Command = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, or 2 for what the user can mend (one line on standard error)."""
-    options: Any = tyro.cli(Command, args=arguments, prog="python -m eqx_slm.data")  # pyright: ignore
+    options = parse(Command, arguments, "python -m eqx_slm.data")
     try:
         if isinstance(options, Export):
             return _export(options)

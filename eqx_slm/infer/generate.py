@@ -22,11 +22,18 @@ class MaterializedEmbedding(TableEmbedding):
 
 
 def materialize(model: LanguageModel) -> LanguageModel:
-    """The same model with its token embedding evaluated once into a table; a generated head becomes a tied one."""
-    if isinstance(model.embedding, TableEmbedding):
+    """The same model with its token embedding evaluated once into a table; a generated head becomes a tied one.
+
+    A table stays what it is, and so does an embedding that is no `TokenEmbedding`: its vocabulary is not known.
+    """
+    if isinstance(model.embedding, TableEmbedding) or not hasattr(model.embedding, "materialize"):
         return model
-    table = eqx.filter_jit(lambda embedding: embedding.materialize())(model.embedding)
-    return eqx.tree_at(lambda m: m.embedding, model, MaterializedEmbedding(table))
+    return eqx.tree_at(lambda m: m.embedding, model, MaterializedEmbedding(_table(model.embedding)))
+
+
+@eqx.filter_jit
+def _table(embedding: Any) -> Array:
+    return embedding.materialize()
 
 
 def generate(
@@ -65,14 +72,22 @@ def generate(
             "least 1, and a temperature of at least 0"
         )
     model = materialize(model) if hasattr(model, "embedding") else model
-    keys, hot = jax.random.split(key, tokens), float(temperature)
-    if prompt.shape[0] + tokens <= context and getattr(model, "decodes", False):
-        # A cache in steps of 64 tokens: one program serves many lengths, and costs hardly more than what is needed.
-        size = min(context, -(-(prompt.shape[0] + tokens) // 64) * 64)
-        return _decode(model, prompt.astype(jnp.int32), size, keys, hot)
-    kept = prompt[-context:].astype(jnp.int32)
+    keys, hot, length = jax.random.split(key, tokens), float(temperature), prompt.shape[0]
+    prompt = prompt.astype(jnp.int32)
+    # Sizes in steps of 64 tokens: a program then serves many lengths of prompt and answer.
+    room = 64 * max(1, -(-tokens // 64))
+    keys = jnp.concatenate([keys, jax.random.split(key, room - tokens)])
+    if length + tokens <= context and getattr(model, "decodes", False):
+        state, taken = model.start(min(context, -(-(length + tokens) // 64) * 64)), 0
+        last = None
+        while taken < length:  # in pieces of ... 8, 4, 2, 1 tokens, for the same reason
+            piece = 1 << ((length - taken).bit_length() - 1)
+            last, state = _read(model, prompt[taken : taken + piece], state)
+            taken += piece
+        return _decode(model, last, state, keys, jnp.asarray(tokens), hot)[:tokens]
+    kept = prompt[-context:]
     window = jnp.zeros(context, jnp.int32).at[: kept.shape[0]].set(kept)
-    return _slide(model, window, jnp.asarray(kept.shape[0]), keys, hot)
+    return _slide(model, window, jnp.asarray(kept.shape[0]), keys, jnp.asarray(tokens), hot)[:tokens]
 
 
 def _draw(logits: Float[Array, " v"], temperature: float, key: PRNGKeyArray) -> Int[Array, ""]:
@@ -81,35 +96,38 @@ def _draw(logits: Float[Array, " v"], temperature: float, key: PRNGKeyArray) -> 
 
 
 @eqx.filter_jit
-def _decode(model: Any, prompt: Array, context: int, keys: Array, temperature: float) -> Array:
-    """The prompt at once, then a token at a time from the decode state."""
-    features, state = model.prefill(prompt, model.start(context))
-    params, static = eqx.partition(model, eqx.is_array)
-
-    def step(carry: tuple[Array, Any], key: PRNGKeyArray) -> tuple[tuple[Array, Any], Array]:
-        last, state = carry
-        this = eqx.combine(params, static)
-        token = _draw(this.logits(last[None])[0], temperature, key)
-        return tuple(this.step(token, state)), token
-
-    return jax.lax.scan(step, (features[-1], state), keys)[1]
+def _read(model: Any, piece: Array, state: Any) -> tuple[Array, Any]:
+    """The features of a piece's last token, and the decode state after it."""
+    features, state = model.prefill(piece, state)
+    return features[-1], state
 
 
 @eqx.filter_jit
-def _slide(model: Any, window: Array, length: Array, keys: Array, temperature: float) -> Array:
-    """The whole window again for every token."""
-    params, static = eqx.partition(model, eqx.is_array)
+def _decode(model: Any, last: Any, state: Any, keys: Array, tokens: Array, temperature: float) -> Array:
+    """A token at a time from the decode state."""
 
-    def step(carry: tuple[Array, Array], key: PRNGKeyArray) -> tuple[tuple[Array, Array], Array]:
-        window, length = carry
-        this = eqx.combine(params, static)
-        features = this.features(this.embedding(window))
+    def step(i: Array, carry: tuple[Array, Any, Array]) -> tuple[Array, Any, Array]:
+        last, state, drawn = carry
+        token = _draw(model.logits(last[None])[0], temperature, keys[i])
+        features, state = model.step(token, state)
+        return features, state, drawn.at[i].set(token)
+
+    return jax.lax.fori_loop(0, tokens, step, (last, state, jnp.zeros(keys.shape[0], jnp.int32)))[2]
+
+
+@eqx.filter_jit
+def _slide(model: Any, window: Array, length: Array, keys: Array, tokens: Array, temperature: float) -> Array:
+    """The whole window again for every token."""
+
+    def step(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        window, length, drawn = carry
+        features = model.features(model.embedding(window))
         # Causality lets the unused tail of the window hold anything.
         last = jax.lax.dynamic_slice_in_dim(features, length - 1, 1)
-        token = _draw(this.logits(last)[0], temperature, key)
+        token = _draw(model.logits(last)[0], temperature, keys[i])
         full = length == window.shape[0]
         window = jnp.where(full, jnp.roll(window, -1), window)
         length = jnp.where(full, length, length + 1)
-        return (window.at[length - 1].set(token), length), token
+        return window.at[length - 1].set(token), length, drawn.at[i].set(token)
 
-    return jax.lax.scan(step, (window, length), keys)[1]
+    return jax.lax.fori_loop(0, tokens, step, (window, length, jnp.zeros(keys.shape[0], jnp.int32)))[2]

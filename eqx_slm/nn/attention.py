@@ -213,8 +213,8 @@ class Attention(Mixer):
             raise ValueError(f"context={context}: the cache needs room for at least one token")
         size = context if self.window is None else min(self.window, context)
         shape = (size, self.n_kv_heads, self.d_head)
-        empty = jnp.zeros(shape, self.w_k.dtype if dtype is None else dtype)
-        return AttentionState(empty, empty, jnp.zeros((), jnp.int32))
+        k, v = (jnp.zeros(shape, self.w_k.dtype if dtype is None else dtype) for _ in range(2))  # each can be donated
+        return AttentionState(k, v, jnp.zeros((), jnp.int32))
 
     def prefill(self, x: Float[Array, "t {self.d_model}"], state: PyTree) -> Decoded:
         """t more tokens, which see each other and what is cached; the oldest leave a full cache."""
@@ -249,11 +249,11 @@ class Attention(Mixer):
         return q_tnp, k_tkp, self._heads(x, self.w_v, self.b_v, None)
 
     def _out(self, x: Float[Array, "t d"], mixed: Float[Array, "t n p"]) -> Float[Array, "t d"]:
-        out = mixed.reshape(x.shape[0], -1) @ self.w_o.astype(x.dtype)
+        out = mixed.reshape(x.shape[0], self.n_heads * self.d_head) @ self.w_o.astype(x.dtype)
         return out if self.b_o is None else out + self.b_o.astype(x.dtype)[None]
 
     def _heads(self, x: Array, weight: Array, bias: Array | None, norm: RMSNorm | None) -> Float[Array, "t n p"]:
         y = x @ weight.astype(x.dtype)
         y = y if bias is None else y + bias.astype(x.dtype)[None]
-        y = y.reshape(x.shape[0], -1, self.d_head)
+        y = y.reshape(x.shape[0], weight.shape[1] // self.d_head, self.d_head)
         return y if norm is None else norm(y)

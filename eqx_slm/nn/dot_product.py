@@ -67,6 +67,8 @@ def masked_attention(
     prefix: Prefix | None = None,
 ) -> Float[Array, "t n p"]:
     """Scaled dot-product attention in which token t sees token s where `mask[t, s]`; every row sees one at least."""
+    if q.shape[0] == 0:
+        return jnp.zeros(q.shape, v.dtype)
     if prefix is not None:
         k, v = jnp.concatenate([prefix.k, k]), jnp.concatenate([prefix.v, v])
         mask = jnp.concatenate([jnp.ones((mask.shape[0], prefix.k.shape[0]), bool), mask], axis=1)

@@ -67,5 +67,5 @@ class GatedAttention(Attention):
 
     def _out(self, x: Float[Array, "t d"], mixed: Float[Array, "t n p"]) -> Float[Array, "t d"]:
         gate = jax.nn.sigmoid(jnp.matmul(x, self.w_gate.astype(x.dtype), preferred_element_type=inner_dtype(x)))
-        gate_tnp = gate.reshape(x.shape[0], self.n_heads, -1)
+        gate_tnp = gate.reshape(x.shape[0], self.n_heads, self.w_gate.shape[1] // self.n_heads)
         return super()._out(x, (mixed * gate_tnp).astype(mixed.dtype))

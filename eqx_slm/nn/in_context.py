@@ -81,9 +81,16 @@ class InContext:
 
     def start(self, model: LanguageModel, context: int) -> InContextState:
         """The state before the first of up to `context` tokens: a new sequence has learned nothing."""
-        zeros, state = self._zeros(model), model.start(context)
-        none = jnp.zeros((), jnp.int32)
-        return InContextState(zeros, zeros, state, state, jnp.zeros(min(self.chunks), jnp.int32), none, none)
+        # Every field has buffers of its own, so that the state can be donated.
+        return InContextState(
+            deltas=self._zeros(model),
+            sums=self._zeros(model),
+            before=model.start(context),
+            now=model.start(context),
+            tokens=jnp.zeros(min(self.chunks), jnp.int32),
+            filled=jnp.zeros((), jnp.int32),
+            chunks=jnp.zeros((), jnp.int32),
+        )
 
     def step(self, model: LanguageModel, token: Int[Array, ""], state: InContextState) -> Decoded:
         """The features `(d,)` of one more token. At a chunk's boundary the chunk is replayed once, and learned from."""

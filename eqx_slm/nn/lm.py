@@ -92,8 +92,10 @@ class LanguageModel(eqx.Module):
         - `context`: the most tokens that will follow; the state has a fixed size that may depend on it.
         - `dtype`: of what is kept a token; None is the parameters'.
 
-        **Raises:** `ValueError` where a mixer keeps no decode state.
+        **Raises:** `ValueError` where a mixer keeps no decode state, and where learned positions end before `context`.
         """
+        if self.positions is not None and context > self.positions.context:
+            raise ValueError(f"context={context}, but learned positions end at {self.positions.context}")
         return ModelState(jnp.zeros((), jnp.int32), tuple(block.start(context, dtype) for block in self.blocks))
 
     def prefill(self, tokens: Int[Array, " t"], state: Any) -> Decoded:

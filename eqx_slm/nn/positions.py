@@ -3,7 +3,6 @@
 from typing import ClassVar, Literal
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
@@ -71,7 +70,6 @@ class LearnedPositions(eqx.Module):
         return x + self.table[: x.shape[0]].astype(x.dtype)
 
     def at(self, x: Float[Array, "t {self.d_model}"], offset: Int[Array, ""]) -> Float[Array, "t {self.d_model}"]:
-        """The call for tokens whose first stands at `offset`; the last must be below `context`."""
-        if x.shape[0] > self.context:
-            raise ValueError(f"{x.shape[0]} tokens, but learned positions end at {self.context}: build them longer")
-        return x + jax.lax.dynamic_slice_in_dim(self.table, offset, x.shape[0]).astype(x.dtype)
+        """The call for tokens whose first stands at `offset`; those from `context` on become NaN, having no vector."""
+        rows = self.table.at[offset + jnp.arange(x.shape[0])].get(mode="fill", fill_value=jnp.nan)
+        return x + rows.astype(x.dtype)

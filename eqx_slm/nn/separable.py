@@ -296,9 +296,13 @@ def _product_backward(
     raw: Float[Array, "s r t"], edges: Float[Array, "1 t"], modes: Float[Array, "r t"], grad: Float[Array, "r t"]
 ) -> Float[Array, "s r t"]:
     """Divides the product by each factor where that is exact everywhere, else multiplies the other factors."""
-    size = jnp.abs(modes) * edges
-    exact = _all((size > SMALLEST) & (size < LARGEST))
+    exact = divisible(jnp.abs(modes) * edges)
     return jax.lax.cond(exact, lambda: (modes * grad)[None] / raw, lambda: jax.vjp(product, raw)[1](grad / edges)[0])
+
+
+def divisible(size: Float[Array, "r t"]) -> Bool[Array, ""]:
+    """Whether products of this size have lost no factor to underflow, any of them."""
+    return _all((size > SMALLEST) & (size < LARGEST))
 
 
 @jax.custom_batching.custom_vmap

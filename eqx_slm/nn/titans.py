@@ -164,6 +164,8 @@ class TitansMemory(Mixer):
     def batch(self, x: Float[Array, "b t {self.d_model}"]) -> Float[Array, "b t {self.d_model}"]:
         """`vmap` of the call: sequences and heads are the rows of plain batched matmuls."""
         b, t, d = x.shape
+        if b == 0 or t == 0:
+            return x
         if self.persistent is not None:
             first = jnp.broadcast_to(self.persistent.astype(x.dtype)[None], (b, *self.persistent.shape))
             x = jnp.concatenate([first, x], axis=1)
@@ -190,7 +192,8 @@ class TitansMemory(Mixer):
         """Decode state before the first token; of the same size for any `context`."""
         wide = jnp.promote_types(self.w_q.dtype if dtype is None else dtype, jnp.float32)
         rows, memory, _ = self._fresh(1, wide)
-        state = TitansState(memory.weights, memory.momentum, memory.weights, rows[0], jnp.zeros((), jnp.int32))
+        anchor = jax.tree.map(jnp.copy, memory.weights)  # a buffer of its own, so that the state can be donated
+        state = TitansState(memory.weights, memory.momentum, anchor, rows[0], jnp.zeros((), jnp.int32))
         return state if self.persistent is None else self.prefill(self.persistent.astype(wide), state).state
 
     def prefill(self, x: Float[Array, "t {self.d_model}"], state: Any) -> Decoded:

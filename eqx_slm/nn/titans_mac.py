@@ -62,9 +62,15 @@ class TitansMACConfig:
         return self.inner().flops(d_model, context) + 2 * size + 14 * d_model**2 + attention + prefix
 
     def activations(self, d_model: int, context: int) -> int:
-        """Numbers kept a token: the memory's, the segment's attention twice, and the normed branches (an estimate)."""
+        """Numbers kept a token (an estimate): the memory's, the attention's over tokens and what they recalled, recall.
+
+        Recall: three numbers a hidden unit; questions, answers, their norms, keys and values; and both branches' norms.
+        """
         seen = 2 * min(self.memory.chunk, context) + self.memory.persistent
-        return self.inner().activations(d_model, context) + self.attention().activations(d_model, seen) + 6 * d_model
+        hidden = self.memory.n_heads * sum(b for _, b in self.memory.layers(d_model)[:-1])
+        inside = self.attention().activations(d_model, seen) + 3 * hidden + 14 * d_model
+        _, chunks, group = self.inner().grouping(context)
+        return self.inner().activations(d_model, context) + -(-inside * group // chunks)
 
     def state_numbers(self, d_model: int, context: int) -> int:
         """Numbers of decode state: the memory's, and keys and values of a segment's tokens and what they recalled."""
@@ -167,8 +173,8 @@ class TitansMAC(Mixer):
 
     def start(self, context: int, dtype: Any = None) -> MACState:
         """The memory's start, and an empty cache for a segment."""
-        k, v, _ = self.attention.start(self.memory.chunk, dtype)
-        return MACState(self.memory.start(context, dtype), Cache(k, v, k, v))
+        (k, v, _), (recalled_k, recalled_v, _) = (self.attention.start(self.memory.chunk, dtype) for _ in range(2))
+        return MACState(self.memory.start(context, dtype), Cache(k, v, recalled_k, recalled_v))
 
     def prefill(self, x: Float[Array, "t {self.d_model}"], state: Any) -> Decoded:
         """t more tokens, a segment at a time.

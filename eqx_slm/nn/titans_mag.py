@@ -1,6 +1,6 @@
 """Titans, memory as a gate (MAG): sliding-window attention, gated by a neural memory that reads the same tokens."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import equinox as eqx
@@ -65,8 +65,9 @@ class TitansMAGConfig:
         return self.memory.flops(d_model, context) + 8 * d_model**2 + sums + prefix
 
     def activations(self, d_model: int, context: int) -> int:
-        """Numbers kept a token: the memory's, the attention's with its whole square, and both normed branches."""
-        inner = self.attention().activations(d_model, context + self.memory.persistent)
+        """Numbers kept a token: the memory's, the attention's over its window, and both normed branches."""
+        inner = replace(self.attention(), window=self.window).activations(d_model, context)
+        inner += 2 * self.memory.n_heads * self.memory.persistent  # scores and weights of the prefix
         return self.memory.activations(d_model, context) + inner + 2 * d_model
 
     def state_numbers(self, d_model: int, context: int) -> int:

@@ -93,13 +93,17 @@ class TitansSizes:
         Inside: weights and momentum at each chunk's start; a token's projections, convolutions, keys, values, queries
         and outputs, three numbers a hidden unit, and rows of coefficients and overlaps.
         """
-        c = min(self.chunk, context + self.persistent)
-        chunks = -(-(context + self.persistent) // c)
-        group = group_size(chunks) if self.remat == "groups" else chunks
+        c, chunks, group = self.grouping(context)
         state = 2 * self.memory_numbers(d_model)
         hidden = self.n_heads * sum(b for _, b in self.layers(d_model)[:-1])
         inside = group * (state + c * (16 * d_model + 3 * hidden + (self.memory_depth + 3) * self.n_heads * c))
         return d_model + -(-(chunks // group * state + inside) // context)
+
+    def grouping(self, context: int) -> tuple[int, int, int]:
+        """Tokens a chunk, chunks, and chunks a group: the backward pass holds what is inside of one group at a time."""
+        c = min(self.chunk, context + self.persistent)
+        chunks = -(-(context + self.persistent) // c)
+        return c, chunks, group_size(chunks) if self.remat == "groups" else chunks
 
     def state_numbers(self, d_model: int, context: int) -> int:
         """Numbers of decode state, whatever the context: weights, momentum, anchor, the convolutions' last rows."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from ..errors import UserError
+from ..errors import UserError, parse
 from ..train.stack import Loop, Remat
 
 if TYPE_CHECKING:  # the command answers --help without loading jax
@@ -107,6 +107,8 @@ def resolve(options: Options) -> "PairConfig":
         raise UserError("--steps and --tokens are both given: they say the same thing, give one")
     steps = options.steps
     if options.tokens is not None:
+        if options.tokens < 1:
+            raise UserError(f"--tokens {options.tokens}: it must be at least 1")
         steps = -(-options.tokens // (changed.batch_size * changed.sequence_length))
     values = {
         "arms": options.arms,
@@ -127,9 +129,7 @@ def resolve(options: Options) -> "PairConfig":
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, or 2 for what the user can mend (one line on standard error)."""
-    import tyro
-
-    options = tyro.cli(Options, args=arguments, prog="pair.py")
+    options = parse(Options, arguments, "pair.py")
     try:
         return _run(options)
     except UserError as error:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..build import ModelConfig
+from ..choices import check_choices
 from ..errors import UserError
 from ..nn.attention import AttentionConfig
 from ..nn.leviathan import LeviathanConfig
@@ -83,6 +84,10 @@ class PairConfig:
     sample_tokens: int = 96
 
     def __post_init__(self):
+        try:
+            check_choices(self)
+        except ValueError as error:
+            raise UserError(str(error)) from None
         if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", self.name):
             raise UserError(f"name={self.name!r}: letters, digits and any of . + - _, it names a folder")
         if len(self.arms) < 1:
@@ -126,10 +131,18 @@ class PairConfig:
                 base = set_field(base, path, text)
             else:
                 per_arm[arm].append(field)
-        return {
+        arms = {
             label: dataclasses.replace(make_arm(arm, base, self.tuned, tuple(per_arm[label])), name=label)
             for label, arm in zip(labels, self.arms, strict=True)
         }
+        for label, arm in arms.items():
+            if (arm.config.vocab_size, arm.config.context) != (vocab_size, self.stream.sequence_length):
+                raise UserError(
+                    f"arm {label}: vocab_size={arm.config.vocab_size}, context={arm.config.context}, but the data has "
+                    f"{vocab_size} ids in sequences of {self.stream.sequence_length}: these are the same for all arms, "
+                    "set them with --vocab-size and --sequence-length"
+                )
+        return arms
 
 
 def split_setting(setting: str, labels: tuple[str, ...]) -> tuple[str, str]:

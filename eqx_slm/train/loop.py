@@ -127,6 +127,8 @@ def train_run(
       that reading it never makes the device wait.
 
     **Returns:** a `RunRecord` with the final parameters. Its seconds exclude evaluation and the first steps.
+
+    **Raises:** `ValueError` where the stream ends before the last step.
     """
     return train_runs(
         program,
@@ -164,7 +166,8 @@ def train_runs(
 
     **Returns:** a record a seed. Each has its share of the seconds, and the tokens a second of all of them.
 
-    **Raises:** `ValueError` where `program`, `models` and `seeds` are not of one number.
+    **Raises:** `ValueError` where `program`, `models` and `seeds` are not of one number, and where the stream ends
+    before the last step.
     """
     if not len(models) == len(seeds) == program.replicates:
         raise ValueError(f"{len(models)} models, {len(seeds)} seeds, a program of {program.replicates} replicates")
@@ -177,7 +180,7 @@ def train_runs(
     digests = [hashlib.sha256() for _ in seeds]
     previous: Metrics | None = None
     spent, counted, told = 0.0, 0, time.perf_counter()
-    mark = time.perf_counter()
+    mark, done = time.perf_counter(), 0
     for index, *batches in zip(range(steps), *(stream.batches(seed) for seed in seeds), strict=False):
         rate = np.float32(learning_rate * optimizer.multiplier(index, steps))
         state, metrics = program.step(state, batches[0] if together == 1 else np.stack(batches), rate)
@@ -206,6 +209,8 @@ def train_runs(
                 evaluation = evaluated[i] if evaluated else None
                 on_progress(seed, Progress(done, done * tokens_a_step, float(losses[i]), speed, evaluation))
         previous = metrics
+    if done < steps:
+        raise ValueError(f"the stream ended after {done} of {steps} batches: take fewer steps, or let it repeat")
     params = [state.params]
     if together > 1:
         params = [jax.tree.map(operator.itemgetter(i), state.params) for i in range(together)]

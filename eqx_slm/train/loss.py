@@ -74,13 +74,15 @@ def cross_entropy(
     - `vocab_size`: how many of all rows are ids; the ones from it on pad the vocabulary to a multiple of the devices,
       get no probability and no gradient. None: all are.
 
-    **Returns:** `CrossEntropy(loss, tokens)`, in at least float32; the loss is 0 where all weights are 0, and not
-    finite where a target is no id.
+    **Returns:** `CrossEntropy(loss, tokens)`, in at least float32; the loss is 0 where all weights are 0, and infinite
+    where a target is no id, unless its weight is 0: `weights=targets != -100` leaves the usual padding out.
 
-    **Raises:** `ValueError` for a cap that is not positive, a chunk below one token, a `vocab_size` that the rows do
-    not hold, or a weight that is not split over `vocab_axis`.
+    **Raises:** `ValueError` for targets or weights of another shape than the features', a cap that is not positive, a
+    chunk below one token, a `vocab_size` that the rows do not hold, or a weight that is not split over `vocab_axis`.
     """
     flat, weight, target = _flatten(features, read_out, targets)
+    if weights is not None and weights.shape != targets.shape:
+        raise ValueError(f"weights have shape {weights.shape}, targets {targets.shape}: give one weight a target")
     _check_rows(weight, vocab_axis, vocab_size)
     wide = inner_dtype(flat)
     share = jnp.ones(target.shape, wide) if weights is None else weights.reshape(-1).astype(wide)
@@ -117,7 +119,9 @@ def token_losses(
 
 
 def _flatten(features: Array, read_out: ReadOut, targets: Array) -> tuple[Array, Array, Array]:
-    x = read_out.project(features).reshape(targets.size, -1)
+    if features.shape[:-1] != targets.shape:
+        raise ValueError(f"features have shape {features.shape}, targets {targets.shape}: give each row a target")
+    x = read_out.project(features).reshape(targets.size, read_out.weight.shape[1])
     return x, read_out.weight, targets.reshape(-1)
 
 
@@ -126,8 +130,8 @@ def _chunk_size(tokens: int, vocab: int, chunk: int | None) -> int:
     allowed = max(CHUNK_TOKENS, logits // vocab) if chunk is None else chunk
     if allowed < 1:
         raise ValueError(f"chunk={chunk}: it must be at least 1 token")
-    chunks = -(-tokens // allowed)
-    return -(-tokens // max(chunks, 1))  # equal chunks: the least padding
+    chunks = -(-max(tokens, 1) // allowed)
+    return -(-max(tokens, 1) // chunks)  # equal chunks: the least padding
 
 
 def _chunked(size: int, x: Array, targets: Array, share: Array | None) -> tuple[Array, Array, Array]:
@@ -171,12 +175,10 @@ def _check_rows(weight: Array, vocab_axis: str | None, vocab_size: int | None) -
     )
 
 
-def _places(form: _Form, weight: Array, targets: Array) -> tuple[Array, Array | None]:
-    """The rows of the targets in `weight`, and which of them are there (None: all)."""
-    if form.vocab_axis is None:
-        return targets, None
+def _places(form: _Form, weight: Array, targets: Array) -> tuple[Array, Array]:
+    """The rows of the targets in `weight`, and which of them are there: not another device's, and ids at all."""
     rows = weight.shape[0]
-    places = targets - jax.lax.axis_index(form.vocab_axis) * rows
+    places = targets if form.vocab_axis is None else targets - jax.lax.axis_index(form.vocab_axis) * rows
     return jnp.clip(places, 0, rows - 1), (places >= 0) & (places < rows)
 
 
@@ -203,20 +205,26 @@ def _chunk_nll(form: _Form, x: Array, weight: Array, targets: Array) -> _ChunkLo
         highest = jax.lax.pmax(highest, form.vocab_axis)
     powers = jnp.exp(shown - highest[:, None])
     total = powers.sum(axis=-1)
-    if here is not None:
+    if form.vocab_axis is not None:
         parts = jnp.stack([total, jnp.where(here, picked, 0), here.astype(total.dtype)])
         total, picked, found = jax.lax.psum(parts, form.vocab_axis)
-        picked = jnp.where(found > 0, picked, -jnp.inf)
+        here = found > 0
+    picked = jnp.where(here, picked, -jnp.inf)
     log_normaliser = jnp.log(total) + highest
     loss = log_normaliser - picked + form.z_loss * jnp.square(log_normaliser)
     return _ChunkLoss(loss, powers, total, log_normaliser, logits)
+
+
+def _weighted(share: Float[Array, " t"], loss: Float[Array, " t"]) -> Float[Array, ""]:
+    """Sum of share * loss; a share of 0 leaves out a loss that is infinite, too."""
+    return jnp.sum(jnp.where(share == 0, 0, share * loss))
 
 
 def _weighted_nll_plain(form: _Form, x: Array, weight: Array, targets: Array, share: Array) -> Array:
     """Sum of share * loss: what `_weighted_nll` computes, with nothing kept for a gradient."""
 
     def body(total: Array, part: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        return total + jnp.sum(part[2] * _chunk_nll(form, part[0], weight, part[1]).loss), None
+        return total + _weighted(part[2], _chunk_nll(form, part[0], weight, part[1]).loss), None
 
     chunks = _chunked(form.size, x, targets, share)
     return jax.lax.scan(body, varying_like(jnp.zeros((), chunks[2].dtype), share), chunks)[0]
@@ -235,7 +243,7 @@ def _weighted_nll_forward(
         x_c, targets_c, share_c = part
         chunk = _chunk_nll(form, x_c, weight, targets_c)
         places, here = _places(form, weight, targets_c)
-        powers, row_share = chunk.powers, (share_c if here is None else jnp.where(here, share_c, 0))[:, None]
+        powers, row_share = chunk.powers, jnp.where(here, share_c, 0)[:, None]
         if form.soft_cap is not None:
             slope = 1 - jnp.square(chunk.logits / form.soft_cap)
             powers, row_share = powers * slope, row_share * jnp.take_along_axis(slope, places[:, None], axis=-1)
@@ -249,7 +257,7 @@ def _weighted_nll_forward(
         scaled = (x_wide * scale).astype(x_c.dtype)
         # By columns: of the two factors only the small one is transposed.
         columns = outer(scaled, powers, preferred_element_type=wide)
-        return jnp.sum(share_c * chunk.loss), (grad_x.astype(x_c.dtype), row_share[:, 0]), columns
+        return _weighted(share_c, chunk.loss), (grad_x.astype(x_c.dtype), row_share[:, 0]), columns
 
     chunks = _chunked(form.size, x, targets, share)
     if chunks[0].shape[0] == 1:  # one chunk: no accumulator to add to

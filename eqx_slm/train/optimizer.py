@@ -10,6 +10,7 @@ import jax
 import optax
 
 from ..account.ledger import path_name
+from ..choices import check_choices
 from .stack import first_blocks
 
 
@@ -31,6 +32,7 @@ class OptimizerConfig:
     floor: float = 0.1
 
     def __post_init__(self):
+        check_choices(self)
         decay_fits = self.schedule != "wsd" or 0 < self.decay <= 1 - self.warmup
         if not 0 <= self.warmup < 1 or not decay_fits or not 0 <= self.floor <= 1:
             raise ValueError(

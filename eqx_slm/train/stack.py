@@ -75,11 +75,7 @@ def unstack_blocks(model: Any) -> Any:
     blocks = getattr(model, "blocks", ())
     if not any(isinstance(block, Run) for block in blocks):
         return model
-    plain = [
-        jax.tree.map(lambda leaf, i=i: leaf[i] if eqx.is_array(leaf) else leaf, run.block)
-        for run in blocks
-        for i in range(run.length)
-    ]
+    plain = [jax.tree.map(lambda leaf, i=i: _unstack(leaf, i), run.block) for run in blocks for i in range(run.length)]
     return eqx.tree_at(lambda m: m.blocks, model, tuple(plain))
 
 
@@ -108,6 +104,12 @@ def first_blocks(model: Any) -> tuple[int, ...]:
 
 def _form(leaf: Any) -> Any:
     return (leaf.shape, str(leaf.dtype)) if eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct) else leaf
+
+
+def _unstack(leaf: Any, i: int) -> Any:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+    return leaf[i] if eqx.is_array(leaf) else leaf
 
 
 def _stack(*leaves: Any) -> Any:
