@@ -30,7 +30,8 @@ def test_a_model_decodes_what_it_computes_at_once(positions, placement, norm):
         tokens = jnp.asarray([3, 1, 10, 3, 3])
 
         whole = np.asarray(eqx.filter_jit(lambda m, t: m.features(m.embedding(t)))(model, tokens))
-        prefill = eqx.filter_jit(lambda m, t: m.prefill(t, m.start(T + 2)))
+        room = T if positions == "learned" else T + 2
+        prefill = eqx.filter_jit(lambda m, t: m.prefill(t, m.start(room)))
         step = eqx.filter_jit(lambda m, t, state: m.step(t, state))
         for split in range(1, len(tokens) + 1):
             features, state = prefill(model, tokens[:split])

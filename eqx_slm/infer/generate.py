@@ -72,11 +72,9 @@ def generate(
             "least 1, and a temperature of at least 0"
         )
     model = materialize(model) if hasattr(model, "embedding") else model
-    keys, hot, length = jax.random.split(key, tokens), float(temperature), prompt.shape[0]
-    prompt = prompt.astype(jnp.int32)
+    prompt, length, hot = prompt.astype(jnp.int32), prompt.shape[0], float(temperature)
     # Sizes in steps of 64 tokens: a program then serves many lengths of prompt and answer.
-    room = 64 * max(1, -(-tokens // 64))
-    keys = jnp.concatenate([keys, jax.random.split(key, room - tokens)])
+    keys = jax.random.split(key, 64 * max(1, -(-tokens // 64)))
     if length + tokens <= context and getattr(model, "decodes", False):
         state, taken = model.start(min(context, -(-(length + tokens) // 64) * 64)), 0
         last = None
