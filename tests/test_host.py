@@ -10,8 +10,8 @@ PROGRAM = """
 import jax, resource
 from eqx_slm.train import keep_freed_memory
 applies = keep_freed_memory() if {keep} else True
-f = jax.jit(lambda x: ((x @ x) @ x).sum())
-x = jax.numpy.ones((4200, 4200))
+f = jax.jit(lambda x: ((x @ x.T) @ x).sum())
+x = jax.numpy.ones((4200, 8))
 for _ in range(2):
     f(x).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

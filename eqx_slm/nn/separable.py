@@ -88,9 +88,9 @@ def head_rows(
 
 
 def _kept(n: int, heads: Heads) -> int:
-    """How many seeds to compute outside the loop: close to half, as in text about 40% of 1,024 tokens are distinct."""
+    """How many seeds to compute outside the loop: 42%, as of 1,024 tokens of text nine in ten batches have fewer."""
     h, s, g, r = heads.spline.shape
-    kept = n if n <= 128 else _odd(9 * n // 20)
+    kept = n if n <= 128 else _odd(27 * n // 64)
     return kept if h * s * max(g, r) * kept <= KEPT_NUMBERS else 0
 
 
