@@ -176,6 +176,8 @@ def test_settings_of_an_arm_come_before_its_match():
 def test_a_size_that_is_set_is_not_matched_again():
     arm = resolve(("dense", "leviathan-deep"), ("leviathan-deep.depth=9",))["leviathan-deep"]
     assert arm.config.depth == 9 and arm.match is None
+    other = resolve(("dense", "leviathan-deep"), ("leviathan-deep.channel.d_ff=128",))["leviathan-deep"]
+    assert other.config.channel.d_ff == 128 and other.match.target == count_parameters(BASE)
 
 
 def test_settings_of_all_arms_change_the_base():
@@ -224,6 +226,12 @@ def test_presets_by_name():
     for wrong in ("slow", "", "256", "0x6", "256x0", "256x6x2", "-256x6", "256X6"):
         with pytest.raises(UserError, match="unknown preset.*quick, cpu.*256x6"):
             preset(wrong)
+
+
+@pytest.mark.parametrize("name", ["200x6", "65x2"])
+def test_a_shape_that_cannot_be_is_refused(name):
+    with pytest.raises(UserError, match=f"preset {name}, heads of about 64: "):
+        preset(name)
 
 
 @pytest.mark.parametrize(("name", "d_model", "depth", "heads"), [("256x6", 256, 6, 4), ("768x12", 768, 12, 12)])

@@ -88,6 +88,7 @@ def told_before_reading(arguments):
         (["--sequence-length", "-1"], "--sequence-length -1"),
         (["--steps", "3", "--tokens", "1000"], "--steps and --tokens are both given"),
         (["--steps", "0"], "steps=0"),
+        (["--preset", "200x6"], "preset 200x6, .*d_model=200 is not divisible"),
         (["--tokens", "0"], "--tokens 0: it must be at least 1"),
         (["--seeds", "0"], "seeds=0"),
         (["--lr", "0.01", "-0.01"], "lr.*positive"),

@@ -186,6 +186,16 @@ def test_missing_accounts_give_no_ratio():
     assert comparison["parameter_ratio"] == 1.0
 
 
+def test_counts_of_two_kinds_give_no_ratio():
+    """A closed form counts matmuls, half of attention; XLA counts all that it runs."""
+    arms = {"dense": make_arm(0.0, 0.0), "other": make_arm(0.1, 0.0)}
+    assert one(arms)["flops_ratio"] == 1.0
+    arms["other"]["flops_per_token"] = {**arms["other"]["flops_per_token"], "counted_by": "XLA"}
+    assert one(arms)["flops_ratio"] is None
+    arms["dense"]["flops_per_token"] = {**arms["dense"]["flops_per_token"], "counted_by": "XLA"}
+    assert one(arms)["flops_ratio"] == 1.0
+
+
 def test_crossings_interpolate_on_log_tokens():
     assert crossings([100, 10_000], [1.0, -1.0]) == pytest.approx([1000.0])
     assert crossings([10, 100, 1000], [1.0, 0.0, -1.0]) == pytest.approx([100.0])

@@ -258,7 +258,8 @@ def test_killed_at_twenty_random_moments(tmp_path, monkeypatch):
     chance = random.Random(4)
     killed, on_the_way = 0, 0
     folder = tmp_path / "out"
-    while killed < 20:
+    while killed < 20 or on_the_way < 5:
+        assert killed < 80
         process = child(tmp_path / "in", folder)
         assert process.stdout is not None and process.stdout.readline() == "start\n"
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -270,12 +271,12 @@ def test_killed_at_twenty_random_moments(tmp_path, monkeypatch):
         if (folder / "manifest.json").exists():  # this one got to the end: begin another
             assert contents(folder) == whole
             folder = tmp_path / f"out-{killed}"
+            seconds *= 0.8  # a machine that was busy when the time was taken
         elif (folder / PROGRESS).exists():
             on_the_way += json.loads((folder / PROGRESS).read_text())["state"]["at"] is not None
     process = child(tmp_path / "in", folder)
     assert process.communicate(timeout=60)[0].endswith("end\n")
     assert contents(folder) == whole
-    assert on_the_way >= 5
 
 
 def test_a_full_disk(tmp_path):

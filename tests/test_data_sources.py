@@ -239,6 +239,17 @@ def test_nothing_there(tmp_path):
         split_rule(open_source(str(write_texts(tmp_path / "a.jsonl", ["x"]))), "official")
 
 
+def test_files_named_test_are_never_trained_on_unasked(tmp_path):
+    for name in ("train.jsonl", "test.jsonl"):
+        write_texts(tmp_path / name, [f"{name} {i}" for i in range(40)])
+    with pytest.raises(UserError, match="named train and test.*the test text would be trained on"):
+        split_rule(open_source(str(tmp_path)))
+    assert split_rule(open_source(str(tmp_path)), "content").kind == "content"
+    assert split_rule(open_source(str(tmp_path / "train.jsonl"))).kind == "content"
+    write_texts(tmp_path / "valid.jsonl", ["valid"])
+    assert split_rule(open_source(str(tmp_path))).kind == "official"
+
+
 @pytest.mark.parametrize(("module", "name"), [("zstandard", "a.jsonl.zst"), ("pyarrow", "a.parquet")])
 def test_a_missing_extra_is_named(tmp_path, monkeypatch, module, name):
     path = write_texts(tmp_path / name, ["x"])

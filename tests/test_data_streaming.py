@@ -298,6 +298,7 @@ def test_processes_share_the_batches(folder, tokenizer, tmp_path, kind):
             parts = [next(iterator) for iterator in iterators]
             assert all(len(part) == 4 // count for part in parts)
             np.testing.assert_array_equal(np.concatenate(parts), batch)
+        assert sum(stream.eval_bytes() for stream in streams) == opened(0, 1).eval_bytes()  # each its own rows
         parts = [stream.eval_batches() for stream in streams]
         for number, batch in enumerate(evaluated):
             np.testing.assert_array_equal(np.concatenate([part[number] for part in parts]), batch)
@@ -327,7 +328,7 @@ def test_indexed_streams_go_on_from_any_batch(batches, back):
     np.testing.assert_array_equal(next(stream.resume(state)), stream.batch(5, state.batches))
 
 
-def test_states_are_saved_checked_and_refused(folder, tokenizer, tmp_path):
+def test_states_are_saved_checked_and_refused(folder, tokenizer, tmp_path, monkeypatch):
     stream = folder_stream(folder, tokenizer)
     iterator = stream.batches(0)
     take(iterator, 5)
@@ -349,6 +350,13 @@ def test_states_are_saved_checked_and_refused(folder, tokenizer, tmp_path):
     tokens[3] += 1
     with pytest.raises(UserError, match="the buffered tokens do not belong"):
         StreamState.from_json(cursor, tokens)
+    with monkeypatch.context() as patch:  # stopped between the two files: the older state is still whole
+        patch.setattr("eqx_slm.data.state.write_json_atomic", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            iterator.state().save(tmp_path)
+    assert StreamState.load(tmp_path).to_json() == cursor
+    iterator.state().save(tmp_path)
+    assert StreamState.load(tmp_path).batches == 6 and len(list(tmp_path.glob("data-*.npy"))) == 1
     with pytest.raises(UserError, match="cannot read the data state"):
         StreamState.load(tmp_path / "nowhere")
     for other in (

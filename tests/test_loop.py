@@ -47,6 +47,7 @@ def test_evaluations_are_spread_over_the_run(steps, count):
 
 def test_short_runs_have_as_many_evaluations_as_steps_allow():
     assert [len(eval_steps(steps)) for steps in range(1, 200)] == [min(steps, 12) for steps in range(1, 200)]
+    assert eval_steps(240, 1) == (240,)
     assert eval_steps(14, 10) == (1, 2, 3, 4, 5, 6, 7, 8, 10, 14)
 
 

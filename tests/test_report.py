@@ -68,6 +68,15 @@ def test_report_says_everything_and_no_nan(result):
     assert text.endswith("\n") and "\n\n\n" not in text
 
 
+def test_a_result_of_pair_itself_has_a_report_too(tmp_path):
+    """Without what only a run folder adds."""
+    result = make_result(four_arms())
+    for name in ("version", "config", "replay"):
+        result.pop(name, None)
+    text = write_report(result, tmp_path).read_text()
+    assert "## Origin" in text and "To run it again" not in text and "Config" not in text
+
+
 def test_every_table_is_rectangular(result):
     for table in re.findall(r"(?:^\|.*\n)+", report_markdown(result), flags=re.M):
         rows = [re.split(r"(?<!\\)\|", line.strip())[1:-1] for line in table.splitlines()]

@@ -193,10 +193,12 @@ def test_a_run_that_was_interrupted_starts_again(run, tmp_path):
         run_pair(CONFIG, out=folder, stream=STREAM, on_event=stop)
     assert read_config(folder / "config.json") == CONFIG and not (folder / "result.json").exists()
     assert list(folder.glob("dense/*/model.safetensors"))
+    (folder / "notes").mkdir()
+    (folder / "notes" / "mine.txt").write_text("not the run's")
     refused("another config", run_folder, dataclasses.replace(CONFIG, seeds=3), folder, tmp_path)
     _, result = run_pair(CONFIG, out=folder, stream=STREAM)
     assert result.comparisons[0]["differences"] == run.result.comparisons[0]["differences"]
-    assert len(list(folder.glob("*/*/model.safetensors"))) == 4
+    assert len(list(folder.glob("*/*/model.safetensors"))) == 4 and (folder / "notes" / "mine.txt").exists()
     assert (folder / "metrics.jsonl").read_text().count('"step": 4') == 2 * 4  # nothing of the first attempt is left
 
 

@@ -161,7 +161,7 @@ class IndexedBatches:
 
     def state(self, *, back: int = 0) -> StreamState:
         """The state after the last batch, or `back` batches earlier."""
-        cursor = {"stream": self._stream.identity(), "seed": self._seed, "batch": self._index - back}
+        cursor = {"stream": self._stream.identity(), "seed": int(self._seed), "batch": self._index - back}
         return StreamState(cursor)
 
 

@@ -114,12 +114,6 @@ class PreparedStream(IndexedStream):
         which, _ = self.schedule.locate(np.arange(count * self.batch_size))
         return all(int((which == i).sum()) <= self._count(i, "valid") for i in range(len(self.folders)))
 
-    def eval_bytes(self) -> int | None:
-        """UTF-8 bytes that the targets of all processes' `eval_batches` stand for; None where bytes are lost."""
-        if self.byte_lengths is None:
-            return None
-        return int(self.byte_lengths[self._eval[:, :, 1:]].sum(dtype=np.int64))
-
     def token_counts(self) -> np.ndarray:
         """How often each id occurs in the training splits, int64[vocab_size]."""
         counts = np.zeros(self.vocab_size, np.int64)

@@ -36,6 +36,11 @@ class FileSource:
         return bool(self.splits)
 
     @property
+    def named_splits(self) -> set[str]:
+        """The splits that files' names say, if only some of them."""
+        return {split_of_file(file.name) for file in self.files} - {""}
+
+    @property
     def whole_files(self) -> bool:
         """Whether every document is a text file."""
         return self.fields.unit == "file" and all(file.format == "text" for file in self.files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import json
@@ -59,13 +60,20 @@ class StreamState:
         return state
 
     def save(self, folder: str | Path, name: str = "data") -> None:
-        """Writes `<name>.json`, and `<name>.npy` where tokens are buffered; each appears whole or not at all."""
-        folder = Path(folder)
+        """Writes `<name>.json`, and the tokens where some are buffered as `<name>-<hash>.npy`.
+
+        Each appears whole or not at all, and what an older state left goes last: there is a state at every moment.
+        """
+        folder, data = Path(folder), self.to_json()
+        tokens = _tokens_file(folder, name, data)
         if len(self.tokens):
             buffer = io.BytesIO()
             np.save(buffer, self.tokens.astype("<i4", copy=False))
-            write_bytes_atomic(folder / f"{name}.npy", buffer.getvalue())
-        write_json_atomic(folder / f"{name}.json", self.to_json())  # last: it vouches for the other
+            write_bytes_atomic(tokens, buffer.getvalue())
+        write_json_atomic(folder / f"{name}.json", data)
+        for old in folder.glob(f"{glob.escape(name)}-{'[0-9a-f]' * 16}.npy"):
+            if old != tokens:
+                old.unlink()
 
     @classmethod
     def load(cls, folder: str | Path, name: str = "data") -> StreamState:
@@ -73,7 +81,8 @@ class StreamState:
         path = Path(folder) / f"{name}.json"
         try:
             data = json.loads(path.read_text("utf-8"))
-            tokens = np.load(path.with_suffix(".npy"), allow_pickle=False) if data.get("tokens") else None
+            there = _tokens_file(Path(folder), name, data) if data.get("tokens") else None
+            tokens = None if there is None else np.load(there, allow_pickle=False)
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(f"cannot read the data state {path}: {error}") from None
         return cls.from_json(data, tokens)
@@ -88,6 +97,10 @@ def check_cursor(state: StreamState, identity: dict[str, Any]) -> None:
                 f"the data state belongs to another stream: {key} was {there.get(key)!r}, is {identity.get(key)!r}; "
                 "open the stream as it was, or start from the beginning"
             )
+
+
+def _tokens_file(folder: Path, name: str, data: dict[str, Any]) -> Path:
+    return folder / f"{name}-{str(data.get('tokens_sha256'))[:16]}.npy"
 
 
 def _hash(content: dict[str, Any]) -> str:

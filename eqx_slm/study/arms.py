@@ -132,7 +132,8 @@ def make_arm(name: str, base: ModelConfig, tuned: Tuned, settings: tuple[str, ..
     - `name`: a key of `RECIPES`.
     - `base`: the model that "dense" is.
     - `tuned`: sizes and scales of the generator and of the other embeddings.
-    - `settings`: `field=value` texts, applied before the budget is matched to the base.
+    - `settings`: `field=value` texts, applied before the budget is matched to the base. Where one sets the very field
+        that would be varied for the match, there is no match.
 
     **Raises:** `UserError` for an unknown arm or field.
     """
@@ -143,7 +144,8 @@ def make_arm(name: str, base: ModelConfig, tuned: Tuned, settings: tuple[str, ..
     for setting in settings:
         path, _, text = setting.partition("=")
         config = set_field(config, path, text)
-    held = any(setting.startswith(("depth=", "channel.d_ff=")) for setting in settings)
+    varied = {"depth": "depth=", "d_ff": "channel.d_ff=", "d_model": "d_model="}[recipe.vary]
+    held = any(setting.startswith(varied) for setting in settings)  # said by hand: nothing is left to match with
     try:
         _check(config)
         if recipe.match is None or held:

@@ -85,6 +85,8 @@ def resolve(options: Options) -> "PairConfig":
     from .config import PairConfig, preset
     from .run import read_config
 
+    if options.config and options.preset != "quick":
+        raise UserError(f"--config and --preset {options.preset} are given: a config replaces the preset")
     config: PairConfig = read_config(options.config) if options.config else preset(options.preset)
     stream = {name: getattr(options, name) for name in ("data", "data_root", "tokenizer", "vocab_size", "pad_vocab_to")}
     stream |= {"sequence_length": options.sequence_length, "batch_size": options.batch_size}
@@ -122,8 +124,12 @@ def resolve(options: Options) -> "PairConfig":
         "remat": options.remat,
         "seeds_at_once": options.seeds_at_once,
         "name": options.name,
-        "optimizer": dataclasses.replace(config.optimizer, schedule=options.schedule) if options.schedule else None,
     }
+    if options.schedule:
+        try:
+            values["optimizer"] = dataclasses.replace(config.optimizer, schedule=options.schedule)
+        except ValueError as error:
+            raise UserError(f"--schedule {options.schedule}: {error}") from None
     return dataclasses.replace(config, stream=changed, **{k: v for k, v in values.items() if v is not None})
 
 

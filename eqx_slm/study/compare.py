@@ -61,7 +61,9 @@ def compare(
     correction, also one that diverged. A diverged run on either side leaves its comparison "not resolved".
 
     **Arguments:** `result_arms`: the "arms" part of a result. `reference`: the arm that the others are held against.
-    `margin`: nats a token. `confidence`: family-wise level of the intervals. `config_differences`: for each arm the
+    `margin`: nats a token. `confidence`: family-wise level of the tests against no difference; each arm's corrected
+    interval stands at the level of its own step of Holm's procedure, and they do not cover jointly.
+    `config_differences`: for each arm the
     list of `[field, reference's, arm's]`; an empty list says that the configs are equal, a missing one or `None` that
     nobody knows.
 
@@ -179,9 +181,17 @@ def _record(
         "crossings": _crossings(pair),
         "slope": _bounds(_slope(pair, confidence)),
         "parameter_ratio": _ratio(_at(first, "parameters", "total"), _at(second, "parameters", "total")),
-        "flops_ratio": _ratio(_at(first, "flops_per_token", "total"), _at(second, "flops_per_token", "total")),
+        "flops_ratio": _flops_ratio(first, second),
         "time_ratio": _ratio(_seconds(first, pair), _seconds(second, pair)),
     }
+
+
+def _flops_ratio(first: Mapping[str, Any], second: Mapping[str, Any]) -> float | None:
+    """None where one side is a closed form and the other XLA's count, which includes what is not a matmul."""
+    one, other = ((arm.get("flops_per_token") or {}).get("counted_by") for arm in (first, second))
+    if one != other:
+        return None
+    return _ratio(_at(first, "flops_per_token", "total"), _at(second, "flops_per_token", "total"))
 
 
 def _p(pair: PairedRuns) -> float:

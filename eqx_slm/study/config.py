@@ -196,11 +196,14 @@ def preset(name: str) -> PairConfig:
     if match is None:
         raise UserError(f"unknown preset {name!r}; allowed: quick, cpu, or d_model x depth such as 256x6 or 768x12")
     d_model, depth = int(match[1]), int(match[2])
+    try:
+        mixer = AttentionConfig(n_heads=max(1, d_model // 64))
+        model = ModelConfig(d_model=d_model, depth=depth, context=512, mixer=mixer)
+    except ValueError as error:
+        raise UserError(f"preset {name}, heads of about 64: {error}") from None
     return PairConfig(
         name=name,
-        model=ModelConfig(
-            d_model=d_model, depth=depth, context=512, mixer=AttentionConfig(n_heads=max(1, d_model // 64))
-        ),
+        model=model,
         stream=StreamConfig(
             tokenizer="o200k_base", vocab_size=200_019, sequence_length=512, batch_size=512, eval_tokens=512 * 512
         ),

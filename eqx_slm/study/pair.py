@@ -81,7 +81,7 @@ def pair(
     - `learning_rates`: with several, every arm runs all of them and is judged at its own best (by mean final loss).
     - `optimizer`: betas, decay, clipping, schedule.
     - `margin`: nats a token below which a difference does not matter; decided before the run.
-    - `confidence`: of the family of intervals.
+    - `confidence`: of one interval; with several arms, of the family of tests (Holm).
     - `pairing`: "full" starts leaves of equal path and shape equal in all arms; "data-only" gives every arm initial
       values of its own (for null studies).
     - `compute_dtype`: "float32" or "bfloat16".

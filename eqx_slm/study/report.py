@@ -45,10 +45,10 @@ def write_report(result: Mapping[str, Any], folder: str | Path) -> Path:
 
     **Returns:** the path of `report.md`, which is written last.
     """
-    folder = Path(folder)
+    folder, text = Path(folder), report_markdown(result)
     for file_format in ("png", "svg"):
         write_bytes_atomic(folder / f"curves.{file_format}", render_curves(result, file_format=file_format))
-    return write_text_atomic(folder / "report.md", report_markdown(result))
+    return write_text_atomic(folder / "report.md", text)
 
 
 def report_markdown(result: Mapping[str, Any]) -> str:
@@ -195,17 +195,16 @@ def _origin(result: Mapping[str, Any]) -> str:
     stream = {key: value for key, value in result["stream"].items() if key != "stream_hash"}
     hashes = result["stream"].get("stream_hash") or {}
     rows = [[f"seed {seed}", f"`{value}`"] for seed, value in hashes.items()]
-    replay = result.get("replay") or "python experiments/pair.py --replay result.json"
-    config = json.dumps(result["config"], indent=2, ensure_ascii=False, default=str)
+    replay = result.get("replay")
+    config = json.dumps(result.get("config", {}), indent=2, ensure_ascii=False, default=str)
     paragraphs = [
         "## Origin and replay",
-        f"eqx_slm {result['version']}, {result['created']}; {_flat(result['machine'])}.",
+        f"eqx_slm {result.get('version', '')}, {result['created']}; {_flat(result['machine'])}.",
         f"Stream: {_flat(stream)}.",
         "The batches that every arm read:" if rows else "",
         tables.markdown_table(["seed", "stream hash"], rows, left=2).rstrip() if rows else "",
-        "To run it again, from the `result.json` beside this page:",
-        f"```\n{replay}\n```",
-        f"<details><summary>Config</summary>\n\n```json\n{config}\n```\n\n</details>",
+        f"To run it again:\n\n```\n{replay}\n```" if replay else "",
+        f"<details><summary>Config</summary>\n\n```json\n{config}\n```\n\n</details>" if "config" in result else "",
     ]
     return "\n\n".join(text for text in paragraphs if text) + "\n"
 

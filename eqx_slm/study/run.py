@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -113,7 +114,7 @@ def run_pair(
         "name": config.name,
         "version": _version(),
         "config": to_dict(config),
-        "replay": f"python experiments/pair.py --config {folder / 'config.json'}",
+        "replay": f"python experiments/pair.py --config {shlex.quote(str(folder / 'config.json'))}",
     }
     write_json_atomic(folder / "result.json", data)
     write_report(data, folder)
@@ -149,9 +150,8 @@ def run_folder(config: PairConfig, out: Path | None, runs: Path) -> Path:
         raise UserError(f"--out {out} holds a run of another config ({shown}): name another folder")
     if (out / "result.json").exists():
         raise UserError(f"--out {out} holds a finished run of this config: read its report.md, or name another folder")
-    for leftover in out.iterdir():  # the same config, not finished: it starts again
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
+    for leftover in out.glob("*/seed-*"):  # the same config, not finished: it starts again
+        shutil.rmtree(leftover)
     return out
 
 
@@ -218,7 +218,7 @@ def _metric(event: Event) -> dict[str, Any]:
 
 
 def _rate_folder(folder: Path, arm: str, seed: int, rate: float) -> Path:
-    return folder / arm / f"seed-{seed}-lr-{rate:g}"
+    return folder / arm / f"seed-{seed}-lr-{rate!r}"
 
 
 def _save_run(folder: Path, arm: Arm, event: Event) -> None:

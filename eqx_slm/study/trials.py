@@ -235,7 +235,7 @@ class Trials:
         return {
             "parameters": 4 * parameters,
             "gradients": 4 * parameters,
-            "optimizer": 8 * parameters,
+            "optimizer": 8 * parameters if estimate is None else estimate.optimizer,
             "activations": None if estimate is None else estimate.activations,
             "temporary": compiled.temporary_bytes,
         }

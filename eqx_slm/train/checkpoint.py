@@ -30,7 +30,9 @@ def load_model(path: Path, like: Any) -> Any:
     **Arguments:**
 
     - `path`: a file that `save_model` wrote.
-    - `like`: a model of the same structure, or its `eqx.filter_eval_shape`: nothing of its values is used.
+    - `like`: a model of the same config, or its `eqx.filter_eval_shape`: nothing of its values is used. Names, shapes
+        and dtypes are compared; what shows in none of them (the number of heads) is not, so keep the config beside
+        the file, as a run folder does (`load_run`).
 
     **Raises:** `UserError` where a name, a shape or a dtype differs, naming the first.
     """

@@ -72,7 +72,7 @@ class RunRecord:
     @property
     def diverged(self) -> bool:
         """Whether the last loss is not a finite number."""
-        return not math.isfinite(self.evals[-1].nll)
+        return bool(self.evals) and not math.isfinite(self.evals[-1].nll)
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,10 @@ def eval_steps(steps: int, count: int = 12) -> tuple[int, ...]:
 
     A short run has too few whole steps at its start for that spacing: later ones fill up, as far as there are any.
     """
+    if count == 1:
+        return (steps,)
     first = max(1, steps // 64)
-    points = np.geomspace(first, steps, num=max(count, 2))
+    points = np.geomspace(first, steps, num=count)
     chosen = sorted({*(int(round(p)) for p in points), steps})
     for step in range(first, steps):
         if len(chosen) >= min(count, steps):
