@@ -248,6 +248,10 @@ def test_files_named_test_are_never_trained_on_unasked(tmp_path):
     assert split_rule(open_source(str(tmp_path / "train.jsonl"))).kind == "content"
     write_texts(tmp_path / "valid.jsonl", ["valid"])
     assert split_rule(open_source(str(tmp_path))).kind == "official"
+    (tmp_path / "code").mkdir()
+    for name in ("train.py", "test_it.py"):
+        (tmp_path / "code" / name).write_text("pass\n")
+    assert split_rule(open_source(str(tmp_path / "code"))).kind == "path"
 
 
 @pytest.mark.parametrize(("module", "name"), [("zstandard", "a.jsonl.zst"), ("pyarrow", "a.parquet")])

@@ -61,11 +61,13 @@ def split_rule(
     **Raises:** `UserError` for an unknown kind, and where official splits are asked for and there are none.
     """
     if kind == "auto":
-        if not source.official and {"train", "test"} <= getattr(source, "named_splits", set()):
+        # Of records; a tree of text files may have a test.py and a train.py.
+        records = not source.official and not source.whole_files
+        if records and {"train", "test"} <= getattr(source, "named_splits", set()):
             raise UserError(
                 f"{source.name}: files are named train and test, but not every file train, valid or test with some of "
                 "each of the first two; split anew, the test text would be trained on: add valid files, name the "
-                "files to train on alone, or say --split content"
+                "files to train on alone, or prepare them with --split content"
             )
         kind = "official" if source.official else "path" if source.whole_files else "content"
     if kind == "official":
