@@ -239,6 +239,12 @@ def test_nothing_there(tmp_path):
         split_rule(open_source(str(write_texts(tmp_path / "a.jsonl", ["x"]))), "official")
 
 
+def test_a_byte_order_mark_is_no_json(tmp_path):
+    path = write_texts(tmp_path / "a.jsonl", ["one", "two"])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert [item.text for item in open_source(str(path)).items()] == ["one", "two"]
+
+
 def test_files_named_test_are_never_trained_on_unasked(tmp_path):
     for name in ("train.jsonl", "test.jsonl"):
         write_texts(tmp_path / name, [f"{name} {i}" for i in range(40)])

@@ -128,7 +128,8 @@ def _json_lines(maker: _Maker, start: Position) -> Iterator[Item]:
         skip_to(stream, maker.file, start.offset)
         for line in stream:
             if not line.isspace():
-                yield maker.record(line, maker.offset)
+                # A byte order mark, which some editors write before the first line.
+                yield maker.record(line if maker.offset else line.removeprefix(b"\xef\xbb\xbf"), maker.offset)
             maker.offset += len(line)
             maker.line += 1
 
