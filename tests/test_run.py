@@ -195,6 +195,7 @@ def test_a_run_that_was_interrupted_starts_again(run, tmp_path):
     assert list(folder.glob("dense/*/model.safetensors"))
     (folder / "notes").mkdir()
     (folder / "notes" / "mine.txt").write_text("not the run's")
+    (folder / "notes" / "seed-words.txt").write_text("not the run's either")
     refused("another config", run_folder, dataclasses.replace(CONFIG, seeds=3), folder, tmp_path)
     _, result = run_pair(CONFIG, out=folder, stream=STREAM)
     assert result.comparisons[0]["differences"] == run.result.comparisons[0]["differences"]

@@ -2,8 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
+from ..choices import check_choices
 from .memory_chunk import Read
 
 CONV = 4  # taps of the depthwise causal convolution
@@ -44,11 +45,7 @@ class TitansSizes:
             raise ValueError(f"persistent={self.persistent}: it is a number of tokens, 0 for none")
         if not 0 < self.step_size < math.inf:
             raise ValueError(f"step_size={self.step_size}: it must be positive and finite")
-        allowed = {"memory_norm": ("layer", "none"), "memory_residual": ("identity", "none"), "read": get_args(Read)}
-        allowed["remat"] = ("groups", "none")
-        for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name}={getattr(self, name)!r}: it is one of {', '.join(values)}")
+        check_choices(self)
         if d_model % self.n_heads:
             lower = d_model // self.n_heads * self.n_heads
             nearest = f"{lower} or {lower + self.n_heads}" if lower else f"{self.n_heads}"

@@ -63,9 +63,8 @@ def compare(
     **Arguments:** `result_arms`: the "arms" part of a result. `reference`: the arm that the others are held against.
     `margin`: nats a token. `confidence`: family-wise level of the tests against no difference; each arm's corrected
     interval stands at the level of its own step of Holm's procedure, and they do not cover jointly.
-    `config_differences`: for each arm the
-    list of `[field, reference's, arm's]`; an empty list says that the configs are equal, a missing one or `None` that
-    nobody knows.
+    `config_differences`: for each arm the list of `[field, reference's, arm's]`; an empty list says that the configs
+    are equal, a missing one or `None` that nobody knows.
 
     **Returns:** the "comparisons" part of a result, one dict an arm, in the order of the arms, with `None` for what
     is not finite. Raises `ValueError` where seeds or token counts do not pair.

@@ -199,7 +199,7 @@ def _origin(result: Mapping[str, Any]) -> str:
     config = json.dumps(result.get("config", {}), indent=2, ensure_ascii=False, default=str)
     paragraphs = [
         "## Origin and replay",
-        f"eqx_slm {result.get('version', '')}, {result['created']}; {_flat(result['machine'])}.",
+        f"eqx_slm {result.get('version', 'of an unnamed version')}, {result['created']}; {_flat(result['machine'])}.",
         f"Stream: {_flat(stream)}.",
         "The batches that every arm read:" if rows else "",
         tables.markdown_table(["seed", "stream hash"], rows, left=2).rstrip() if rows else "",

@@ -150,8 +150,9 @@ def run_folder(config: PairConfig, out: Path | None, runs: Path) -> Path:
         raise UserError(f"--out {out} holds a run of another config ({shown}): name another folder")
     if (out / "result.json").exists():
         raise UserError(f"--out {out} holds a finished run of this config: read its report.md, or name another folder")
-    for leftover in out.glob("*/seed-*"):  # the same config, not finished: it starts again
-        shutil.rmtree(leftover)
+    for label in config.labels():  # the same config, not finished: it starts again
+        for leftover in (out / label).glob("seed-*"):
+            shutil.rmtree(leftover)
     return out
 
 
