@@ -15,7 +15,7 @@ from .nn.block import Block, ChannelConfig, MixerConfig, Placement
 from .nn.compositional import CompositionalConfig
 from .nn.coordinates import random_order
 from .nn.head import HeadConfig
-from .nn.initial import subkey
+from .nn.init import subkey
 from .nn.leviathan import LeviathanConfig
 from .nn.lm import LanguageModel
 from .nn.low_rank import LowRankConfig
@@ -33,9 +33,7 @@ class Mixers:
 
     from .nn.attention import AttentionConfig
     from .nn.gated import GatedAttentionConfig
-    from .nn.titans import TitansConfig
-    from .nn.titans_mac import TitansMACConfig
-    from .nn.titans_mag import TitansMAGConfig
+    from .nn.titans import TitansConfig, TitansMACConfig, TitansMAGConfig
 
 
 class Channels:

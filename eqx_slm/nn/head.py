@@ -7,7 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .initial import normal
+from .init import normal
 
 HeadKind = Literal["untied", "tied", "low-rank", "generated"]
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .initial import inner_dtype
+from .ops import inner_dtype, standardize
 
 NormKind = Literal["rms", "layer", "zero-centred"]
 
@@ -78,12 +78,6 @@ class LayerNorm(eqx.Module):
         lead = (1,) * (x.ndim - 1) + (-1,)
         unit = standardize(x.astype(inner_dtype(x)), self.eps).astype(x.dtype)
         return unit * self.weight.astype(x.dtype).reshape(lead) + self.bias.astype(x.dtype).reshape(lead)
-
-
-def standardize(x: Float[Array, "*t d"], eps: float) -> Float[Array, "*t d"]:
-    """Zero mean and unit variance over the last axis: LayerNorm without its two vectors."""
-    centred = x - jnp.mean(x, axis=-1, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + eps)
 
 
 def make_norm(kind: NormKind, size: int) -> RMSNorm | LayerNorm:

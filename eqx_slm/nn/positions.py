@@ -6,7 +6,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .initial import inner_dtype, normal
+from .init import normal
+from .ops import inner_dtype
 
 PositionKind = Literal["rotary", "learned", "none"]
 
