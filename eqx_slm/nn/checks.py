@@ -54,11 +54,15 @@ def check_whole_or_none(config: Any, *names: str, otherwise: str = ", or None") 
 
 
 def check_each_whole(config: Any, name: str, what: str) -> None:
-    """A field that has whole numbers of at least 1, one or more of them; it then is a tuple, as a config's must be."""
+    """A field of one or more whole numbers, each at least 1, which then is a tuple as in any config. `what` says so."""
     values = getattr(config, name)
-    if isinstance(values, str) or not hasattr(values, "__iter__") or not (values := tuple(values)):
-        raise UserError(f"{name}={shown(values)}: give {what}")
-    object.__setattr__(config, name, tuple(whole(f"{name}[{i}]", value) for i, value in enumerate(values)))
+    try:
+        if isinstance(values, str) or len(values) == 0:
+            raise ValueError
+        found = tuple(whole(name, value) for value in values)
+    except (TypeError, ValueError):
+        raise UserError(f"{name}={shown(values)}: {what}") from None
+    object.__setattr__(config, name, found)
 
 
 def configured(cls: type[Config], config: Config | None, fields: dict[str, Any]) -> Config:

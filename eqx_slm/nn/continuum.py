@@ -46,9 +46,9 @@ class ContinuumConfig:
     keeps: ClassVar[tuple[str, ...]] = MLPConfig.keeps
 
     def __post_init__(self):
-        check_each_whole(self, "periods", "one for each level, each at least 1 optimizer step (1: at every step)")
+        check_each_whole(self, "periods", "one for each level, each at least 1 optimizer step")
         if self.shares is not None:
-            check_each_whole(self, "shares", "each level one, at least 1, or none")
+            check_each_whole(self, "shares", "give each level one, at least 1, or none")
             if len(self.shares) != len(self.periods):
                 raise UserError(f"shares={self.shares} for {len(self.periods)} levels: give each level one, or none")
         check_whole(self, "multiple")
