@@ -1,7 +1,12 @@
 """What every test file shares: data, keys, hypothesis profiles, and caches that live as long as the session."""
 
+import ctypes
+import gc
+import importlib.metadata
 import itertools
 import os
+import platform
+import resource
 import shutil
 import tempfile
 import zlib
@@ -20,6 +25,15 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_session / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+# Tests compile much and run little: XLA's quick code generator, which takes a quarter of the time. What XLA is given,
+# plans and counts (fusions, temporaries, FLOPs) is the same. EQX_SLM_TEST_XLA=default tests with XLA's own settings.
+if os.environ.get("EQX_SLM_TEST_XLA") != "default":
+    quick = ["--xla_backend_optimization_level=0"]
+    if importlib.metadata.version("jaxlib").startswith("0.10."):  # a flag that a version lacks ends the process
+        quick += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
+    given = os.environ.get("XLA_FLAGS", "").split()
+    os.environ["XLA_FLAGS"] = " ".join(dict.fromkeys([*quick, *given]))
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
@@ -43,9 +57,55 @@ hypothesis.settings.register_profile("slow", _quick, max_examples=500)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
+def _cost() -> str:
+    """CPU seconds of this process with those it started, and the most memory that it has held."""
+    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    seconds = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+    return f"{seconds:.0f} CPU seconds, at most {own.ru_maxrss / 2**10:.0f} MiB"
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """What the worker has cost, for the line of the process that started it."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["cost"] = _cost()
+
+
+_workers: dict[str, str] = {}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error) -> None:
+    _workers[node.gateway.id] = getattr(node, "workeroutput", {}).get("cost", "no figures")
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """With EQX_SLM_TEST_COST=1, a line for each worker, or for the only process."""
+    if os.environ.get("EQX_SLM_TEST_COST") == "1":
+        for name, cost in sorted(_workers.items()) or [("tests", _cost())]:
+            terminalreporter.write_line(f"{name}: {cost}")
+
+
 def pytest_unconfigure() -> None:
     if _OWNS_SESSION:
         shutil.rmtree(_session, ignore_errors=True)
+
+
+_MUCH = 600 * 2**20  # bytes that a process may hold between two files
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_programs_go() -> Iterator[None]:
+    """After a file that leaves much memory in use: no compiled program stays, and freed memory goes back."""
+    yield
+    statm = Path("/proc/self/statm")
+    if statm.exists() and int(statm.read_text().split()[1]) * resource.getpagesize() < _MUCH:
+        return
+    jax.clear_caches()
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 65536), libc.mallopt(-1, 128 * 2**10)  # keep_freed_memory, which a run has called, undone
+        libc.malloc_trim(0)
 
 
 @pytest.fixture(scope="session")

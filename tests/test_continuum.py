@@ -1,6 +1,7 @@
 """Continuum memory: its formula, its widths, the update rule, one level as the Transformer, and learning in context."""
 
 import dataclasses
+import functools
 import json
 
 import equinox as eqx
@@ -12,7 +13,7 @@ import pytest
 from filled import as_numpy, filled
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import LENGTH, ROWS, VOCAB, tiny_config
+from tiny import LENGTH, ROWS, VOCAB, tiny_config, tiny_model
 
 from eqx_slm import Block, ContinuumConfig, InContext, MLPConfig, ModelConfig, OptimizerConfig, TaperConfig, build
 from eqx_slm.account import memory
@@ -47,24 +48,27 @@ def test_a_block_is_the_written_chain(form, placement):
     with jax.enable_x64(True):
         block = block_of(ContinuumConfig(d_ff=9, periods=(1, 2, 4), multiple=1, form=form), placement=placement)
         x = jnp.asarray(normal(T, D))
-        first, levels = block.channel_norm, block.channel.levels
-        if placement == "pre":
-            z = x + block.mixer(block.mixer_norm(x))
-        else:
-            z = block.mixer_norm(x + block.mixer(x))
-        if form == "independent":
-            inner = first(z) if placement == "pre" else z
-            z = z + sum(beta * level.mlp(inner) for beta, level in zip(block.channel.beta, levels, strict=True))
-            z = z if placement == "pre" else first(z)
-        else:
-            for norm, level in zip([first, *(level.norm for level in levels[1:])], levels, strict=True):
-                z = z + level.mlp(norm(z)) if placement == "pre" else norm(z + level.mlp(z))
-        np.testing.assert_allclose(eqx.filter_jit(block)(x), z, rtol=1e-11, atol=1e-12)
+
+        @eqx.filter_jit
+        def forms(block, x):
+            first, levels = block.channel_norm, block.channel.levels
+            if placement == "pre":
+                z = x + block.mixer(block.mixer_norm(x))
+            else:
+                z = block.mixer_norm(x + block.mixer(x))
+            if form == "independent":
+                inner = first(z) if placement == "pre" else z
+                z = z + sum(beta * level.mlp(inner) for beta, level in zip(block.channel.beta, levels, strict=True))
+                z = z if placement == "pre" else first(z)
+            else:
+                for norm, level in zip([first, *(level.norm for level in levels[1:])], levels, strict=True):
+                    z = z + level.mlp(norm(z)) if placement == "pre" else norm(z + level.mlp(z))
+            return block(x), z, block.channel(x), block.channel.stream(x, lambda y: y, "pre")
+
+        got, written, alone, streamed = as_numpy(forms(block, x))
+        np.testing.assert_allclose(got, written, rtol=1e-11, atol=1e-12)
         if form == "chain" and placement == "pre":  # the channel alone, without the block's norm
-            alone = block.channel(x) - eqx.tree_at(lambda b: b.channel_norm, block, lambda y: y).channel.stream(
-                x, lambda y: y, "pre"
-            )
-            np.testing.assert_allclose(alone, -x, rtol=1e-11, atol=1e-12)
+            np.testing.assert_allclose(alone - streamed, -x, rtol=1e-11, atol=1e-12)
 
 
 @given(
@@ -101,7 +105,7 @@ def test_a_taper_acts_on_the_total():
     assert [channel.level_widths(64) for channel in config.channels()] == [(136, 128), (112, 112), (64, 64), (48, 40)]
     narrow = dataclasses.replace(config, channel=ContinuumConfig(d_ff=24), taper=TaperConfig("cosine", multiple=4))
     with pytest.raises(ValueError, match="width 12 is too narrow for 2 levels in multiples of 8: give it 16 or more"):
-        build(narrow, key=jax.random.key(0))
+        jax.eval_shape(lambda: build(narrow, key=jax.random.key(0)))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +129,7 @@ BATCHES = np.random.default_rng(0).integers(0, VOCAB, (9, ROWS, LENGTH + 1)).ast
 
 def trained(config, steps=4, **options):
     """Parameters after each of some steps, the first of them the initial values."""
-    model = build(config, key=jax.random.key(0))
+    model = tiny_model(config)
     program = make_program(model, OptimizerConfig(**options))
     state = program.start(model)
     history = [named_arrays(as_numpy(state.params))]
@@ -177,18 +181,34 @@ def test_period_one_everywhere_is_plain_adamw():
 @given(period=st.integers(1, 5), rates=st.lists(st.floats(0.01, 1), min_size=7, max_size=7))
 def test_sgd_is_the_written_update_rule(period, rates):
     """Eq. 71: at multiples of the period the sum of that many gradients is taken, in between nothing moves."""
-    params = {"fast": jnp.zeros(2), "slow": jnp.zeros(2)}
-    optimizer = update_every(optax.identity(), {"fast": 1, "slow": period}.__getitem__)
     gradients = normal(7, 2).astype(np.float32)
-    state, expected = optimizer.init(params), {"fast": np.zeros(2), "slow": np.zeros(2)}
+    history = as_numpy(sgd(period)(jnp.asarray(gradients), jnp.asarray(rates, jnp.float32)))
+    expected = {"fast": np.zeros(2), "slow": np.zeros(2)}
     for i, (g, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
-        updates, state = optimizer.update({"fast": jnp.asarray(g), "slow": jnp.asarray(g)}, state, params)
-        params = jax.tree.map(lambda p, u, rate=rate: p - rate * u, params, updates)
         expected["fast"] = expected["fast"] - rate * g
         if i % period == 0:
             expected["slow"] = expected["slow"] - rate * gradients[i - period : i].sum(axis=0)
         for name, value in expected.items():
-            np.testing.assert_allclose(params[name], value, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(history[name][i - 1], value, rtol=1e-4, atol=1e-5)
+
+
+@functools.cache
+def sgd(period):
+    """The parameters after each step, from gradients and rates of all steps."""
+    optimizer = update_every(optax.identity(), {"fast": 1, "slow": period}.__getitem__)
+
+    def step(carry, given):
+        (params, state), (g, rate) = carry, given
+        updates, state = optimizer.update({"fast": g, "slow": g}, state, params)
+        params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
+        return (params, state), params
+
+    @jax.jit
+    def run(gradients, rates):
+        start = {"fast": jnp.zeros(2), "slow": jnp.zeros(2)}
+        return jax.lax.scan(step, (start, optimizer.init(start)), (gradients, rates))[1]
+
+    return run
 
 
 def test_slow_gradients_are_in_the_memory_account():
@@ -220,18 +240,26 @@ def in_float64(**changes):
     return filled(lambda key: build(dataclasses.replace(MODEL, **changes), key=key), dtype=np.float64, std=0.4)
 
 
+@eqx.filter_jit
+def in_context_forms(model, tokens):
+    """Features in chunks, at rate zero, and of the model that does not learn."""
+    frozen = dataclasses.replace(IN_CONTEXT, rates=(0.0, 0.0))
+    static = model.features(model.embedding(tokens))
+    return IN_CONTEXT.features(model, tokens), frozen.features(model, tokens), static
+
+
+in_context_step = eqx.filter_jit(IN_CONTEXT.step)  # one program for all lengths
+
+
 @pytest.mark.parametrize("t", [1, 8, 19])
 def test_chunks_equal_the_stream_and_rate_zero_equals_the_static_model(t):
     with jax.enable_x64(True):
         model, tokens = in_float64(), jnp.asarray(IDS[:t])
-        chunked = eqx.filter_jit(IN_CONTEXT.features)(model, tokens)
-        static = eqx.filter_jit(lambda m, t: m.features(m.embedding(t)))(model, tokens)
-        frozen = eqx.filter_jit(dataclasses.replace(IN_CONTEXT, rates=(0.0, 0.0)).features)(model, tokens)
+        chunked, frozen, static = as_numpy(in_context_forms(model, tokens))
         np.testing.assert_allclose(frozen, static, rtol=1e-12, atol=1e-12)
-        step = eqx.filter_jit(IN_CONTEXT.step)
         state, streamed = IN_CONTEXT.start(model, 32), []
         for token in tokens:
-            y, state = step(model, token, state)
+            y, state = in_context_step(model, token, state)
             streamed.append(np.asarray(y))
         np.testing.assert_allclose(np.stack(streamed), chunked, rtol=1e-11, atol=1e-11)
         learned = np.abs(np.asarray(chunked - static)).max(axis=1) > 1e-6
@@ -311,8 +339,8 @@ def test_the_outer_gradient_is_first_order_unless_asked():
     [
         (lambda: InContext(chunks=(4, 6)), r"chunks=\(4, 6\).*multiples of the smallest"),
         (lambda: InContext(chunks=(4,)), "1 chunks and 2 rates"),
-        (lambda: InContext((4,), (0.1,)).start(build(HOPE, key=jax.random.key(0)), 8), "1 chunks.*of 2 levels"),
-        (lambda: InContext().start(build(tiny_config(), key=jax.random.key(0)), 8), "no continuum memory"),
+        (lambda: InContext((4,), (0.1,)).start(filled(lambda key: build(HOPE, key=key)), 8), "1 chunks.*of 2 levels"),
+        (lambda: InContext().start(filled(lambda key: build(tiny_config(), key=key)), 8), "no continuum memory"),
     ],
 )
 def test_learning_in_context_that_makes_no_sense_is_refused(make, named):
@@ -321,6 +349,6 @@ def test_learning_in_context_that_makes_no_sense_is_refused(make, named):
     assert "\n" not in str(caught.value)
 
 
-def test_the_levels_own_norms_are_of_the_kind_asked_for(getkey):
-    memory = ContinuumConfig(d_ff=16).build(D, key=getkey())
+def test_the_levels_own_norms_are_of_the_kind_asked_for():
+    memory = filled(lambda key: ContinuumConfig(d_ff=16).build(D, key=key))
     assert memory.levels[0].norm is None and isinstance(memory.levels[1].norm, RMSNorm)

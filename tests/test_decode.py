@@ -19,6 +19,10 @@ def in_float64(make, **options):
     return filled(make, dtype=np.float64, std=0.5, **options)
 
 
+def model_of(config):
+    return filled(lambda key: build(config, key=key), std=0.5)
+
+
 @pytest.mark.parametrize(("positions", "placement", "norm"), [("rotary", "pre", "rms"), ("learned", "post", "layer")])
 def test_a_model_decodes_what_it_computes_at_once(positions, placement, norm):
     config = ModelConfig(
@@ -43,24 +47,24 @@ def test_a_model_decodes_what_it_computes_at_once(positions, placement, norm):
             np.testing.assert_allclose(np.stack(got), whole, rtol=1e-12, atol=1e-12)
 
 
-def test_states_are_of_a_fixed_size_and_of_the_type_asked_for(getkey):
-    mixer = Attention(D, n_heads=4, n_kv_heads=2, key=getkey())
+def test_states_are_of_a_fixed_size_and_of_the_type_asked_for():
+    mixer = filled(lambda key: Attention(D, n_heads=4, n_kv_heads=2, key=key))
     state = mixer.start(5, jnp.bfloat16)
     numbers = sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim)
     assert numbers == AttentionConfig(n_heads=4, n_kv_heads=2).state_numbers(D, 5)
-    _, after = mixer.step(jnp.ones(D), state)
+    _, after = jax.eval_shape(mixer.step, jnp.ones(D), state)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), state)
     assert after.k.dtype == jnp.bfloat16
 
 
-def test_another_mixers_state_is_refused_in_one_line(getkey):
-    mixer, other = Attention(D, n_heads=2, key=getkey()), Attention(D, n_heads=4, key=getkey())
+def test_another_mixers_state_is_refused_in_one_line():
+    mixer, other = (filled(lambda key, n=n: Attention(D, n_heads=n, key=key)) for n in (2, 4))
     for call in (lambda s: mixer.step(jnp.ones(D), s), lambda s: mixer.prefill(jnp.ones((3, D)), s)):
         with pytest.raises(ValueError, match=r"is a tuple, but Attention decodes with a AttentionState.*start\(\)"):
             call((1, 2))
         with pytest.raises(ValueError, match=r"heads of shape \(4, 2\), this attention \(2, 4\)"):
             call(other.start(4))
-    model, deeper = (build(tiny_config(depth=depth), key=KEY) for depth in (1, 2))
+    model, deeper = (model_of(tiny_config(depth=depth)) for depth in (1, 2))
     with pytest.raises(ValueError, match="is a AttentionState: take it from this model's"):
         model.step(jnp.asarray(1), mixer.start(4))
     with pytest.raises(ValueError, match="is of 2 blocks, the model has 1"):
@@ -76,11 +80,11 @@ class Shift(Mixer):
         return jnp.concatenate([jnp.zeros_like(x[:1]), x[:-1]])
 
 
-def test_a_mixer_without_a_state_still_generates(getkey):
-    config = tiny_config()
-    model = build(config, key=KEY)
-    model = eqx.tree_at(lambda m: m.blocks[0], model, Block(Shift(), MLP(16, 8, key=getkey()), d_model=16))
-    assert not model.decodes and build(config, key=KEY).decodes
+def test_a_mixer_without_a_state_still_generates():
+    decoding = model_of(tiny_config())
+    block = filled(lambda key: Block(Shift(), MLP(16, 8, key=key), d_model=16))
+    model = eqx.tree_at(lambda m: m.blocks[0], decoding, block)
+    assert not model.decodes and decoding.decodes
     with pytest.raises(ValueError, match="Shift keeps no decode state"):
         model.start(4)
     got = generate(model, jnp.asarray([3]), tokens=4, context=LENGTH, temperature=0.0, key=KEY)
@@ -89,8 +93,7 @@ def test_a_mixer_without_a_state_still_generates(getkey):
 
 @pytest.mark.parametrize("positions", ["rotary", "learned"])
 def test_both_ways_of_sampling_give_the_same_tokens(positions, monkeypatch):
-    config = tiny_config(positions=positions, depth=2)
-    model = jax.tree.map(lambda leaf: 10 * leaf, build(config, key=KEY))
+    model = model_of(tiny_config(positions=positions, depth=2))
     prompt = jnp.asarray([5, 9, 60])
     taken = []
     for decodes in (True, False):
@@ -110,7 +113,7 @@ def test_both_ways_of_sampling_give_the_same_tokens(positions, monkeypatch):
 def test_a_materialized_generator_decodes_at_a_tables_cost():
     generator = LeviathanConfig(seed_size=8, n_heads=2, knots=4, rank=4)
     config = tiny_config(embedding=generator)
-    table, slow = (build(c, key=KEY) for c in (tiny_config(), config))
+    table, slow = (model_of(c) for c in (tiny_config(), config))
 
     def cost(model):
         def step(token):

@@ -11,20 +11,22 @@ import eqx_slm
 HEAVY = {"grain", "tyro", "matplotlib", "optax", "scipy", "rich", "tiktoken", "tokenizers", "safetensors", "pandas"}
 
 
-def loaded(statement):
-    """The top-level modules that a fresh interpreter has after a statement."""
-    code = f"{statement}; import json, sys; print(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))"
+def loaded(*statements):
+    """The top-level modules that a fresh interpreter has after each statement."""
+    show = "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+    code = "; ".join(["import json, sys", *(f"{statement}; {show}" for statement in statements)])
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == ""
-    return set(json.loads(done.stdout))
+    return [set(json.loads(line)) for line in done.stdout.splitlines()]
 
 
 def test_importing_loads_no_more_than_equinox_does():
-    ours, theirs = loaded("import eqx_slm"), loaded("import equinox, jaxtyping, numpy")
-    new = ours - theirs - sys.stdlib_module_names
-    assert new == {"eqx_slm"}
-    assert {name for name in ours if name in HEAVY} <= theirs
-    assert "optax" in loaded("from eqx_slm import OptimizerConfig")  # the probe sees what is loaded
+    theirs, with_ours, with_a_name = loaded(
+        "import equinox, jaxtyping, numpy", "import eqx_slm", "from eqx_slm import OptimizerConfig"
+    )
+    assert with_ours - theirs - sys.stdlib_module_names == {"eqx_slm"}
+    assert with_ours & HEAVY <= theirs
+    assert "optax" in with_a_name  # the probe sees what is loaded
 
 
 def test_every_public_name_is_there():

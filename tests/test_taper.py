@@ -69,7 +69,7 @@ def test_ties_go_to_the_earlier_layer():
 @pytest.mark.parametrize("schedule", CURVES)
 def test_many_small_cases_against_brute_force(schedule):
     compared = 0
-    for depth, width, eighths, multiple in itertools.product(range(2, 7), range(1, 13), range(8, 17), (1, 2, 3)):
+    for depth, width, eighths, multiple in itertools.product(range(2, 6), range(1, 13), range(8, 17), (1, 2, 3)):
         start = eighths / 8
         expected = brute_force(depth, width, schedule, start, 2 - start, multiple)
         options = dict(schedule=schedule, start=start, end=2 - start, multiple=multiple)

@@ -54,9 +54,13 @@ def test_blocks_of_a_window_are_the_mask_of_the_whole_sequence():
             mixed = masked_attention(*mixer._projected(x, 0), mask, mixer._prefix(x))
             return mixer.attention._out(x, mixed)
 
-        (blocks, pull_blocks), (whole, pull_whole) = (jax.vjp(f, x) for f in (mixer._windows, masked))
+        @jax.jit
+        def both(x, pull):
+            return [(y, pulled(pull)[0]) for y, pulled in (jax.vjp(f, x) for f in (mixer._windows, masked))]
+
+        (blocks, blocks_gradient), (whole, whole_gradient) = both(x, pull)
         np.testing.assert_allclose(blocks, whole, rtol=0, atol=1e-12)
-        np.testing.assert_allclose(pull_blocks(pull)[0], pull_whole(pull)[0], rtol=0, atol=1e-12)
+        np.testing.assert_allclose(blocks_gradient, whole_gradient, rtol=0, atol=1e-12)
 
 
 def test_positions_count_from_the_first_persistent_token():
@@ -67,17 +71,20 @@ def test_positions_count_from_the_first_persistent_token():
         mag, mac = (
             filled(lambda key, c=c: c.build(D, key=key), std=0.5, dtype=np.float64) for c in (config, mac_config)
         )
-        x = jnp.asarray(np.random.default_rng(1).normal(size=(T, D)))
-        whole = mag.attention(jnp.concatenate([mag.memory.persistent, x]))[2:]
-        np.testing.assert_allclose(mag._windows(x), whole, rtol=0, atol=1e-12)
-
         mac = eqx.tree_at(lambda m: m.recall_norm.weight, mac, jnp.zeros(D))
-        q, k, v = mac.attention._projected(jnp.concatenate([mac.persistent, x]), 0)
-        k, v = (jnp.concatenate([jnp.zeros_like(a[2:]), a]) for a in (k, v))  # what was recalled, at any position
-        causal = jnp.tril(jnp.ones((T, T), bool))
-        mask = jnp.concatenate([causal, jnp.ones((T, 2), bool), causal], axis=1)
-        y = mac.attention._out(x, masked_attention(q[2:], k, v, mask))
-        np.testing.assert_allclose(mac(x), mac._gated(y, mac.memory(y)), rtol=0, atol=1e-12)
+        causal = np.tril(np.ones((T, T), bool))
+        mask = jnp.asarray(np.concatenate([causal, np.ones((T, 2), bool), causal], axis=1))
+
+        @eqx.filter_jit
+        def forms(mag, mac, x):
+            whole = mag.attention(jnp.concatenate([mag.memory.persistent, x]))[2:]
+            q, k, v = mac.attention._projected(jnp.concatenate([mac.persistent, x]), 0)
+            k, v = (jnp.concatenate([jnp.zeros_like(a[2:]), a]) for a in (k, v))  # what was recalled, at any position
+            y = mac.attention._out(x, masked_attention(q[2:], k, v, mask))
+            return (mag._windows(x), whole), (mac(x), mac._gated(y, mac.memory(y)))
+
+        for got, expected in forms(mag, mac, jnp.asarray(np.random.default_rng(1).normal(size=(T, D)))):
+            np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", [TitansMAGConfig, TitansMACConfig])
