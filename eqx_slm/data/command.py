@@ -1,8 +1,9 @@
-"""The command behind `python -m eqx_slm.data`: describe, prepare, tokenizer."""
+"""The command behind `python -m eqx_slm.data`: describe, prepare, export."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,12 @@ import tyro
 from tyro.conf import Positional
 
 from ..errors import UserError, parse
+from .formats import Fields
+from .preparing import Progress, describe, describe_prepared, prepare
+from .shards import VOCABULARY, is_prepared
+from .sources import open_source
+from .splits import split_rule
+from .vocabulary import export_tokenizer, load_tokenizer, tokenizer_for
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class Text:
     on_error: Literal["stop", "skip"] = "stop"
     """What to do with a broken record: stop at it, or skip and count it."""
     workers: int | None = None
-    """Tokenizing processes; one a core where left out, 0 tokenizes in this process."""
+    """Tokenizing threads beside the one that reads; one a core where left out, 0 for none."""
     pad_vocab_to: int = 1
     """Show the vocabulary padded to a multiple."""
 
@@ -96,81 +103,67 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(Command, arguments, "python -m eqx_slm.data")
     try:
         if isinstance(options, Export):
-            return _export(options)
-        if not options.data:
-            raise UserError("no data: name a corpus, a file, a folder or a glob")
-        if isinstance(options, Describe):
-            return _describe(options)
-        return _prepare(options)
+            _say(str(_export(options)))
+        else:
+            if not options.data:
+                raise UserError("no data: name a corpus, a file, a folder or a glob")
+            table = _describe(options) if isinstance(options, Describe) else _prepare(options)
+            _say(json.dumps(table, indent=1, ensure_ascii=False) if options.json else _lines(table))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; give the same command again to go on", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # | head
+    except BrokenPipeError:  # | head: nobody reads on, and Python's own flush at the end must not say so
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-
-
-def _open(options: Text) -> tuple[Any, Any, Any]:
-    from .describe import tokenizer_for
-    from .formats import Fields
-    from .sources import open_source
-    from .splits import split_rule
-
-    fields = Fields(options.text_field, options.group_field, options.unit, options.records)
-    source = open_source(options.data, data_root=options.data_root, fields=fields)
-    rule = split_rule(source, options.split, valid=options.valid_share, test=options.test_share)
-    return source, rule, tokenizer_for(options.tokenizer, source, rule, on_error=options.on_error)
-
-
-def _describe(options: Describe) -> int:
-    from .describe import describe, describe_prepared
-    from .manifest import is_prepared
-
-    if len(options.data) == 1 and is_prepared(options.data[0]):
-        table = describe_prepared(Path(options.data[0]).expanduser(), pad_vocab_to=options.pad_vocab_to)
-    else:
-        source, rule, tokenizer = _open(options)
-        small = source.spec["kind"] == "memory" and options.workers is None  # a process would start for longer
-        table = describe(
-            source,
-            tokenizer,
-            rule,
-            workers=0 if small else options.workers,
-            on_error=options.on_error,
-            pad_vocab_to=options.pad_vocab_to,
-        )
-    _print(table, options.json)
     return 0
 
 
-def _prepare(options: Prepare) -> int:
+def _say(text: str) -> None:
+    """Prints whatever the terminal can show of a text, or nothing where there is no standard output."""
+    if sys.stdout is not None:
+        encoding = sys.stdout.encoding or "utf-8"
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+
+
+def _open(options: Text) -> tuple[Any, Any, Any]:
+    fields = Fields(options.text_field, options.group_field, options.unit, options.records)
+    source = open_source(options.data, data_root=options.data_root, fields=fields)
+    rule = split_rule(source, options.split, valid=options.valid_share, test=options.test_share)
+    return source, tokenizer_for(options.tokenizer, source, rule, on_error=options.on_error), rule
+
+
+def _describe(options: Describe) -> dict[str, Any]:
+    if len(options.data) == 1 and is_prepared(options.data[0]):
+        return describe_prepared(Path(options.data[0]).expanduser(), pad_vocab_to=options.pad_vocab_to)
+    common: dict[str, Any] = {"workers": options.workers, "on_error": options.on_error}
+    return describe(*_open(options), pad_vocab_to=options.pad_vocab_to, **common)
+
+
+def _prepare(options: Prepare) -> dict[str, Any]:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
 
-    from .describe import describe_prepared
-    from .preparing import Told, prepare
-
-    source, rule, tokenizer = _open(options)
-    total = sum(size for _, size, _ in source.spec["files"]) if source.spec["kind"] == "files" else None
-    packed = source.spec["kind"] == "files" and any(file.packing or file.format != "text" for file in source.files)
+    source, tokenizer, rule = _open(options)
+    files = getattr(source, "files", ())
+    # Packed files: nobody knows how much text is in them, so the bar only moves.
+    known = files and not any(file.packing or file.format != "text" for file in files)
     console = Console(stderr=True)
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[tokens]:,} tokens, {task.fields[rate]:,.0f} tokens/s, {task.fields[read]:,.0f} MB"),
+        TextColumn("tokenizing"),
+        BarColumn(20),
+        TextColumn("{task.fields[read]:,.0f} MB, {task.fields[rate]:,.0f} tokens/s"),
         TimeElapsedColumn(),
     )
-    # Packed files: nobody knows how much text is in them, so the bar only moves.
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("tokenizing", total=None if packed else total, tokens=0, rate=0.0, read=0.0)
-        begun: list[int] = []
+    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=sum(file.size for file in files) if known else None, rate=0.0, read=0.0)
 
-        def tell(told: Told) -> None:
-            begun.append(told.tokens) if not begun else None
-            rate = (told.tokens - (begun[0] if told.resumed else 0)) / max(told.seconds, 1e-9)
-            bar.update(task, completed=told.bytes, tokens=told.tokens, rate=rate, read=told.bytes / 1e6)
+        def tell(told: Progress) -> None:
+            rate = told.own_tokens / max(told.seconds, 1e-9)
+            bar.update(task, completed=told.bytes, rate=rate, read=told.bytes / 1e6)
 
         prepare(
             source,
@@ -183,46 +176,31 @@ def _prepare(options: Prepare) -> int:
             shard_tokens=options.shard_tokens,
             on_progress=tell,
         )
-    _print(describe_prepared(options.out.expanduser(), pad_vocab_to=options.pad_vocab_to), options.json)
-    return 0
+    return describe_prepared(options.out.expanduser(), pad_vocab_to=options.pad_vocab_to)
 
 
-def _export(options: Export) -> int:
-    from .describe import tokenizer_for
-    from .manifest import VOCABULARY, is_prepared
-    from .sources import open_source
-    from .splits import split_rule
-    from .vocabulary import export_tokenizer_json, load_tokenizer, save_ranks
-
+def _export(options: Export) -> Path:
     if is_prepared(options.data):
         tokenizer = load_tokenizer(Path(options.data).expanduser() / VOCABULARY)
     else:
         source = open_source(options.data, data_root=options.data_root)
         tokenizer = tokenizer_for(options.tokenizer, source, split_rule(source))
-    if options.out.suffix not in (".json", ".tiktoken"):
-        raise UserError(f"{options.out}: end the name in .json (tokenizer.json) or .tiktoken (ranks)")
     try:
-        write = export_tokenizer_json if options.out.suffix == ".json" else save_ranks
-        print(write(options.out, tokenizer))
+        return export_tokenizer(options.out, tokenizer)
     except OSError as error:
         raise UserError(f"cannot write {options.out}: {error.strerror}") from None
-    return 0
 
 
-def _print(table: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(table, indent=1, ensure_ascii=False))
-        return
+def _lines(table: dict[str, Any]) -> str:
     padding = f", padded to {table['padded_vocab_size']:,} (+{table['padding']:,})" if table["padding"] else ""
-    print(f"{table['name']}: split {table['split_rule']}; tokenizer {table['tokenizer']}")
-    print(f"vocabulary {table['vocab_size']:,}{padding}")
+    lines = [f"{table['name']}: split {table['split_rule']}; tokenizer {table['tokenizer']}"]
+    lines.append(f"vocabulary {table['vocab_size']:,}{padding}")
     names = ("documents", "characters", "bytes", "tokens", "bytes_per_token")
-    print(f"{'split':6s}" + "".join(f"{name.replace('_per_', ' a '):>16s}" for name in names))
+    lines.append("split " + "".join(f"{name.replace('_per_', ' a '):>15s}" for name in names))
     for split, row in table["splits"].items():
         cells = ["-" if row[name] is None else f"{row[name]:,}" for name in names]
-        print(f"{split:6s}" + "".join(f"{cell:>16s}" for cell in cells))
-    skipped = table["skipped"]
-    if skipped["counts"]:
-        print("left out: " + ", ".join(f"{count:,} {kind}" for kind, count in skipped["counts"].items()))
-        for message in skipped["first"]:
-            print(f"  {message}")
+        lines.append(f"{split:6s}" + "".join(f"{cell:>15s}" for cell in cells))
+    if table["skipped"]["counts"]:
+        lines.append("left out: " + ", ".join(f"{n:,} {kind}" for kind, n in table["skipped"]["counts"].items()))
+        lines += [f"  {message}" for message in table["skipped"]["first"]]
+    return "\n".join(lines)
