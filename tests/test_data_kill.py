@@ -58,7 +58,7 @@ def test_a_crash_at_any_step_leaves_a_folder_to_go_on_from(tmp_path, monkeypatch
     else:
         monkeypatch.setattr(os, call, failing(getattr(os, call)))
     crashes = 0
-    for step in range(1, 400, 1 if call == "replace" else 3):
+    for step in range(1, 400, 3 if call == "fsync" else 1):
         folder = tmp_path / f"out-{step}"
         counter["left"] = step
         try:
