@@ -18,7 +18,7 @@ import numpy as np
 import tiktoken
 
 from ..errors import UserError
-from .corpus import Corpus
+from .corpora import Corpus
 from .tokenizer import Tokenizer, as_ids
 
 END_OF_TEXT = "<|endoftext|>"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .corpus import SPLITS, Corpus
+from .corpora import SPLITS, Corpus
 from .documents import MemorySource, OnError, Problem, Skipped, Source
 from .manifest import Manifest, SplitCounts
 from .sources import spec_hash

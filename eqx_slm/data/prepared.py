@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import UserError
 from .base import IndexedStream, check_processes
-from .corpus import SPLITS
+from .corpora import SPLITS
 from .manifest import VOCABULARY, Manifest
 from .mix import Schedule
 from .order import places

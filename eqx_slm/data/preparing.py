@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import write_json_atomic
-from .corpus import SPLITS
+from .corpora import SPLITS
 from .documents import Item, OnError, Position, Problem, Skipped, Source
 from .manifest import NAME, VOCABULARY, Manifest, SplitCounts, is_prepared
 from .shards import SHARD_TOKENS, ShardWriter, cannot_write, folder_lock, token_dtype

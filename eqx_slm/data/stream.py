@@ -13,8 +13,8 @@ import numpy as np
 
 from ..errors import UserError
 from .base import IndexedStream, check_processes
-from .corpus import SPLITS, load_corpus
 from .order import permutation
+from .sources import SPLITS, load_corpus
 from .tokenizer import Tokenizer, make_tokenizer, padded_vocab
 
 EVAL_SEED = "validation"  # a string: no integer seed of a run gives the same order

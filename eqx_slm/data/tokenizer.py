@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from .corpus import Corpus
+from .corpora import Corpus
 
 SPECS = "'bpe:N', 'char', 'byte', 'word:eos=newline', 'word:eos=none' or a tiktoken name such as 'o200k_base'"
 UNKNOWN = "<unk>"
