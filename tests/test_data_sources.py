@@ -15,8 +15,8 @@ from text_files import FORMATS, json_line, some_texts, texts_of, write_texts
 from eqx_slm.data import open_source
 from eqx_slm.data.documents import START, Document, Problem, Skipped
 from eqx_slm.data.formats import Fields
-from eqx_slm.data.sources import split_of_file
 from eqx_slm.data.splits import SplitRule, split_rule
+from eqx_slm.data.splits import split_of_name as split_of_file
 from eqx_slm.errors import UserError
 
 TEXTS = some_texts(40)

@@ -209,7 +209,7 @@ def test_processes_share_the_batches(folder, tokenizer, tmp_path, kind):
             return folder_stream(folder, tokenizer, **where)
         if kind == "prepared":
             return open_prepared(tmp_path / "out", **sizes, **where)
-        return open_data(str(folder / "b.jsonl"), "byte", **sizes, **where)
+        return open_data(str(folder / "a.jsonl.zst"), "byte", **sizes, **where)
 
     iterator = opened(0, 1).batches(3)
     whole = take(iterator, 30)

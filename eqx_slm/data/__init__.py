@@ -1,11 +1,11 @@
 """Text to batches: corpora, tokenizers and token streams."""
 
-from .corpus import Corpus as Corpus
-from .corpus import load_corpus as load_corpus
+from .corpora import Corpus as Corpus
 from .open import make_stream as make_stream
 from .open import open_data as open_data
 from .open import open_prepared as open_prepared
 from .preparing import prepare as prepare
+from .sources import load_corpus as load_corpus
 from .sources import open_source as open_source
 from .splits import SplitRule as SplitRule
 from .splits import split_rule as split_rule

@@ -148,9 +148,8 @@ def _prepare(options: Prepare) -> dict[str, Any]:
     from rich.progress import Progress as Bar
 
     source, tokenizer, rule = _open(options)
-    files = getattr(source, "files", ())
-    # Packed files: nobody knows how much text is in them, so the bar only moves.
-    known = files and not any(file.packing or file.format != "text" for file in files)
+    # Packed files and records: nobody knows how much text is in them, so the bar only moves.
+    known = source.size if source.whole_files and not any(file.packing for file in source.files) else None
     console = Console(stderr=True)
     columns = (
         TextColumn("tokenizing"),
@@ -159,7 +158,7 @@ def _prepare(options: Prepare) -> dict[str, Any]:
         TimeElapsedColumn(),
     )
     with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=sum(file.size for file in files) if known else None, rate=0.0, read=0.0)
+        task = bar.add_task("", total=known, rate=0.0, read=0.0)
 
         def tell(told: Progress) -> None:
             rate = told.own_tokens / max(told.seconds, 1e-9)

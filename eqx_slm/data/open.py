@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import UserError
-from .corpus import SPLITS, load_corpus
 from .documents import OnError
 from .formats import Fields
 from .shards import VOCABULARY, Manifest, is_prepared
-from .sources import open_source
-from .splits import split_rule
+from .sources import load_corpus, open_source
+from .splits import SPLITS, split_rule
 from .stream import Stream, TokenStream, check_vocabulary
 from .tokenizer import padded_vocab
 from .vocabulary import load_tokenizer, make_tokenizer, tokenizer_for
@@ -45,8 +44,7 @@ def make_stream(
     Raises `UserError` as those do, and if `vocab_size` is smaller than the tokenizer's.
     """
     _check_name(data)
-    fields = {} if text_field is None else {"fields": Fields(text=text_field)}
-    corpus = load_corpus(data, data_root=data_root, **fields)
+    corpus = load_corpus(data, data_root=data_root, fields=None if text_field is None else Fields(text=text_field))
     made = make_tokenizer(tokenizer, corpus, cache_dir=cache_dir)
     size = padded_vocab(made.vocab_size if vocab_size is None else vocab_size, pad_vocab_to)
     check_vocabulary(size, made)

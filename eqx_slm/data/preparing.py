@@ -15,7 +15,6 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import write_json_atomic
-from .corpus import SPLITS
 from .documents import START, Document, Item, OnError, Position, Problem, Skipped, Source
 from .shards import (
     MANIFEST,
@@ -28,7 +27,7 @@ from .shards import (
     token_dtype,
 )
 from .sources import lasting
-from .splits import SplitRule
+from .splits import SPLITS, SplitRule
 from .tokenizer import Tokenizer, padded_vocab
 from .tokenizing import tokenized
 from .tokens import check_sizes

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import _sync_folder, write_json_atomic
-from .corpus import SPLITS
+from .splits import SPLITS
 from .tokens import Tokens
 
 FORMAT = 1

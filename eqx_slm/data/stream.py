@@ -12,8 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from ..errors import UserError
-from .corpus import SPLITS
 from .order import Mixture, places
+from .splits import SPLITS
 from .state import StreamState, check_cursor
 from .tokenizer import Tokenizer
 from .tokens import LARGEST_SIZE, Tokens, as_tokens, check_processes, check_sizes

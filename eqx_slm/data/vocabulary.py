@@ -13,10 +13,10 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import write_bytes_atomic, write_json_atomic
-from .corpus import SPLITS, Corpus
+from .corpora import Corpus
 from .documents import MemorySource, OnError, Problem, Skipped, Source
 from .sources import spec_hash
-from .splits import SplitRule
+from .splits import SPLITS, SplitRule
 from .tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, WordTokenizer
 
 FORMAT = 1
