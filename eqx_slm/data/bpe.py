@@ -195,28 +195,19 @@ def bytes_of_characters() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
-def of_ranks(name: str, tokens: list[bytes]) -> TiktokenTokenizer:
-    """The tokenizer of trained tokens in the order of their ranks, and the end of a text after them."""
-    encoding = tiktoken.Encoding(
-        name=name,
-        pat_str=PATTERN,
-        mergeable_ranks={token: rank for rank, token in enumerate(tokens)},
-        special_tokens={END_OF_TEXT: len(tokens)},
-        explicit_n_vocab=len(tokens) + 1,
-    )
-    return TiktokenTokenizer(encoding, label=PATTERN)
+def of_ranks(tokens: list[bytes]) -> TiktokenTokenizer:
+    """The tokenizer `bpe:N` of trained tokens in the order of their ranks, and the end of a text after them."""
+    size, special = len(tokens) + 1, {END_OF_TEXT: len(tokens)}
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    return make(f"bpe:{size}", ranks, label=PATTERN, pattern=PATTERN, special=special, size=size)
 
 
-def of_content(data: dict[str, Any]) -> TiktokenTokenizer:
-    """The tokenizer of `TiktokenTokenizer.content` and its name."""
-    special = {str(text): int(token) for text, token in data["special"].items()}
-    ranks = dict(zip(map(base64.b64decode, data["tokens"]), data["ids"], strict=True))
-    whole = len(ranks) + len(special) == data["size"]
+def make(
+    name: str, ranks: dict[bytes, int], *, label: str, pattern: str, special: dict[str, int], size: int
+) -> TiktokenTokenizer:
+    """The tokenizer of what `TiktokenTokenizer.content` says."""
+    whole = len(ranks) + len(special) == size  # published vocabularies have gaps
     encoding = tiktoken.Encoding(
-        name=data["name"],
-        pat_str=data["pattern"],
-        mergeable_ranks=ranks,
-        special_tokens=special,
-        explicit_n_vocab=data["size"] if whole else None,  # published vocabularies have gaps
+        name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special, explicit_n_vocab=size if whole else None
     )
-    return TiktokenTokenizer(encoding, label=data["label"])
+    return TiktokenTokenizer(encoding, label=label)

@@ -26,69 +26,47 @@ from .vocabulary import export_tokenizer, load_tokenizer, tokenizer_for
 class Text:
     """What is read, and how it falls into documents, splits and tokens."""
 
+    # stdlib, site-packages, a corpus below the data root, files, folders, globs, fsspec addresses of text, .jsonl (.gz,
+    # .zst), parquet or ArrayRecord, or hf:NAME; several are read one after another.
     data: Positional[tuple[str, ...]]
-    """stdlib, site-packages, a corpus below the data root, files, folders, globs, fsspec addresses of text, .jsonl
-    (.gz, .zst), parquet or ArrayRecord, or hf:NAME; several are read one after another."""
-    data_root: str | None = None
-    """The folder that holds the named corpora."""
-    tokenizer: str = "o200k_base"
-    """bpe:N (trained here), char, byte, word (word:eos=none), o200k_base or any other tiktoken name."""
-    text_field: str = "text"
-    """The field of JSON lines, or the column of parquet, that is the text."""
-    group_field: str = "meta.pile_set_name"
-    """The field with the name of a document's set; counts are kept by set."""
-    unit: Literal["file", "paragraph", "line"] = "file"
-    """What a document of a text file is."""
-    records: Literal["text", "json"] = "text"
-    """What an ArrayRecord file holds."""
+    data_root: str | None = None  # The folder that holds the named corpora.
+    tokenizer: str = "o200k_base"  # bpe:N (trained here), char, byte, word (word:eos=none), or a tiktoken name.
+    text_field: str = "text"  # The field of JSON lines, or the column of parquet, that is the text.
+    group_field: str = "meta.pile_set_name"  # The field with the name of a document's set; counts are kept by set.
+    unit: Literal["file", "paragraph", "line"] = "file"  # What a document of a text file is.
+    records: Literal["text", "json"] = "text"  # What an ArrayRecord file holds.
+    # auto: official splits where files are named so, else by the hash of the path (text files) or of the content.
     split: Literal["auto", "official", "content", "path"] = "auto"
-    """auto: official splits where files are named so, else by the hash of the path (text files) or of the content."""
-    valid_share: float = 0.05
-    """Share of documents that the hash puts into valid."""
-    test_share: float = 0.05
-    """Share of documents that the hash puts into test."""
-    on_error: Literal["stop", "skip"] = "stop"
-    """What to do with a broken record: stop at it, or skip and count it."""
-    workers: int | None = None
-    """Tokenizing threads beside the one that reads; one a core where left out, 0 for none."""
-    pad_vocab_to: int = 1
-    """Show the vocabulary padded to a multiple."""
+    valid_share: float = 0.05  # Share of documents that the hash puts into valid.
+    test_share: float = 0.05  # Share of documents that the hash puts into test.
+    on_error: Literal["stop", "skip"] = "stop"  # What to do with a broken record: stop at it, or skip and count it.
+    workers: int | None = None  # Tokenizing threads beside the one that reads; one a core where left out, 0 for none.
+    pad_vocab_to: int = 1  # Show the vocabulary padded to a multiple.
+    json: bool = False  # Print JSON.
 
 
 @dataclass(frozen=True)
 class Describe(Text):
     """Print splits, documents, characters, bytes, tokens, vocabulary and bytes a token; of a prepared folder too."""
 
-    json: bool = False
-    """Print JSON."""
-
 
 @dataclass(frozen=True)
 class Prepare(Text):
     """Tokenize once, in parallel, into shards with a manifest; give the command again after an interruption."""
 
-    out: Path = Path("prepared")
-    """The folder to write: new, empty, or of an unfinished run."""
-    on_leak: Literal["stop", "keep"] = "stop"
-    """What to do where one document is in two splits."""
-    shard_tokens: int = 1 << 26
-    """Tokens a shard."""
-    json: bool = False
-    """Print JSON."""
+    out: Path = Path("prepared")  # The folder to write: new, empty, or of an unfinished run.
+    on_leak: Literal["stop", "keep"] = "stop"  # What to do where one document is in two splits.
+    shard_tokens: int = 1 << 26  # Tokens a shard.
 
 
 @dataclass(frozen=True)
 class Export:
     """Write a tokenizer: .json is Hugging Face's tokenizer.json, .tiktoken is tiktoken's ranks."""
 
-    out: Positional[Path]
-    """The file to write."""
-    tokenizer: str = "bpe:8192"
-    """bpe:N or a tiktoken name."""
-    data: str = "stdlib"
-    """What bpe:N is trained on; or a prepared folder, whose tokenizer is then taken."""
-    data_root: str | None = None
-    """The folder that holds the named corpora."""
+    out: Positional[Path]  # The file to write.
+    tokenizer: str = "bpe:8192"  # bpe:N or a tiktoken name.
+    data: str = "stdlib"  # What bpe:N is trained on; or a prepared folder, whose tokenizer is then taken.
+    data_root: str | None = None  # The folder that holds the named corpora.
 
 
 Command = (
@@ -100,13 +78,11 @@ Command = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, or 2 for what the user can mend (one line on standard error)."""
-    options = parse(Command, arguments, "python -m eqx_slm.data")
     try:
+        options = parse(Command, arguments, "python -m eqx_slm.data")
         if isinstance(options, Export):
             _say(str(_export(options)))
         else:
-            if not options.data:
-                raise UserError("no data: name a corpus, a file, a folder or a glob")
             table = _describe(options) if isinstance(options, Describe) else _prepare(options)
             _say(json.dumps(table, indent=1, ensure_ascii=False) if options.json else _lines(table))
     except UserError as error:
@@ -129,6 +105,8 @@ def _say(text: str) -> None:
 
 
 def _open(options: Text) -> tuple[Any, Any, Any]:
+    if not options.data:
+        raise UserError("no data: name a corpus, a file, a folder or a glob")
     fields = Fields(options.text_field, options.group_field, options.unit, options.records)
     source = open_source(options.data, data_root=options.data_root, fields=fields)
     rule = split_rule(source, options.split, valid=options.valid_share, test=options.test_share)
@@ -143,38 +121,25 @@ def _describe(options: Describe) -> dict[str, Any]:
 
 
 def _prepare(options: Prepare) -> dict[str, Any]:
+    from rich import progress
     from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
 
     source, tokenizer, rule = _open(options)
     # Packed files and records: nobody knows how much text is in them, so the bar only moves.
-    known = source.size if source.whole_files and not any(file.packing for file in source.files) else None
+    plain = source.whole_files and not any(file.packing for file in source.files)
     console = Console(stderr=True)
-    columns = (
-        TextColumn("tokenizing"),
-        BarColumn(20),
-        TextColumn("{task.fields[read]:,.0f} MB, {task.fields[rate]:,.0f} tokens/s"),
-        TimeElapsedColumn(),
-    )
-    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=known, rate=0.0, read=0.0)
+    figures = progress.TextColumn("{task.fields[read]:,.0f} MB, {task.fields[rate]:,.0f} tokens/s")
+    columns = (progress.TextColumn("tokenizing"), progress.BarColumn(20), figures, progress.TimeElapsedColumn())
+    with progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=source.size if plain else None, rate=0.0, read=0.0)
 
         def tell(told: Progress) -> None:
             rate = told.own_tokens / max(told.seconds, 1e-9)
             bar.update(task, completed=told.bytes, rate=rate, read=told.bytes / 1e6)
 
-        prepare(
-            source,
-            tokenizer,
-            options.out,
-            rule=rule,
-            workers=options.workers,
-            on_error=options.on_error,
-            on_leak=options.on_leak,
-            shard_tokens=options.shard_tokens,
-            on_progress=tell,
-        )
+        common: dict[str, Any] = {"workers": options.workers, "on_error": options.on_error, "on_leak": options.on_leak}
+        sizes = {"shard_tokens": options.shard_tokens}
+        prepare(source, tokenizer, options.out, rule=rule, on_progress=tell, **common, **sizes)
     return describe_prepared(options.out.expanduser(), pad_vocab_to=options.pad_vocab_to)
 
 
@@ -192,14 +157,14 @@ def _export(options: Export) -> Path:
 
 def _lines(table: dict[str, Any]) -> str:
     padding = f", padded to {table['padded_vocab_size']:,} (+{table['padding']:,})" if table["padding"] else ""
-    lines = [f"{table['name']}: split {table['split_rule']}; tokenizer {table['tokenizer']}"]
-    lines.append(f"vocabulary {table['vocab_size']:,}{padding}")
     names = ("documents", "characters", "bytes", "tokens", "bytes_per_token")
-    lines.append("split " + "".join(f"{name.replace('_per_', ' a '):>15s}" for name in names))
+    lines = [f"{table['name']}: split {table['split_rule']}; tokenizer {table['tokenizer']}"]
+    lines += [f"vocabulary {table['vocab_size']:,}{padding}"]
+    lines += ["split" + "".join(f"{name.replace('_per_', ' a '):>15s}" for name in names)]
     for split, row in table["splits"].items():
         cells = ["-" if row[name] is None else f"{row[name]:,}" for name in names]
-        lines.append(f"{split:6s}" + "".join(f"{cell:>15s}" for cell in cells))
-    if table["skipped"]["counts"]:
-        lines.append("left out: " + ", ".join(f"{n:,} {kind}" for kind, n in table["skipped"]["counts"].items()))
+        lines.append(f"{split:5s}" + "".join(f"{cell:>15s}" for cell in cells))
+    if counts := table["skipped"]["counts"]:
+        lines.append("left out: " + ", ".join(f"{count:,} {kind}" for kind, count in counts.items()))
         lines += [f"  {message}" for message in table["skipped"]["first"]]
     return "\n".join(lines)

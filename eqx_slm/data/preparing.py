@@ -15,17 +15,8 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import write_json_atomic
-from .documents import START, Document, Item, OnError, Position, Problem, Skipped, Source
-from .shards import (
-    MANIFEST,
-    SHARD_TOKENS,
-    VOCABULARY,
-    Manifest,
-    ShardWriter,
-    SplitCounts,
-    is_prepared,
-    token_dtype,
-)
+from .documents import START, Document, OnError, Position, Problem, Skipped, Source
+from .shards import MANIFEST, SHARD_TOKENS, VOCABULARY, Manifest, ShardWriter, SplitCounts, is_prepared, token_dtype
 from .sources import lasting
 from .splits import SPLITS, SplitRule
 from .tokenizer import Tokenizer, padded_vocab
@@ -39,11 +30,10 @@ COMMIT_BYTES = 64 << 20  # of text between two points that a killed run goes on 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far preparing is: documents, bytes and tokens so far, and the seconds and tokens of this process."""
+    """How far preparing is: documents and bytes so far, and the seconds and tokens of this process."""
 
     documents: int
     bytes: int
-    tokens: int
     seconds: float
     own_tokens: int
 
@@ -69,12 +59,11 @@ def prepare(
 
     **Arguments:**
 
-    - `source`: see `open_source`. `tokenizer`: see `make_tokenizer`. `rule`: see `split_rule`.
+    - `source`, `tokenizer`, `rule`: see `open_source`, `make_tokenizer`, `split_rule`.
     - `folder`: new, empty, or of an unfinished run.
     - `workers`: tokenizing threads; None is one a core, 0 tokenizes in the caller's.
     - `on_error`: what to do with a record that is no document, or that the tokenizer refuses: "stop", or "skip" and
-        count.
-    - `on_leak`: what to do where a document is in two splits: "stop", or "keep" it and write the count.
+        count. `on_leak`: with a document that is in two splits: "stop", or "keep" it and write the count.
     - `shard_tokens`: tokens a shard. `commit_bytes`: bytes of text between two points to go on from.
     - `on_progress`: told about every half megabyte of text.
 
@@ -123,26 +112,19 @@ class _Run:
     """A run of `prepare`: the state of everything that grows, and the points at which it is safe."""
 
     def __init__(
-        self,
-        source: Source,
-        tokenizer: Tokenizer,
-        folder: Path,
-        rule: SplitRule,
-        on_error: OnError,
-        shard_tokens: int,
+        self, source: Source, tokenizer: Tokenizer, folder: Path, rule: SplitRule, on_error: OnError, shard_tokens: int
     ) -> None:
         self.source, self.tokenizer, self.folder, self.rule = source, tokenizer, folder, rule
         self.on_error, self.shard_tokens = on_error, shard_tokens
-        sizes = {"shard_tokens": shard_tokens}
-        plan = {"source": source.spec, "split_rule": str(rule), "tokenizer": tokenizer.hash, **sizes}
-        self.plan = json.loads(json.dumps(plan))  # as it comes back from a file
+        self.plan = {"source": source.spec, "split_rule": str(rule), "tokenizer": tokenizer.hash}
+        self.plan = json.loads(json.dumps({**self.plan, "shard_tokens": shard_tokens}))  # as it comes back from a file
+        self.made_of = {**lasting(self.plan["source"]), "shard_tokens": shard_tokens}
 
     def finished(self) -> Manifest:
         """What is there, where it is what would be made."""
         manifest = Manifest.read(self.folder)
-        made = {**json.loads(json.dumps(lasting(self.source.spec))), "shard_tokens": self.shard_tokens}
         there = (manifest.source, manifest.split_rule, manifest.tokenizer["hash"])
-        if there != (made, str(self.rule), self.tokenizer.hash):
+        if there != (self.made_of, self.plan["split_rule"], self.plan["tokenizer"]):
             raise UserError(f"{self.folder} holds other prepared data: name another folder, or remove it")
         self._clean()
         return manifest
@@ -202,17 +184,13 @@ class _Run:
         writers = {name: writer.commit() for name, writer in self.writers.items()}
         self._save({"at": self.at, "skipped": self.skipped.state(), "counts": counts, "writers": writers})
 
-    def _items(self) -> Iterator[Item]:
-        items = self.source.items(self.at or START)
-        if self.at is not None:
-            next(items, None)  # the record that the last commit ended with
-        return items
-
     def read(self, workers: int | None, commit_bytes: int, tell: Callable[[Progress], None]) -> None:
         """Reads, tokenizes and writes to the end."""
         started, since, told, own = time.perf_counter(), 0, 0, 0
-        encoded = tokenized(self._items(), self.tokenizer, wanted=lambda document: True, workers=workers)
-        for item, ids in encoded:
+        items = self.source.items(self.at or START)
+        if self.at is not None:
+            next(items, None)  # the record that the last commit ended with
+        for item, ids in tokenized(items, self.tokenizer, workers=workers):
             self.at = item.at
             if isinstance(item, Problem):
                 self.skipped.see(item)
@@ -223,13 +201,14 @@ class _Run:
                 self._commit()
                 since = 0
             if told >= 1 << 19:
-                self._tell(tell, started, own)
+                tell(self._progress(started, own))
                 told = 0
-        self._tell(tell, started, own)
+        tell(self._progress(started, own))
 
-    def _tell(self, tell: Callable[[Progress], None], started: float, own: int) -> None:
-        documents, size, tokens = (sum(getattr(c, n) for c in self.counts.values()) for n in _COUNTED)
-        tell(Progress(documents, size, tokens, time.perf_counter() - started, own))
+    def _progress(self, started: float, own: int) -> Progress:
+        counts = self.counts.values()
+        documents, size = sum(c.documents for c in counts), sum(c.bytes for c in counts)
+        return Progress(documents, size, time.perf_counter() - started, own)
 
     def _write(self, document: Document, ids: np.ndarray) -> None:
         split = self.rule(document)
@@ -260,7 +239,7 @@ class _Run:
                 "--split content, which keeps equal texts together, or keep them with --on-leak keep"
             )
         manifest = Manifest(
-            source={**lasting(self.source.spec), "shard_tokens": self.shard_tokens},
+            source=self.made_of,
             split_rule=str(self.rule),
             tokenizer={
                 "name": tokenizer.name,
@@ -295,9 +274,6 @@ class _Run:
         return {"documents": sum(pairs.values()), "pairs": pairs, "checked": "sha256 of every document's text"}
 
 
-_COUNTED = ("documents", "bytes", "tokens")
-
-
 def describe(
     source: Source,
     tokenizer: Tokenizer,
@@ -314,32 +290,33 @@ def describe(
     **Returns:** JSON: name, split rule, tokenizer, vocabulary, and for each split documents, characters, bytes, tokens
     (without separators between documents) and bytes a token.
     """
-    padded_vocab(tokenizer.vocab_size, pad_vocab_to)
+    made = _vocabulary(tokenizer.name, tokenizer.vocab_size, pad_vocab_to)
     counts, skipped = {split: SplitCounts() for split in SPLITS}, Skipped(on_error)
-    for item, ids in tokenized(source.items(), tokenizer, wanted=lambda document: True, workers=workers):
+    for item, ids in tokenized(source.items(), tokenizer, workers=workers):
         if isinstance(item, Problem):
             skipped.see(item)
         else:
             counts[rule(item)].add(len(item.text), len(item.data), len(ids), item.group)
-    return _table(source.name, str(rule), tokenizer.name, tokenizer.vocab_size, pad_vocab_to, counts, skipped.state())
+    rows = {split: _row(count) for split, count in counts.items()}
+    return {"name": source.name, "split_rule": str(rule), **made, "splits": rows, "skipped": skipped.state()}
 
 
 def describe_prepared(folder: Path, *, pad_vocab_to: int = 1) -> dict[str, Any]:
     """The same of a prepared folder, from its manifest; tokens are with separators."""
     manifest = Manifest.read(folder)
-    name, size = manifest.tokenizer["name"], manifest.tokenizer["vocab_size"]
-    table = _table(folder.name, manifest.split_rule, name, size, pad_vocab_to, manifest.counts, manifest.skipped)
-    return {**table, "prepared": manifest.hash, "leaks": manifest.leaks}
+    made = _vocabulary(manifest.tokenizer["name"], manifest.tokenizer["vocab_size"], pad_vocab_to)
+    rows = {split: _row(count) for split, count in manifest.counts.items()}
+    head = {"name": folder.name, "split_rule": manifest.split_rule, **made}
+    rest = {"skipped": manifest.skipped, "prepared": manifest.hash, "leaks": manifest.leaks}
+    return {**head, "splits": rows, **rest}
 
 
-def _table(
-    name: str, rule: str, tokenizer: str, size: int, multiple: int, counts: dict[str, SplitCounts], skipped: Any
-) -> dict[str, Any]:
-    rows = {}
-    for split, count in counts.items():
-        row = asdict(count)
-        sets = {"sets": dict(sorted(row.pop("sets").items()))} if count.sets else row.pop("sets")
-        rows[split] = {**row, "bytes_per_token": round(count.bytes / count.tokens, 4) if count.tokens else None, **sets}
+def _vocabulary(name: str, size: int, multiple: int) -> dict[str, Any]:
     padded = padded_vocab(size, multiple)
-    vocabulary = {"vocab_size": size, "padded_vocab_size": padded, "padding": padded - size}
-    return {"name": name, "split_rule": rule, "tokenizer": tokenizer, **vocabulary, "splits": rows, "skipped": skipped}
+    return {"tokenizer": name, "vocab_size": size, "padded_vocab_size": padded, "padding": padded - size}
+
+
+def _row(count: SplitCounts) -> dict[str, Any]:
+    row = {**asdict(count), "bytes_per_token": round(count.bytes / count.tokens, 4) if count.tokens else None}
+    sets = row.pop("sets")
+    return {**row, "sets": dict(sorted(sets.items()))} if sets else row

@@ -7,7 +7,7 @@ import hashlib
 import platform
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
@@ -21,21 +21,12 @@ from .tokens import LARGEST_SIZE, Tokens, as_tokens, check_processes, check_size
 EVAL_SEED = "validation"  # a string: no integer seed of a run gives the same order
 
 
-@runtime_checkable
-class BatchIterator(Protocol):
-    """Endless batches that know where they are."""
+class BatchIterator(Iterator[np.ndarray], abc.ABC):
+    """Endless batches, int32[B, T+1], that know where they are."""
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """Itself."""
-        ...
-
-    def __next__(self) -> np.ndarray:
-        """The next batch, int32[B, T+1]."""
-        ...
-
+    @abc.abstractmethod
     def state(self, *, back: int = 0) -> StreamState:
         """The state after the last batch, or `back` batches earlier (what has been read ahead)."""
-        ...
 
 
 class Stream(abc.ABC):
@@ -199,12 +190,10 @@ class TokenStream(Stream):
         valid: np.ndarray | Iterable[int],
         *,
         vocab_size: int,
-        sequence_length: int,
-        batch_size: int,
         test: np.ndarray | Iterable[int] = (),
         **options: Any,
     ) -> TokenStream:
-        """A stream over given ids, int[n] each; `options`: see `Stream`.
+        """A stream over given ids, int[n] each; `options` (`sequence_length`, `batch_size`, ...): see `Stream`.
 
         Raises `UserError` if the training or the validation split has not one batch of windows, if an id is not below
         `vocab_size` (a gather on an accelerator would clamp it silently), or if a size is not positive.
@@ -212,8 +201,7 @@ class TokenStream(Stream):
         check_sizes(vocab_size=vocab_size)
         ids = {"train": train, "valid": valid, "test": test}
         tokens = {name: Tokens([as_tokens(part, vocab_size, f"the {name} split")]) for name, part in ids.items()}
-        sizes = {"sequence_length": sequence_length, "batch_size": batch_size}
-        return cls([tokens], vocab_size=vocab_size, **sizes, **options)
+        return cls([tokens], vocab_size=vocab_size, **options)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -223,7 +211,7 @@ class TokenStream(Stream):
         return self._count(0, "train") // self.batch_size
 
     def batch(self, seed: int, index: int) -> np.ndarray:
-        """Training batch `index` of a seed, int32[B, T+1]: inputs are columns [:-1], targets [1:]; any epoch."""
+        """Training batch `index` of a seed, int32[B, T+1], of any epoch."""
         if index < 0:
             raise ValueError(f"batch index {index} is negative; give an integer of at least 0")
         rows = self._own_rows(np.arange(self.batch_size))
@@ -312,16 +300,13 @@ class TokenStream(Stream):
         return self.splits[source][split].windows(order * self.sequence_length, self.sequence_length + 1)
 
 
-class TokenBatches:
-    """The batches of a `TokenStream`, which know where they are."""
+class TokenBatches(BatchIterator):
+    """The batches of a `TokenStream`."""
 
     def __init__(self, stream: TokenStream, seed: int, start: int) -> None:
         if start < 0:
             raise ValueError(f"start is {start}; give an integer of at least 0")
         self._stream, self._seed, self._index = stream, int(seed), start
-
-    def __iter__(self) -> TokenBatches:
-        return self
 
     def __next__(self) -> np.ndarray:
         self._index += 1

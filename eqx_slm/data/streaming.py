@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -17,7 +17,7 @@ from .order import Mixture
 from .sources import lasting, spec_hash
 from .splits import SplitRule
 from .state import LARGEST, StreamState, check_cursor
-from .stream import Stream
+from .stream import BatchIterator, Stream
 from .tokenizer import Tokenizer
 from .tokens import check_sizes
 
@@ -164,7 +164,7 @@ class StreamingStream(Stream):
         self.token_counts()
 
 
-class StreamingBatches:
+class StreamingBatches(BatchIterator):
     """The batches of a `StreamingStream`; dropping it ends its threads."""
 
     def __init__(self, stream: StreamingStream, seed: int, state: StreamState | None = None) -> None:
@@ -178,9 +178,6 @@ class StreamingBatches:
         ]
         if state is not None:
             self._restore(state)
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return self
 
     def __next__(self) -> np.ndarray:
         stream = self._stream

@@ -20,7 +20,11 @@ Tokenized = tuple[Item, np.ndarray]  # a problem has no ids
 
 
 def tokenized(
-    items: Iterable[Item], tokenizer: Tokenizer, *, wanted: Callable[[Document], bool], workers: int | None = None
+    items: Iterable[Item],
+    tokenizer: Tokenizer,
+    *,
+    wanted: Callable[[Document], bool] = lambda document: True,
+    workers: int | None = None,
 ) -> Iterator[Tokenized]:
     """Every wanted document with its ids, int32[t], and every problem, in order.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ def check_sizes(smallest: int = 1, **sizes: Any) -> None:
             raise UserError(f"{name} is {size!r}; give an integer of at least {smallest} and at most {LARGEST_SIZE:,}")
 
 
-def check_processes(batch_size: int, index: int, count: int) -> None:
+def check_processes(batch_size: int, index: Any, count: Any) -> None:
     """Raises `UserError` where the batch does not divide among the processes, or this is none of them."""
     check_sizes(process_count=count)
     check_sizes(0, process_index=index)
@@ -34,7 +34,7 @@ def check_processes(batch_size: int, index: int, count: int) -> None:
         raise UserError(f"a batch of {batch_size} does not divide among {count} processes; give a multiple of {count}")
 
 
-def integers(values: Iterable[int] | np.ndarray, what: str = "the text") -> np.ndarray:
+def integers(values: Any, what: str) -> np.ndarray:
     """Ids from a list, a numpy or a JAX array, int[...] or Python's integers: whatever their size, none has wrapped.
 
     **Raises:** `UserError` naming `what` and the place of the first that is no integer.
@@ -43,13 +43,13 @@ def integers(values: Iterable[int] | np.ndarray, what: str = "the text") -> np.n
     try:
         array = np.asarray(given)
         if array.dtype.kind not in "iu" and not hasattr(given, "__array__"):
-            array = np.array(given, object)  # 2**64 beside -1 would have become floats
+            array = np.array(given, object)  # 2**64 beside -1 would have become floats, 1 beside "a" text
     except ValueError:
         raise UserError(f"{what} is no row of token ids: its parts have several lengths") from None
     if array.dtype.kind in "iu" or not array.size:
         return array if array.size else array.astype(np.int32)
     flat = array.reshape(-1).tolist()
-    strange = [i for i, value in enumerate(flat) if isinstance(value, bool) or value != value or not _whole(value)]
+    strange = [i for i, value in enumerate(flat) if not _whole(value)]
     if strange or array.dtype.kind != "O":  # an array of floats is refused whole: 3.0 was never an id
         place = strange[0] if strange else 0
         raise UserError(
@@ -59,10 +59,10 @@ def integers(values: Iterable[int] | np.ndarray, what: str = "the text") -> np.n
 
 
 def _whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) or isinstance(value, float) and value.is_integer()
+    return isinstance(value, float) and value.is_integer() or isinstance(value, int) and not isinstance(value, bool)
 
 
-def as_tokens(values: Iterable[int] | np.ndarray, vocab_size: int, what: str) -> np.ndarray:
+def as_tokens(values: Any, vocab_size: int, what: str) -> np.ndarray:
     """Ids as int32[n].
 
     **Raises:** `UserError` naming `what`, the place and the id where one is not an integer in [0, vocab_size).

@@ -77,7 +77,7 @@ def _trained(spec: str, corpus: Corpus, cache_dir: str | Path | None) -> Tokeniz
             f"{spec} asks for {size} ids, but the training text of {corpus.name} supports {len(tokens) + 1}; "
             f"give 'bpe:{len(tokens) + 1}' or less, or more text"
         )
-    tokenizer = bpe.of_ranks(f"bpe:{size}", tokens)
+    tokenizer = bpe.of_ranks(tokens)
     with contextlib.suppress(OSError):  # a read-only home costs seconds at the next start, nothing else
         save_tokenizer(path, tokenizer)
     return tokenizer
@@ -164,9 +164,10 @@ def _of(data: dict[str, Any]) -> Tokenizer:
         return WordTokenizer(data["words"], eos=data["eos"])
     if data["kind"] != "tiktoken":
         raise ValueError(f"a tokenizer of kind {data['kind']!r}; allowed is byte, char, word or tiktoken")
-    from .bpe import of_content
+    from .bpe import make
 
-    return of_content(data)
+    ranks = dict(zip(map(base64.b64decode, data["tokens"]), data["ids"], strict=True))
+    return make(data["name"], ranks, **{key: data[key] for key in ("label", "pattern", "special", "size")})
 
 
 def export_tokenizer(path: str | Path, tokenizer: Tokenizer) -> Path:
