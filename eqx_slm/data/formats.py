@@ -163,12 +163,12 @@ def _hint(path: str) -> str:
 def _text(place: Place, stream: io.BufferedReader, start: Position, largest: int) -> Iterator[Item]:
     """Text and JSON in UTF-8."""
     head = stream.peek()
-    first = head.removeprefix(BOM).lstrip().partition(b"\n")[0].rstrip()
+    first, whole, _ = head.removeprefix(BOM).lstrip().partition(b"\n")
     what = next((what for magic, what in _MAGIC.items() if head.startswith(magic)), "")
     if what:
         end = "convert it to UTF-8" if what == "UTF-16" else "give it the ending of what it is, or leave it out"
         yield place.refused(f"this is {what}, not text in UTF-8; {end}", "utf-8" if what == "UTF-16" else "format")
-    elif place.file.records and first in (b"{", b"[") and place.file.format + first.decode() != "json[":
+    elif whole and place.file.records and first.rstrip() in (b"{", b"[")[: 1 + (place.file.format == "jsonl")]:
         yield place.refused("JSON over several lines; give one record a line (jq -c), or an array named .json", "json")
     elif place.file.format == "json" and first.startswith(b"["):
         yield from _json_array(place, stream, start)
