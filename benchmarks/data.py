@@ -35,7 +35,7 @@ import tiktoken
 import zstandard
 
 from eqx_slm.data import StreamState, load_corpus, make_tokenizer, open_data, open_prepared, open_source
-from eqx_slm.data.corpus import Corpus
+from eqx_slm.data.corpora import Corpus
 from eqx_slm.data.documents import Document
 from eqx_slm.data.workers import cores
 from eqx_slm.errors import UserError

@@ -44,8 +44,11 @@ def write_text_atomic(path: str | Path, text: str) -> Path:
 
 def write_json_atomic(path: str | Path, value: Any, *, indent: int | None = 1) -> Path:
     """Write `json_ready(value)` as strict JSON (no NaN, no Infinity), like [`write_bytes_atomic`][]."""
-    text = json.dumps(json_ready(value), indent=indent, ensure_ascii=False, allow_nan=False)
-    return write_text_atomic(path, text + "\n")
+    ready = json_ready(value)
+    try:
+        return write_text_atomic(path, json.dumps(ready, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+    except UnicodeEncodeError:  # half a surrogate pair in a name: only escapes can say it
+        return write_text_atomic(path, json.dumps(ready, indent=indent, allow_nan=False) + "\n")
 
 
 def json_ready(value: Any) -> Any:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from eqx_slm import AttentionConfig, LeviathanConfig, MLPConfig, ModelConfig, build
-from eqx_slm.data.stream import TokenStream
+from eqx_slm.data import TokenStream
 
 VOCAB, WIDTH, LENGTH, ROWS = 64, 16, 16, 4
 GENERATOR = LeviathanConfig(seed_size=4, n_heads=2, knots=4, rank=2)

@@ -1,25 +1,21 @@
-"""Byte-level BPE: ranks trained on the corpus or published ones, always encoded by tiktoken."""
+"""Byte-level BPE: ranks trained here or published ones, always encoded by tiktoken."""
 
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
-import json
 import os
-import tempfile
+import re
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tiktoken
 
 from ..errors import UserError
-from .corpus import Corpus
-from .tokenizer import Tokenizer, as_ids
+from .tokenizer import REPLACEMENT, Tokenizer, id_list
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -29,45 +25,72 @@ END_OF_TEXT = "<|endoftext|>"
 # possessive quantifiers, no case-insensitive groups.
 PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
-_FORMAT = 1
-_LONGEST = 64  # bytes a token; keeps rulers of dashes and long blanks from becoming tokens
+LONGEST_TOKEN = 64  # bytes; keeps rulers of dashes and long blanks from becoming tokens
 _SPARE = 64  # candidates beyond N, for those that `train_bpe` refuses
 _DOWNLOAD_SECONDS = 20.0
-_REPLACEMENT = "\ufffd".encode()
+# fancy-regex gives up where `\s+(?!\S)` has a million characters to step back over; half of that always works.
+_LONGEST_BLANK = 1 << 19
+_BLANKS = re.compile("[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]{2,}")  # Unicode's White_Space
+_LONGEST_PIECE = 4096  # characters: the trainer's time is quadratic in a piece, and no token is nearly as long
 
 
 class TiktokenTokenizer(Tokenizer):
     """A `tiktoken.Encoding`, with its end-of-text token (no bytes long) between documents."""
 
-    def __init__(self, encoding: tiktoken.Encoding, *, pattern: str = "") -> None:
+    def __init__(self, encoding: tiktoken.Encoding, *, label: str = "") -> None:
         special = {encoding.encode_single_token(text): text.encode("utf-8") for text in encoding.special_tokens_set}
         table = [_single_token_bytes(encoding, i) for i in range(encoding.n_vocab)]
-        digest = hashlib.sha256(pattern.encode("utf-8"))
+        digest = hashlib.sha256(label.encode("utf-8"))
         for token in table:
             digest.update(b"-" if token is None else len(token).to_bytes(4, "big") + token)
-        self.encoding = encoding
-        self.label = pattern
-        self.name = encoding.name
-        self.vocab_size = encoding.n_vocab
-        self.hash = digest.hexdigest()
+        self.encoding, self.label = encoding, label
+        self.name, self.vocab_size, self.hash = encoding.name, encoding.n_vocab, digest.hexdigest()
         # A special token, and an id that stands for nothing, adds no byte to a text.
         self.byte_lengths = np.array(
             [0 if i in special else len(token or b"") for i, token in enumerate(table)], np.int32
         )
         self.separator = (encoding.eot_token,)
-        self._bytes = [_REPLACEMENT if token is None else token for token in table]
+        self._bytes = [REPLACEMENT.encode() if token is None else token for token in table]
 
     def encode(self, text: str) -> np.ndarray:
-        # Nothing in a text is special: "<|endoftext|>" in a file is ordinary characters.
-        return self.encoding.encode_to_numpy(text, disallowed_special=()).astype(np.int32)
+        parts = [text] if len(text) <= _LONGEST_BLANK else _within_long_blanks(text)
+        try:
+            # Nothing in a text is special: "<|endoftext|>" in a file is ordinary characters.
+            ids = [self.encoding.encode_to_numpy(part, disallowed_special=()) for part in parts]
+        except BaseException as error:  # a panic of tiktoken's Rust is no Exception
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise UserError(f"{self.name} cannot encode the text: {str(error).splitlines()[:1]}") from None
+        return (ids[0] if len(ids) == 1 else np.concatenate(ids)).astype(np.int32)
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
-        data = b"".join(self._bytes[i] if 0 <= i < self.vocab_size else _REPLACEMENT for i in as_ids(ids))
+        data = b"".join(self._bytes[i] if 0 <= i < self.vocab_size else REPLACEMENT.encode() for i in id_list(ids))
         return data.decode("utf-8", "replace")
 
-    def encode_documents(self, documents: Sequence[str]) -> np.ndarray:
+    def _encode_all(self, documents: Sequence[str]) -> Iterable[np.ndarray]:
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # tiktoken releases the GIL
-            return self.join(list(pool.map(self.encode, documents)))
+            return list(pool.map(self.encode, documents))
+
+    def content(self) -> dict[str, Any]:
+        encoding: Any = self.encoding
+        ranks = sorted(encoding._mergeable_ranks.items(), key=lambda item: item[1])
+        return {
+            "kind": "tiktoken",
+            "label": self.label,
+            "pattern": encoding._pat_str,
+            "special": encoding._special_tokens,
+            "size": encoding.n_vocab,
+            "ids": [rank for _, rank in ranks],
+            "tokens": [base64.b64encode(token).decode("ascii") for token, _ in ranks],
+        }
+
+
+def _within_long_blanks(text: str) -> list[str]:
+    """The text, cut within every run of white space that is too long for a pattern; ids elsewhere do not change."""
+    cuts = [0]
+    for run in _BLANKS.finditer(text):
+        cuts += range(run.start() + _LONGEST_BLANK, run.end(), _LONGEST_BLANK)
+    return [text[a:b] for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True)]
 
 
 def _single_token_bytes(encoding: tiktoken.Encoding, token: int) -> bytes | None:
@@ -75,15 +98,6 @@ def _single_token_bytes(encoding: tiktoken.Encoding, token: int) -> bytes | None
         return encoding.decode_single_token_bytes(token)
     except KeyError:  # published vocabularies have gaps
         return None
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Published ranks
-
-
-def tiktoken_names() -> list[str]:
-    """The names that `load_tiktoken` knows."""
-    return tiktoken.list_encoding_names()
 
 
 def load_tiktoken(name: str) -> TiktokenTokenizer:
@@ -105,48 +119,12 @@ def load_tiktoken(name: str) -> TiktokenTokenizer:
     thread.start()
     thread.join(_DOWNLOAD_SECONDS)
     if found:
-        return TiktokenTokenizer(found[0], pattern=name)
+        return TiktokenTokenizer(found[0], label=name)
     reason = type(failed[0]).__name__ if failed else f"no answer within {_DOWNLOAD_SECONDS:g} s"
     raise UserError(
         f"the ranks of {name!r} are not on this machine and cannot be downloaded ({reason}); set TIKTOKEN_CACHE_DIR "
         "to a folder that holds tiktoken's file, or use 'bpe:8192', which needs no network"
     )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Trained ranks
-
-
-def make_bpe(spec: str, corpus: Corpus, *, cache_dir: str | Path | None = None) -> TiktokenTokenizer:
-    """Byte-level BPE `bpe:N` trained on the corpus' training split, from the cache where it has been before.
-
-    The N ids are the 256 bytes, N - 257 merges in the order in which they were learned, and the end of a text.
-
-    **Arguments:**
-
-    - `spec`: `bpe:N` with N at least 257.
-    - `corpus`: what to train on.
-    - `cache_dir`: where ranks are kept; by default `$EQX_SLM_CACHE`, or `~/.cache/eqx_slm`.
-
-    Raises `UserError` if N is no such number, or if the text has fewer merges that occur twice.
-    """
-    digits = spec.removeprefix("bpe:")
-    if not (digits.isascii() and digits.isdigit() and len(digits) < 9 and int(digits) >= 257):
-        raise UserError(
-            f"cannot make the tokenizer {spec!r}: N of 'bpe:N' is an integer of at least 257 (256 bytes, end of text)"
-        )
-    size = int(digits)
-    path = _cache_path(size, corpus, cache_dir)
-    tokens = _load(path, size)
-    if tokens is None:
-        tokens = train_bpe(corpus.train, size - 1)
-        if len(tokens) < size - 1:
-            raise UserError(
-                f"{spec} asks for {size} ids, but the training text of {corpus.name} supports {len(tokens) + 1}; "
-                f"give 'bpe:{len(tokens) + 1}' or less, or more text"
-            )
-        _save(path, tokens)
-    return TiktokenTokenizer(_encoding(f"bpe:{size}", tokens), pattern=PATTERN)
 
 
 def train_bpe(documents: Iterable[str], n_tokens: int) -> list[bytes]:
@@ -159,21 +137,18 @@ def train_bpe(documents: Iterable[str], n_tokens: int) -> list[bytes]:
     from tokenizers import Tokenizer as Trainee
 
     trainee = Trainee(models.BPE())
-    trainee.pre_tokenizer = pre_tokenizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
-        [
-            pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    split = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    trainee.pre_tokenizer = pre_tokenizers.Sequence([split, level])  # pyright: ignore[reportAttributeAccessIssue]
     trainer = trainers.BpeTrainer(
         vocab_size=n_tokens + _SPARE,  # pyright: ignore[reportCallIssue]
         min_frequency=2,
         show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        max_token_length=_LONGEST,
+        max_token_length=LONGEST_TOKEN,
     )
-    trainee.train_from_iterator(documents, trainer)
-    byte_of = _bytes_of_characters()
+    trainee.train_from_iterator(_in_short_pieces(documents, split), trainer)
+    byte_of = bytes_of_characters()
     learned = sorted(trainee.get_vocab().items(), key=lambda item: item[1])
     tokens = [bytes([i]) for i in range(256)]
     ranks = {token: rank for rank, token in enumerate(tokens)}
@@ -183,6 +158,21 @@ def train_bpe(documents: Iterable[str], n_tokens: int) -> list[bytes]:
             ranks[token] = len(tokens)
             tokens.append(token)
     return tokens
+
+
+def _in_short_pieces(documents: Iterable[str], split: Any) -> Iterator[str]:
+    """The documents; those with pieces beyond 4,096 characters piece by piece, these cut."""
+    for document in documents:
+        long = len(document) > _LONGEST_PIECE and (
+            max(map(len, document.split()), default=0) > _LONGEST_PIECE
+            or any(run.end() - run.start() > _LONGEST_PIECE for run in _BLANKS.finditer(document))
+        )
+        if not long:
+            yield document
+            continue
+        for piece, _ in split.pre_tokenize_str(document):
+            for start in range(0, len(piece), _LONGEST_PIECE):
+                yield piece[start : start + _LONGEST_PIECE]
 
 
 def merge(piece: bytes, ranks: dict[bytes, int]) -> list[bytes]:
@@ -198,61 +188,26 @@ def merge(piece: bytes, ranks: dict[bytes, int]) -> list[bytes]:
     return parts
 
 
-def _bytes_of_characters() -> dict[str, int]:
+def bytes_of_characters() -> dict[str, int]:
     """GPT-2's printable character of each byte, inverted: the trainer's alphabet."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
-def _encoding(name: str, tokens: list[bytes]) -> tiktoken.Encoding:
-    return tiktoken.Encoding(
-        name=name,
-        pat_str=PATTERN,
-        mergeable_ranks={token: rank for rank, token in enumerate(tokens)},
-        special_tokens={END_OF_TEXT: len(tokens)},
-        explicit_n_vocab=len(tokens) + 1,
+def of_ranks(tokens: list[bytes]) -> TiktokenTokenizer:
+    """The tokenizer `bpe:N` of trained tokens in the order of their ranks, and the end of a text after them."""
+    size, special = len(tokens) + 1, {END_OF_TEXT: len(tokens)}
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    return make(f"bpe:{size}", ranks, label=PATTERN, pattern=PATTERN, special=special, size=size)
+
+
+def make(
+    name: str, ranks: dict[bytes, int], *, label: str, pattern: str, special: dict[str, int], size: int
+) -> TiktokenTokenizer:
+    """The tokenizer of what `TiktokenTokenizer.content` says."""
+    whole = len(ranks) + len(special) == size  # published vocabularies have gaps
+    encoding = tiktoken.Encoding(
+        name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special, explicit_n_vocab=size if whole else None
     )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The cache: JSON, written at once or not at all, and checked when read
-
-
-def _cache_path(size: int, corpus: Corpus, cache_dir: str | Path | None) -> Path:
-    folder = cache_dir or os.environ.get("EQX_SLM_CACHE") or Path.home() / ".cache" / "eqx_slm"
-    content = [_FORMAT, size, corpus.hash, PATTERN, _LONGEST, version("tokenizers"), version("tiktoken")]
-    key = hashlib.sha256(json.dumps(content).encode("utf-8")).hexdigest()
-    return Path(folder) / f"bpe-{size}-{key[:32]}.json"
-
-
-def _checksum(tokens: list[str]) -> str:
-    return hashlib.sha256("\n".join([PATTERN, *tokens]).encode("utf-8")).hexdigest()
-
-
-def _load(path: Path, size: int) -> list[bytes] | None:
-    """The tokens in the file, or None if there is none or it is not what was written."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-        encoded = content["tokens"]
-        sound = content["pattern"] == PATTERN and len(encoded) == size - 1 and content["sha256"] == _checksum(encoded)
-        return [base64.b64decode(token, validate=True) for token in encoded] if sound else None
-    except (OSError, ValueError, KeyError, TypeError, binascii.Error):
-        return None
-
-
-def _save(path: Path, tokens: list[bytes]) -> None:
-    encoded = [base64.b64encode(token).decode("ascii") for token in tokens]
-    content = {"format": _FORMAT, "pattern": PATTERN, "sha256": _checksum(encoded), "tokens": encoded}
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".tmp", delete=False) as file:
-            temporary = Path(file.name)
-            json.dump(content, file, indent=0)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:  # a read-only home costs seconds at the next start, nothing else
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+    return TiktokenTokenizer(encoding, label=label)

@@ -1,8 +1,9 @@
-"""The command behind `python -m eqx_slm.data`: describe, prepare, tokenizer."""
+"""The command behind `python -m eqx_slm.data`: describe, prepare, export."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,75 +14,59 @@ import tyro
 from tyro.conf import Positional
 
 from ..errors import UserError, parse
+from .formats import Fields
+from .preparing import Progress, describe, describe_prepared, prepare
+from .shards import VOCABULARY, is_prepared
+from .sources import open_source
+from .splits import split_rule
+from .vocabulary import export_tokenizer, load_tokenizer, tokenizer_for
 
 
 @dataclass(frozen=True)
 class Text:
     """What is read, and how it falls into documents, splits and tokens."""
 
+    # stdlib, site-packages, a corpus below the data root, files, folders, globs, fsspec addresses of text, .jsonl (.gz,
+    # .zst), parquet or ArrayRecord, or hf:NAME; several are read one after another.
     data: Positional[tuple[str, ...]]
-    """stdlib, site-packages, a corpus below the data root, files, folders, globs, fsspec addresses of text, .jsonl
-    (.gz, .zst), parquet or ArrayRecord, or hf:NAME; several are read one after another."""
-    data_root: str | None = None
-    """The folder that holds the named corpora."""
-    tokenizer: str = "o200k_base"
-    """bpe:N (trained here), char, byte, word (word:eos=none), o200k_base or any other tiktoken name."""
-    text_field: str = "text"
-    """The field of JSON lines, or the column of parquet, that is the text."""
-    group_field: str = "meta.pile_set_name"
-    """The field with the name of a document's set; counts are kept by set."""
-    unit: Literal["file", "paragraph", "line"] = "file"
-    """What a document of a text file is."""
-    records: Literal["text", "json"] = "text"
-    """What an ArrayRecord file holds."""
+    data_root: str | None = None  # The folder that holds the named corpora.
+    tokenizer: str = "o200k_base"  # bpe:N (trained here), char, byte, word (word:eos=none), or a tiktoken name.
+    text_field: str = "text"  # The field of JSON lines, or the column of parquet, that is the text.
+    group_field: str = "meta.pile_set_name"  # The field with the name of a document's set; counts are kept by set.
+    unit: Literal["file", "paragraph", "line"] = "file"  # What a document of a text file is.
+    records: Literal["text", "json"] = "text"  # What an ArrayRecord file holds.
+    # auto: official splits where files are named so, else by the hash of the path (text files) or of the content.
     split: Literal["auto", "official", "content", "path"] = "auto"
-    """auto: official splits where files are named so, else by the hash of the path (text files) or of the content."""
-    valid_share: float = 0.05
-    """Share of documents that the hash puts into valid."""
-    test_share: float = 0.05
-    """Share of documents that the hash puts into test."""
-    on_error: Literal["stop", "skip"] = "stop"
-    """What to do with a broken record: stop at it, or skip and count it."""
-    workers: int | None = None
-    """Tokenizing processes; one a core where left out, 0 tokenizes in this process."""
-    pad_vocab_to: int = 1
-    """Show the vocabulary padded to a multiple."""
+    valid_share: float = 0.05  # Share of documents that the hash puts into valid.
+    test_share: float = 0.05  # Share of documents that the hash puts into test.
+    on_error: Literal["stop", "skip"] = "stop"  # What to do with a broken record: stop at it, or skip and count it.
+    workers: int | None = None  # Tokenizing threads beside the one that reads; one a core where left out, 0 for none.
+    pad_vocab_to: int = 1  # Show the vocabulary padded to a multiple.
+    json: bool = False  # Print JSON.
 
 
 @dataclass(frozen=True)
 class Describe(Text):
     """Print splits, documents, characters, bytes, tokens, vocabulary and bytes a token; of a prepared folder too."""
 
-    json: bool = False
-    """Print JSON."""
-
 
 @dataclass(frozen=True)
 class Prepare(Text):
     """Tokenize once, in parallel, into shards with a manifest; give the command again after an interruption."""
 
-    out: Path = Path("prepared")
-    """The folder to write: new, empty, or of an unfinished run."""
-    on_leak: Literal["stop", "keep"] = "stop"
-    """What to do where one document is in two splits."""
-    shard_tokens: int = 1 << 26
-    """Tokens a shard."""
-    json: bool = False
-    """Print JSON."""
+    out: Path = Path("prepared")  # The folder to write: new, empty, or of an unfinished run.
+    on_leak: Literal["stop", "keep"] = "stop"  # What to do where one document is in two splits.
+    shard_tokens: int = 1 << 26  # Tokens a shard.
 
 
 @dataclass(frozen=True)
 class Export:
     """Write a tokenizer: .json is Hugging Face's tokenizer.json, .tiktoken is tiktoken's ranks."""
 
-    out: Positional[Path]
-    """The file to write."""
-    tokenizer: str = "bpe:8192"
-    """bpe:N or a tiktoken name."""
-    data: str = "stdlib"
-    """What bpe:N is trained on; or a prepared folder, whose tokenizer is then taken."""
-    data_root: str | None = None
-    """The folder that holds the named corpora."""
+    out: Positional[Path]  # The file to write.
+    tokenizer: str = "bpe:8192"  # bpe:N or a tiktoken name.
+    data: str = "stdlib"  # What bpe:N is trained on; or a prepared folder, whose tokenizer is then taken.
+    data_root: str | None = None  # The folder that holds the named corpora.
 
 
 Command = (
@@ -93,136 +78,93 @@ Command = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, or 2 for what the user can mend (one line on standard error)."""
-    options = parse(Command, arguments, "python -m eqx_slm.data")
     try:
+        options = parse(Command, arguments, "python -m eqx_slm.data")
         if isinstance(options, Export):
-            return _export(options)
-        if not options.data:
-            raise UserError("no data: name a corpus, a file, a folder or a glob")
-        if isinstance(options, Describe):
-            return _describe(options)
-        return _prepare(options)
+            _say(str(_export(options)))
+        else:
+            table = _describe(options) if isinstance(options, Describe) else _prepare(options)
+            _say(json.dumps(table, indent=1, ensure_ascii=False) if options.json else _lines(table))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; give the same command again to go on", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # | head
+    except BrokenPipeError:  # | head: nobody reads on, and Python's own flush at the end must not say so
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    return 0
+
+
+def _say(text: str) -> None:
+    """Prints whatever the terminal can show of a text, or nothing where there is no standard output."""
+    if sys.stdout is not None:
+        encoding = sys.stdout.encoding or "utf-8"
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def _open(options: Text) -> tuple[Any, Any, Any]:
-    from .describe import tokenizer_for
-    from .formats import Fields
-    from .sources import open_source
-    from .splits import split_rule
-
+    if not options.data:
+        raise UserError("no data: name a corpus, a file, a folder or a glob")
     fields = Fields(options.text_field, options.group_field, options.unit, options.records)
     source = open_source(options.data, data_root=options.data_root, fields=fields)
     rule = split_rule(source, options.split, valid=options.valid_share, test=options.test_share)
-    return source, rule, tokenizer_for(options.tokenizer, source, rule, on_error=options.on_error)
+    return source, tokenizer_for(options.tokenizer, source, rule, on_error=options.on_error), rule
 
 
-def _describe(options: Describe) -> int:
-    from .describe import describe, describe_prepared
-    from .manifest import is_prepared
-
+def _describe(options: Describe) -> dict[str, Any]:
     if len(options.data) == 1 and is_prepared(options.data[0]):
-        table = describe_prepared(Path(options.data[0]).expanduser(), pad_vocab_to=options.pad_vocab_to)
-    else:
-        source, rule, tokenizer = _open(options)
-        small = source.spec["kind"] == "memory" and options.workers is None  # a process would start for longer
-        table = describe(
-            source,
-            tokenizer,
-            rule,
-            workers=0 if small else options.workers,
-            on_error=options.on_error,
-            pad_vocab_to=options.pad_vocab_to,
-        )
-    _print(table, options.json)
-    return 0
+        return describe_prepared(Path(options.data[0]).expanduser(), pad_vocab_to=options.pad_vocab_to)
+    common: dict[str, Any] = {"workers": options.workers, "on_error": options.on_error}
+    return describe(*_open(options), pad_vocab_to=options.pad_vocab_to, **common)
 
 
-def _prepare(options: Prepare) -> int:
+def _prepare(options: Prepare) -> dict[str, Any]:
+    from rich import progress
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from .describe import describe_prepared
-    from .preparing import Told, prepare
-
-    source, rule, tokenizer = _open(options)
-    total = sum(size for _, size, _ in source.spec["files"]) if source.spec["kind"] == "files" else None
-    packed = source.spec["kind"] == "files" and any(file.packing or file.format != "text" for file in source.files)
+    source, tokenizer, rule = _open(options)
+    # Packed files and records: nobody knows how much text is in them, so the bar only moves.
+    plain = source.whole_files and not any(file.packing for file in source.files)
     console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[tokens]:,} tokens, {task.fields[rate]:,.0f} tokens/s, {task.fields[read]:,.0f} MB"),
-        TimeElapsedColumn(),
-    )
-    # Packed files: nobody knows how much text is in them, so the bar only moves.
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("tokenizing", total=None if packed else total, tokens=0, rate=0.0, read=0.0)
-        begun: list[int] = []
+    figures = progress.TextColumn("{task.fields[read]:,.0f} MB, {task.fields[rate]:,.0f} tokens/s")
+    columns = (progress.TextColumn("tokenizing"), progress.BarColumn(20), figures, progress.TimeElapsedColumn())
+    with progress.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=source.size if plain else None, rate=0.0, read=0.0)
 
-        def tell(told: Told) -> None:
-            begun.append(told.tokens) if not begun else None
-            rate = (told.tokens - (begun[0] if told.resumed else 0)) / max(told.seconds, 1e-9)
-            bar.update(task, completed=told.bytes, tokens=told.tokens, rate=rate, read=told.bytes / 1e6)
+        def tell(told: Progress) -> None:
+            rate = told.own_tokens / max(told.seconds, 1e-9)
+            bar.update(task, completed=told.bytes, rate=rate, read=told.bytes / 1e6)
 
-        prepare(
-            source,
-            tokenizer,
-            options.out,
-            rule=rule,
-            workers=options.workers,
-            on_error=options.on_error,
-            on_leak=options.on_leak,
-            shard_tokens=options.shard_tokens,
-            on_progress=tell,
-        )
-    _print(describe_prepared(options.out.expanduser(), pad_vocab_to=options.pad_vocab_to), options.json)
-    return 0
+        common: dict[str, Any] = {"workers": options.workers, "on_error": options.on_error, "on_leak": options.on_leak}
+        sizes = {"shard_tokens": options.shard_tokens}
+        prepare(source, tokenizer, options.out, rule=rule, on_progress=tell, **common, **sizes)
+    return describe_prepared(options.out.expanduser(), pad_vocab_to=options.pad_vocab_to)
 
 
-def _export(options: Export) -> int:
-    from .describe import tokenizer_for
-    from .manifest import VOCABULARY, is_prepared
-    from .sources import open_source
-    from .splits import split_rule
-    from .vocabulary import export_tokenizer_json, load_tokenizer, save_ranks
-
+def _export(options: Export) -> Path:
     if is_prepared(options.data):
         tokenizer = load_tokenizer(Path(options.data).expanduser() / VOCABULARY)
     else:
         source = open_source(options.data, data_root=options.data_root)
         tokenizer = tokenizer_for(options.tokenizer, source, split_rule(source))
-    if options.out.suffix not in (".json", ".tiktoken"):
-        raise UserError(f"{options.out}: end the name in .json (tokenizer.json) or .tiktoken (ranks)")
     try:
-        write = export_tokenizer_json if options.out.suffix == ".json" else save_ranks
-        print(write(options.out, tokenizer))
+        return export_tokenizer(options.out, tokenizer)
     except OSError as error:
         raise UserError(f"cannot write {options.out}: {error.strerror}") from None
-    return 0
 
 
-def _print(table: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(table, indent=1, ensure_ascii=False))
-        return
+def _lines(table: dict[str, Any]) -> str:
     padding = f", padded to {table['padded_vocab_size']:,} (+{table['padding']:,})" if table["padding"] else ""
-    print(f"{table['name']}: split {table['split_rule']}; tokenizer {table['tokenizer']}")
-    print(f"vocabulary {table['vocab_size']:,}{padding}")
     names = ("documents", "characters", "bytes", "tokens", "bytes_per_token")
-    print(f"{'split':6s}" + "".join(f"{name.replace('_per_', ' a '):>16s}" for name in names))
+    lines = [f"{table['name']}: split {table['split_rule']}; tokenizer {table['tokenizer']}"]
+    lines += [f"vocabulary {table['vocab_size']:,}{padding}"]
+    lines += ["split" + "".join(f"{name.replace('_per_', ' a '):>15s}" for name in names)]
     for split, row in table["splits"].items():
         cells = ["-" if row[name] is None else f"{row[name]:,}" for name in names]
-        print(f"{split:6s}" + "".join(f"{cell:>16s}" for cell in cells))
-    skipped = table["skipped"]
-    if skipped["counts"]:
-        print("left out: " + ", ".join(f"{count:,} {kind}" for kind, count in skipped["counts"].items()))
-        for message in skipped["first"]:
-            print(f"  {message}")
+        lines.append(f"{split:5s}" + "".join(f"{cell:>15s}" for cell in cells))
+    if counts := table["skipped"]["counts"]:
+        lines.append("left out: " + ", ".join(f"{count:,} {kind}" for kind, count in counts.items()))
+        lines += [f"  {message}" for message in table["skipped"]["first"]]
+    return "\n".join(lines)

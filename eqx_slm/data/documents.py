@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,6 +12,15 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 from ..errors import UserError
 
 OnError = Literal["stop", "skip"]
+
+
+def shown(name: str) -> str:
+    """A name that can be printed and written: what is no character or would break a line stands as its escape."""
+    try:
+        raw = name.encode("utf-8", "surrogateescape")  # a file's name may be any bytes
+    except UnicodeEncodeError:  # half a surrogate pair, from JSON
+        raw = name.encode("utf-8", "backslashreplace")
+    return re.sub(r"[\x00-\x1f\x7f]", lambda c: f"\\x{ord(c[0]):02x}", raw.decode("utf-8", "backslashreplace"))
 
 
 class Position(NamedTuple):
@@ -28,7 +38,7 @@ class Document(NamedTuple):
     """A text, its UTF-8 bytes, and where it came from.
 
     - `at`: where the record starts; reading from there gives this document again.
-    - `path`: the file, as the user would name it.
+    - `path`: the file, as the user would name it (escaped where that cannot be printed).
     - `name`: the path below the folder or glob that was given; what a split by path hashes.
     - `group`: the set that the document belongs to (the Pile's `meta.pile_set_name`), or "".
     - `split`: the official split, or "" where there is none.
@@ -58,8 +68,7 @@ Item = Document | Problem
 class Source(Protocol):
     """Documents in a fixed order.
 
-    `spec` is plain JSON that says what is read (equal specs are equal text); `official` whether documents carry a
-    split; `files` whether one document is one file.
+    `spec` is plain JSON that says what is read: equal specs are equal text.
     """
 
     @property
@@ -122,13 +131,15 @@ class Skipped:
 class MemorySource:
     """A corpus in memory as a source: its splits are kept.
 
-    **Arguments:** `name`; `splits`: the documents of each split by its name; `digest`: sha256 of the text.
+    **Arguments:** `name`; `splits`: the documents of each split by its name; `digest`: sha256 of the text;
+    `split_rule`: a line on how it was split; `note`: what a reader of a report should know.
     """
 
     name: str
     splits: dict[str, tuple[str, ...]]
     digest: str
     split_rule: str = "official"
+    note: str = ""
     official: bool = True
     whole_files: bool = False
 

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from ..nn.embed_batch import Distinct
-from .base import BatchIterator
 from .state import StreamState
+from .stream import BatchIterator
 
 
 class Fed(NamedTuple):
@@ -23,33 +23,27 @@ class Fed(NamedTuple):
 def host_distinct(tokens: np.ndarray, vocab_size: int) -> Distinct:
     """The distinct tokens of a batch as `eqx_slm.nn.embed_batch.distinct_tokens` finds them, but by numpy.
 
-    A table of the vocabulary marks the ids that occur: no sorting, O(tokens + vocabulary).
-
     **Arguments:** `tokens`: int[...] ids below `vocab_size`.
 
     **Returns:** a `Distinct` of numpy arrays: `ids` ascending, padded with 0 to min(tokens, vocabulary), so that every
     batch of a shape has the same shapes; `inverse`; `number`.
     """
     flat = tokens.reshape(-1)
-    present = np.zeros(vocab_size, bool)
+    present = np.zeros(vocab_size, bool)  # no sorting: O(tokens + vocabulary)
     present[flat] = True
     found = np.flatnonzero(present)
     ids = np.zeros(min(len(flat), vocab_size), np.int32)
     ids[: len(found)] = found
-    place = np.cumsum(present, dtype=np.int32) - 1
-    arrays: Any = (ids, place[flat], np.asarray(len(found), np.int32))
+    arrays: Any = (ids, (np.cumsum(present, dtype=np.int32) - 1)[flat], np.asarray(len(found), np.int32))
     return Distinct(*arrays)
 
 
 class Feed:
     """Puts batches on the device `ahead` steps before they are asked for; transfers run while the step does.
 
-    **Arguments:**
-
-    - `batches`: a stream's iterator.
-    - `ahead`: how many batches wait on the device, 0 to 4.
-    - `distinct`: the vocabulary's size where the distinct tokens of the inputs `[:, :-1]` are wanted.
-    - `device`: a device or sharding; the default device where None.
+    **Arguments:** `batches`: a stream's iterator. `ahead`: how many batches wait on the device, 0 to 4. `distinct`: the
+    vocabulary's size where the distinct tokens of the inputs `[:, :-1]` are wanted. `device`: a device or sharding; the
+    default device where None.
 
     `state()` is that after the last batch that was handed out, whatever waits.
     """
@@ -67,13 +61,11 @@ class Feed:
 
     def __next__(self) -> Fed:
         while len(self._waiting) <= self._ahead:
-            self._waiting.append(self._put(next(self._batches)))
+            batch = next(self._batches)
+            distinct = None if self._distinct is None else host_distinct(batch[:, :-1], self._distinct)
+            # Returns before the transfer is done.
+            self._waiting.append(Fed(*jax.device_put((batch, distinct), self._device)))
         return self._waiting.popleft()
-
-    def _put(self, batch: np.ndarray) -> Fed:
-        distinct = None if self._distinct is None else host_distinct(batch[:, :-1], self._distinct)
-        tokens, distinct = jax.device_put((batch, distinct), self._device)  # returns before the transfer is done
-        return Fed(tokens, distinct)
 
     def state(self) -> StreamState:
         """Where the run is in its data."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -14,29 +15,27 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import write_json_atomic
-from .corpus import SPLITS
-from .documents import Item, OnError, Position, Problem, Skipped, Source
-from .manifest import NAME, VOCABULARY, Manifest, SplitCounts, is_prepared
-from .shards import SHARD_TOKENS, ShardWriter, cannot_write, folder_lock, token_dtype
+from .documents import START, Document, OnError, Position, Problem, Skipped, Source
+from .shards import MANIFEST, SHARD_TOKENS, VOCABULARY, Manifest, ShardWriter, SplitCounts, is_prepared, token_dtype
 from .sources import lasting
-from .splits import SplitRule
-from .tokenizer import Tokenizer
+from .splits import SPLITS, SplitRule
+from .tokenizer import Tokenizer, padded_vocab
+from .tokenizing import tokenized
+from .tokens import check_sizes
 from .vocabulary import save_tokenizer
-from .workers import Chunk, TokenizingPool, chunks
 
 PROGRESS = ".progress.json"
 COMMIT_BYTES = 64 << 20  # of text between two points that a killed run goes on from
 
 
 @dataclass(frozen=True)
-class Told:
-    """How far preparing is: documents, bytes and tokens so far, and whether it started in the middle."""
+class Progress:
+    """How far preparing is: documents and bytes so far, and the seconds and tokens of this process."""
 
     documents: int
     bytes: int
-    tokens: int
     seconds: float
-    resumed: bool
+    own_tokens: int
 
 
 def prepare(
@@ -50,7 +49,7 @@ def prepare(
     on_leak: Literal["stop", "keep"] = "stop",
     shard_tokens: int = SHARD_TOKENS,
     commit_bytes: int = COMMIT_BYTES,
-    on_progress: Callable[[Told], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> Manifest:
     """Tokenizes a source into a folder of shards with a manifest.
 
@@ -60,13 +59,13 @@ def prepare(
 
     **Arguments:**
 
-    - `source`: see `open_source`. `tokenizer`: see `make_tokenizer`. `rule`: see `split_rule`.
+    - `source`, `tokenizer`, `rule`: see `open_source`, `make_tokenizer`, `split_rule`.
     - `folder`: new, empty, or of an unfinished run.
-    - `workers`: tokenizing processes; None is one a core, 0 tokenizes in this process.
-    - `on_error`: what to do with a record that is no document: "stop", or "skip" and count.
-    - `on_leak`: what to do where a document is in two splits: "stop", or "keep" it and write the count.
+    - `workers`: tokenizing threads; None is one a core, 0 tokenizes in the caller's.
+    - `on_error`: what to do with a record that is no document, or that the tokenizer refuses: "stop", or "skip" and
+        count. `on_leak`: with a document that is in two splits: "stop", or "keep" it and write the count.
     - `shard_tokens`: tokens a shard. `commit_bytes`: bytes of text between two points to go on from.
-    - `on_progress`: told after every chunk.
+    - `on_progress`: told about every half megabyte of text.
 
     **Returns:** the `Manifest`.
 
@@ -75,186 +74,164 @@ def prepare(
     folder = Path(folder).expanduser()
     if on_leak not in ("stop", "keep"):
         raise UserError(f"on_leak={on_leak!r}: allowed is 'stop' or 'keep'")
-    if shard_tokens < 1:
-        raise UserError(f"shard_tokens={shard_tokens}: give at least 1")
-    plan = {
-        "source": source.spec,
-        "split_rule": str(rule),
-        "tokenizer": tokenizer.hash,
-        "shard_tokens": shard_tokens,
-    }
+    check_sizes(shard_tokens=shard_tokens, commit_bytes=commit_bytes)
+    check_sizes(0, workers=workers or 0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with folder_lock(folder):
+        with _lock(folder), contextlib.ExitStack() as files:
+            run = _Run(source, tokenizer, folder, rule, on_error, shard_tokens)
             if is_prepared(folder):
-                return _finished(folder, plan)
-            run = _Run(source, tokenizer, folder, rule, plan, on_error, shard_tokens, on_progress)
-            try:
-                with TokenizingPool(tokenizer, workers) as pool:
-                    run.read(pool, commit_bytes)
-                return run.finish(on_leak)
-            finally:
-                run.close()
+                return run.finished()
+            run.open(files)
+            run.read(workers, commit_bytes, on_progress or (lambda progress: None))
+            return run.finish(on_leak)
     except OSError as error:
-        raise cannot_write(folder, error) from error
+        raise UserError(
+            f"cannot write {error.filename or folder}: {error.strerror or error}; nothing half-written has its final "
+            "name. Make room and give the same command again: it goes on where it stopped"
+        ) from error
 
 
-def _finished(folder: Path, plan: dict[str, Any]) -> Manifest:
-    manifest = Manifest.read(folder)
-    if manifest.source != {**lasting(plan["source"]), "shard_tokens": plan["shard_tokens"]} or (
-        manifest.split_rule,
-        manifest.tokenizer["hash"],
-    ) != (plan["split_rule"], plan["tokenizer"]):
-        raise UserError(f"{folder} holds other prepared data: name another folder, or remove it")
-    _clean(folder)
-    return manifest
-
-
-def _clean(folder: Path) -> None:
-    """Removes what only an unfinished run needs, temporary files of killed runs too."""
-    for leftover in (*folder.glob("hashes-*.bin"), *folder.glob(".*.part"), *folder.glob(".*.tmp")):
-        leftover.unlink()
-    (folder / PROGRESS).unlink(missing_ok=True)
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Keeps a second process from writing into the same folder; gone when the process is."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks here: nothing is promised
+        yield
+        return
+    with open(folder / ".lock", "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another process is preparing {folder}: wait for it, or name another folder") from None
+        yield
 
 
 class _Run:
     """A run of `prepare`: the state of everything that grows, and the points at which it is safe."""
 
     def __init__(
-        self,
-        source: Source,
-        tokenizer: Tokenizer,
-        folder: Path,
-        rule: SplitRule,
-        plan: dict[str, Any],
-        on_error: OnError,
-        shard_tokens: int,
-        on_progress: Callable[[Told], None] | None,
+        self, source: Source, tokenizer: Tokenizer, folder: Path, rule: SplitRule, on_error: OnError, shard_tokens: int
     ) -> None:
-        self.source, self.tokenizer, self.folder, self.rule, self.plan = source, tokenizer, folder, rule, plan
-        self.tell = on_progress or (lambda told: None)
-        self.shard_tokens = shard_tokens
+        self.source, self.tokenizer, self.folder, self.rule = source, tokenizer, folder, rule
+        self.on_error, self.shard_tokens = on_error, shard_tokens
+        self.plan = {"source": source.spec, "split_rule": str(rule), "tokenizer": tokenizer.hash}
+        self.plan = json.loads(json.dumps({**self.plan, "shard_tokens": shard_tokens}))  # as it comes back from a file
+        self.made_of = {**lasting(self.plan["source"]), "shard_tokens": shard_tokens}
+
+    def finished(self) -> Manifest:
+        """What is there, where it is what would be made."""
+        manifest = Manifest.read(self.folder)
+        there = (manifest.source, manifest.split_rule, manifest.tokenizer["hash"])
+        if there != (self.made_of, self.plan["split_rule"], self.plan["tokenizer"]):
+            raise UserError(f"{self.folder} holds other prepared data: name another folder, or remove it")
+        self._clean()
+        return manifest
+
+    def _clean(self) -> None:
+        """Removes what only an unfinished run needs, temporary files of killed runs too."""
+        for leftover in (*self.folder.glob("hashes-*.bin"), *self.folder.glob(".*.part"), *self.folder.glob(".*.tmp")):
+            leftover.unlink()
+        (self.folder / PROGRESS).unlink(missing_ok=True)
+
+    def open(self, files: contextlib.ExitStack) -> None:
+        """Takes up the state of an unfinished run, or begins."""
         state = self._state()
-        self.resumed = bool(state["at"])
         self.at = Position(*state["at"]) if state["at"] else None
-        self.skipped = Skipped.of(on_error, state["skipped"])
+        self.skipped = Skipped.of(self.on_error, state["skipped"])
         self.counts = {split: SplitCounts(**state["counts"].get(split, {})) for split in SPLITS}
-        dtype = token_dtype(tokenizer.vocab_size)
-        self.writers = {
-            split: ShardWriter(folder, split, dtype, shard_tokens, state["writers"].get(split)) for split in SPLITS
-        }
         # Where equal texts may meet in two splits, every document leaves 8 bytes of its hash.
-        hashed = SPLITS if rule.kind != "content" else ()
-        self.hashes = {
-            split: ShardWriter(folder, f"hashes-{split}", np.dtype("<u8"), 2**62, state["hashes"].get(split))
-            for split in hashed
-        }
-        self.separator = np.asarray(tokenizer.separator, np.int32)
+        dtype, hashed = token_dtype(self.tokenizer.vocab_size), self.rule.kind != "content"
+        sorts = {split: (dtype, self.shard_tokens) for split in SPLITS}
+        sorts |= {f"hashes-{split}": (np.dtype("<u8"), 2**62) for split in SPLITS if hashed}
+        self.writers: dict[str, ShardWriter] = {}
+        for name, (kind, size) in sorts.items():
+            self.writers[name] = ShardWriter(self.folder, name, kind, size, state["writers"].get(name))
+            files.callback(self.writers[name].close)
 
     def _state(self) -> dict[str, Any]:
         path = self.folder / PROGRESS
-        empty = {"at": None, "skipped": None, "counts": {}, "writers": {}, "hashes": {}}
         if path.exists():
             try:
-                data = json.loads(path.read_text("utf-8"))
+                data = json.loads(path.read_bytes())
                 plan, state = data["plan"], data["state"]
             except (ValueError, KeyError) as error:
                 raise UserError(f"{path} is damaged ({error}): remove {self.folder} and prepare again") from None
-            if plan != json.loads(json.dumps(self.plan)):
-                changed = ", ".join(key for key in self.plan if plan.get(key) != json.loads(json.dumps(self.plan[key])))
+            if plan != self.plan or "hashes" in state:  # which the format before this one had
+                changed = ", ".join(key for key in self.plan if plan.get(key) != self.plan[key]) or "version"
                 raise UserError(
                     f"{self.folder} holds an unfinished run with another {changed}: name another folder, or remove it"
                 )
             return state
-        others = [p.name for p in self.folder.iterdir() if p.name != ".lock" and not _ours(p.name)]
-        if others:
-            raise UserError(
-                f"{self.folder} holds {others[0]!r}, which is not prepared data: name a new or empty folder"
-            )
+        for other in self.folder.iterdir():  # a run that was killed at its very start leaves these
+            ours = other.name.startswith((f".{VOCABULARY}.", f".{PROGRESS}.", f".{MANIFEST}."))
+            if other.name not in (".lock", VOCABULARY) and not ours:
+                raise UserError(
+                    f"{self.folder} holds {other.name!r}, which is not prepared data: name a new or empty folder"
+                )
         save_tokenizer(self.folder / VOCABULARY, self.tokenizer)
+        empty = {"at": None, "skipped": None, "counts": {}, "writers": {}}
         self._save(empty)
         return empty
 
     def _save(self, state: dict[str, Any]) -> None:
         write_json_atomic(self.folder / PROGRESS, {"plan": self.plan, "state": state}, indent=None)
 
-    def commit(self) -> None:
+    def _commit(self) -> None:
         """Everything so far survives from here on."""
-        self._save(
-            {
-                "at": self.at,
-                "skipped": self.skipped.state(),
-                "counts": {split: asdict(counts) for split, counts in self.counts.items()},
-                "writers": {split: writer.commit() for split, writer in self.writers.items()},
-                "hashes": {split: writer.commit() for split, writer in self.hashes.items()},
-            }
-        )
+        counts = {split: asdict(counts) for split, counts in self.counts.items()}
+        writers = {name: writer.commit() for name, writer in self.writers.items()}
+        self._save({"at": self.at, "skipped": self.skipped.state(), "counts": counts, "writers": writers})
 
-    def _items(self) -> Iterator[Item]:
-        if self.at is None:
-            yield from self.source.items()
-            return
-        rest = self.source.items(self.at)
-        next(rest, None)  # the record that the last commit ended with
-        yield from rest
-
-    def read(self, pool: TokenizingPool, commit_bytes: int) -> None:
+    def read(self, workers: int | None, commit_bytes: int, tell: Callable[[Progress], None]) -> None:
         """Reads, tokenizes and writes to the end."""
-        started, since = time.perf_counter(), 0
-        for chunk, ids in pool.map(chunks(self._items()), lambda chunk: chunk.documents):
-            self._write(chunk, ids)
-            since += chunk.size
-            if since >= commit_bytes:
-                self.commit()
-                since = 0
-            total = list(self.counts.values())
-            self.tell(
-                Told(
-                    sum(c.documents for c in total),
-                    sum(c.bytes for c in total),
-                    sum(c.tokens for c in total),
-                    time.perf_counter() - started,
-                    self.resumed,
-                )
-            )
-
-    def _write(self, chunk: Chunk, ids: list[np.ndarray]) -> None:
-        pieces: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
-        hashes: dict[str, list[int]] = {split: [] for split in SPLITS}
-        tokens = iter(ids)
-        for item in chunk.items:
+        started, since, told, own = time.perf_counter(), 0, 0, 0
+        items = self.source.items(self.at or START)
+        if self.at is not None:
+            next(items, None)  # the record that the last commit ended with
+        for item, ids in tokenized(items, self.tokenizer, workers=workers):
+            self.at = item.at
             if isinstance(item, Problem):
                 self.skipped.see(item)
                 continue
-            split = self.rule(item)
-            counts = self.counts[split]
-            document = next(tokens)
-            between = len(self.separator) if counts.documents else 0
-            if between:
-                pieces[split].append(self.separator)
-            pieces[split].append(document)
-            counts.add(len(item.text), len(item.data), len(document) + between, item.group)
-            if self.hashes:
-                hashes[split].append(int.from_bytes(hashlib.sha256(item.data).digest()[:8], "little"))
-        for split in SPLITS:
-            self.writers[split].add(pieces[split])
-            if hashes[split]:
-                self.hashes[split].add([np.array(hashes[split], "<u8")])
-        self.at = chunk.items[-1].at
+            self._write(item, ids)
+            since, told, own = since + len(item.data), told + len(item.data), own + len(ids)
+            if since >= commit_bytes:
+                self._commit()
+                since = 0
+            if told >= 1 << 19:
+                tell(self._progress(started, own))
+                told = 0
+        tell(self._progress(started, own))
+
+    def _progress(self, started: float, own: int) -> Progress:
+        counts = self.counts.values()
+        documents, size = sum(c.documents for c in counts), sum(c.bytes for c in counts)
+        return Progress(documents, size, time.perf_counter() - started, own)
+
+    def _write(self, document: Document, ids: np.ndarray) -> None:
+        split = self.rule(document)
+        counts = self.counts[split]
+        separator = np.asarray(self.tokenizer.separator if counts.documents else (), np.int32)
+        self.writers[split].add(separator, ids)
+        counts.add(len(document.text), len(document.data), len(ids) + len(separator), document.group)
+        if hashes := self.writers.get(f"hashes-{split}"):
+            hashes.add(np.frombuffer(hashlib.sha256(document.data).digest()[:8], "<u8"))
 
     def finish(self, on_leak: Literal["stop", "keep"]) -> Manifest:
         """Names the last shards, looks for leaks, writes the manifest."""
-        counts = self.counts
         for split in ("train", "valid"):
-            if not counts[split].documents:
+            if not self.counts[split].documents:
                 raise UserError(
                     f"{self.source.name} has no document in the {split} split by the rule '{self.rule}'; give more "
                     "text, other shares (--valid-share), --split content, or --unit paragraph for a long text file"
                 )
-        shards = {split: tuple(writer.finish()) for split, writer in self.writers.items()}
-        for split, writer in self.writers.items():
-            if writer.tokens and max(s.largest for s in shards[split]) >= self.tokenizer.vocab_size:
-                raise UserError(f"{self.tokenizer.name} gave an id beyond its {self.tokenizer.vocab_size} in {split}")
+        files = {name: writer.finish() for name, writer in self.writers.items()}
+        size, tokenizer = self.tokenizer.vocab_size, self.tokenizer
+        for split in SPLITS:
+            if any(shard.largest >= size for shard in files[split]):
+                raise UserError(f"{tokenizer.name} gave an id beyond its {size} in {split}")
         leaks = self._leaks()
         if on_leak == "stop" and leaks["documents"]:
             raise UserError(
@@ -262,48 +239,84 @@ class _Run:
                 "--split content, which keeps equal texts together, or keep them with --on-leak keep"
             )
         manifest = Manifest(
-            source={**lasting(self.plan["source"]), "shard_tokens": self.shard_tokens},
+            source=self.made_of,
             split_rule=str(self.rule),
             tokenizer={
-                "name": self.tokenizer.name,
-                "vocab_size": self.tokenizer.vocab_size,
-                "hash": self.tokenizer.hash,
-                "separator": list(self.tokenizer.separator),
-                "token_bytes": token_dtype(self.tokenizer.vocab_size).itemsize,
+                "name": tokenizer.name,
+                "vocab_size": size,
+                "hash": tokenizer.hash,
+                "separator": list(tokenizer.separator),
+                "token_bytes": token_dtype(size).itemsize,
             },
-            counts=counts,
-            shards=shards,
+            counts=self.counts,
+            shards={split: files[split] for split in SPLITS},
             skipped=self.skipped.state(),
             leaks=leaks,
         )
         manifest.write(self.folder)
-        _clean(self.folder)
+        self._clean()
         return manifest
 
     def _leaks(self) -> dict[str, Any]:
         """Documents that are in two splits, by the hash of their text."""
-        if not self.hashes:
+        if self.rule.kind == "content":
             return {"documents": 0, "pairs": {}, "checked": "equal texts fall into one split by the rule"}
-        files = {split: [self.folder / s.file for s in writer.finish()] for split, writer in self.hashes.items()}
+        hashes = {split: np.zeros(0, "<u8") for split in SPLITS}
+        for split in SPLITS:
+            for shard in self.writers[f"hashes-{split}"].shards:
+                hashes[split] = np.memmap(self.folder / shard.file, np.dtype("<u8"), "r")
         pairs: dict[str, int] = {}
-        for small, others in (("test", ("train", "valid")), ("valid", ("train",))):
-            known = np.unique(np.concatenate([np.zeros(0, "<u8"), *(np.fromfile(p, "<u8") for p in files[small])]))
-            for other in others:
-                leaked = 0
-                for path in files[other]:
-                    hashes = np.memmap(path, np.dtype("<u8"), "r")
-                    for start in range(0, len(hashes), 1 << 22):  # whatever the size, a few megabytes at a time
-                        leaked += int(np.isin(hashes[start : start + (1 << 22)], known).sum())
-                if leaked:
-                    pairs[f"{other}, {small}"] = leaked
+        for small, other in (("test", "train"), ("test", "valid"), ("valid", "train")):
+            known = np.unique(hashes[small])
+            blocks = (hashes[other][i : i + (1 << 22)] for i in range(0, len(hashes[other]), 1 << 22))
+            if leaked := sum(int(np.isin(block, known).sum()) for block in blocks):
+                pairs[f"{other}, {small}"] = leaked
         return {"documents": sum(pairs.values()), "pairs": pairs, "checked": "sha256 of every document's text"}
 
-    def close(self) -> None:
-        """Closes the files as they are."""
-        for writer in (*self.writers.values(), *self.hashes.values()):
-            writer.close()
+
+def describe(
+    source: Source,
+    tokenizer: Tokenizer,
+    rule: SplitRule,
+    *,
+    workers: int | None = 0,
+    on_error: OnError = "stop",
+    pad_vocab_to: int = 1,
+) -> dict[str, Any]:
+    """Counts a source.
+
+    **Arguments:** as in `prepare`; `pad_vocab_to`: the multiple that a model's vocabulary would be padded to.
+
+    **Returns:** JSON: name, split rule, tokenizer, vocabulary, and for each split documents, characters, bytes, tokens
+    (without separators between documents) and bytes a token.
+    """
+    made = _vocabulary(tokenizer.name, tokenizer.vocab_size, pad_vocab_to)
+    counts, skipped = {split: SplitCounts() for split in SPLITS}, Skipped(on_error)
+    for item, ids in tokenized(source.items(), tokenizer, workers=workers):
+        if isinstance(item, Problem):
+            skipped.see(item)
+        else:
+            counts[rule(item)].add(len(item.text), len(item.data), len(ids), item.group)
+    rows = {split: _row(count) for split, count in counts.items()}
+    return {"name": source.name, "split_rule": str(rule), **made, "splits": rows, "skipped": skipped.state()}
 
 
-def _ours(name: str) -> bool:
-    """Whether a file in a folder without progress is what a run leaves that was killed at its very start."""
-    return name == VOCABULARY or name.startswith((f".{VOCABULARY}.", f".{PROGRESS}.", f".{NAME}."))
+def describe_prepared(folder: Path, *, pad_vocab_to: int = 1) -> dict[str, Any]:
+    """The same of a prepared folder, from its manifest; tokens are with separators."""
+    manifest = Manifest.read(folder)
+    made = _vocabulary(manifest.tokenizer["name"], manifest.tokenizer["vocab_size"], pad_vocab_to)
+    rows = {split: _row(count) for split, count in manifest.counts.items()}
+    head = {"name": folder.name, "split_rule": manifest.split_rule, **made}
+    rest = {"skipped": manifest.skipped, "prepared": manifest.hash, "leaks": manifest.leaks}
+    return {**head, "splits": rows, **rest}
+
+
+def _vocabulary(name: str, size: int, multiple: int) -> dict[str, Any]:
+    padded = padded_vocab(size, multiple)
+    return {"tokenizer": name, "vocab_size": size, "padded_vocab_size": padded, "padding": padded - size}
+
+
+def _row(count: SplitCounts) -> dict[str, Any]:
+    row = {**asdict(count), "bytes_per_token": round(count.bytes / count.tokens, 4) if count.tokens else None}
+    sets = row.pop("sets")
+    return {**row, "sets": dict(sorted(sets.items()))} if sets else row

@@ -1,21 +1,26 @@
-"""Token shards on disk: written as they grow under a temporary name, read back through memory maps."""
+"""Prepared folders: shards that grow under a temporary name, and the manifest that says what they hold."""
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import hashlib
+import json
 import os
-from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import UserError
-from ..files import _sync_folder
+from ..files import _sync_folder, write_json_atomic
+from .splits import SPLITS
+from .tokens import Tokens
 
+FORMAT = 1
+MANIFEST = "manifest.json"
+VOCABULARY = "vocabulary.json"
 SHARD_TOKENS = 1 << 26
 _BLOCK = 1 << 22
 
@@ -35,14 +40,6 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
 
 
-def cannot_write(path: Path, error: OSError) -> UserError:
-    """A full disk, or no right to write, as one line."""
-    return UserError(
-        f"cannot write {path}: {error.strerror or error}; nothing half-written has its final name. "
-        "Make room and give the same command again: it goes on where it stopped"
-    )
-
-
 class ShardWriter:
     """Appends tokens to the shards of one split; every shard but the last holds exactly `shard_tokens`.
 
@@ -59,33 +56,26 @@ class ShardWriter:
         self._file: Any = None
         self._tokens, self._largest, self._digest = 0, 0, hashlib.sha256()
         self._held: list[np.ndarray] = []
-        self._held_tokens = 0
+        self._held_bytes = 0
         self._recover(state["tokens"])
 
-    @property
-    def tokens(self) -> int:
-        """Tokens so far."""
-        return sum(shard.tokens for shard in self.shards) + self._tokens + self._held_tokens
+    def _part(self) -> Path:
+        return self.folder / f".{self._final().name}.part"
 
-    def _final(self, number: int) -> Path:
-        return self.folder / f"{self.split}-{number:05d}.bin"
-
-    def _part(self, number: int) -> Path:
-        return self.folder / f".{self.split}-{number:05d}.bin.part"
+    def _final(self) -> Path:
+        return self.folder / f"{self.split}-{len(self.shards):05d}.bin"
 
     def _recover(self, tokens: int) -> None:
-        number = len(self.shards)
-        part, final = self._part(number), self._final(number)
+        part, final = self._part(), self._final()
         if final.exists():  # finished after the last commit: it is unfinished again
             os.replace(final, part)
         for later in (*self.folder.glob(f"{self.split}-*.bin"), *self.folder.glob(f".{self.split}-*.bin.part")):
-            if int(later.name.split(".bin")[0].rsplit("-", 1)[1]) > number:
+            if int(later.name.split(".bin")[0].rsplit("-", 1)[1]) > len(self.shards):
                 later.unlink()
         if tokens == 0:
             part.unlink(missing_ok=True)
             return
-        self._file = self._open(part, "r+b")
-        left = tokens * self.dtype.itemsize
+        self._file, left = open(part, "r+b", buffering=0), tokens * self.dtype.itemsize
         while left:
             block = self._file.read(min(left, _BLOCK))
             if not block:
@@ -96,24 +86,17 @@ class ShardWriter:
         self._tokens = tokens
         self._file.truncate()
 
-    def _open(self, path: Path, mode: str) -> Any:
-        try:
-            return open(path, mode, buffering=0)
-        except OSError as error:
-            raise cannot_write(path, error) from error
-
-    def add(self, tokens: Sequence[np.ndarray]) -> None:
+    def add(self, *tokens: np.ndarray) -> None:
         """Appends ids."""
-        self._held += tokens
-        self._held_tokens += sum(map(len, tokens))
-        if self._held_tokens * self.dtype.itemsize >= _BLOCK:
+        for ids in tokens:
+            self._held.append(ids)
+            self._held_bytes += len(ids) * self.dtype.itemsize
+        if self._held_bytes >= _BLOCK:
             self._write()
 
     def _write(self) -> None:
-        if not self._held:
-            return
-        tokens = np.concatenate(self._held)
-        self._held, self._held_tokens = [], 0
+        tokens = np.concatenate([np.zeros(0, self.dtype), *(ids.astype(self.dtype) for ids in self._held)])
+        self._held, self._held_bytes = [], 0
         while len(tokens):
             room = self.shard_tokens - self._tokens
             self._append(tokens[:room])
@@ -122,153 +105,149 @@ class ShardWriter:
                 self._finish_shard()
 
     def _append(self, tokens: np.ndarray) -> None:
-        part = self._part(len(self.shards))
         if self._file is None:
-            self._file = self._open(part, "xb")
-        data = tokens.astype(self.dtype).data.cast("B")
+            self._file = open(self._part(), "xb", buffering=0)
+        data = tokens.data.cast("B")
         self._digest.update(data)
         self._tokens += len(tokens)
         self._largest = max(self._largest, int(tokens.max()))
-        try:
-            while len(data):
-                data = data[self._file.write(data) :]
-        except OSError as error:
-            raise cannot_write(part, error) from error
-
-    def _sync(self) -> None:
-        if self._file is not None:
-            try:
-                os.fsync(self._file.fileno())
-            except OSError as error:
-                raise cannot_write(self._part(len(self.shards)), error) from error
+        while len(data):
+            data = data[self._file.write(data) :]
 
     def _finish_shard(self) -> None:
-        self._sync()
+        os.fsync(self._file.fileno())
         self._file.close()
-        number = len(self.shards)
-        os.replace(self._part(number), self._final(number))
+        os.replace(self._part(), self._final())
         _sync_folder(self.folder)
-        self.shards.append(Shard(self._final(number).name, self._tokens, self._largest, self._digest.hexdigest()))
+        self.shards.append(Shard(self._final().name, self._tokens, self._largest, self._digest.hexdigest()))
         self._file = None
         self._tokens, self._largest, self._digest = 0, 0, hashlib.sha256()
 
     def commit(self) -> dict[str, Any]:
         """Brings everything to the disk and says how far that is."""
         self._write()
-        self._sync()
+        if self._file is not None:
+            os.fsync(self._file.fileno())
         return {"shards": [asdict(shard) for shard in self.shards], "tokens": self._tokens}
 
-    def finish(self) -> list[Shard]:
+    def finish(self) -> tuple[Shard, ...]:
         """Gives the last shard its name."""
         self._write()
         if self._tokens:
             self._finish_shard()
-        return self.shards
+        return tuple(self.shards)
 
     def close(self) -> None:
         """Closes the file as it is."""
         if self._file is not None:
             self._file.close()
-            self._file = None
 
 
-class ShardedTokens:
-    """The tokens of a split: shards in a row, memory-mapped, read as one array."""
+@dataclass
+class SplitCounts:
+    """Of one split: documents, characters, UTF-8 bytes and tokens (separators counted), and the same by set."""
 
-    def __init__(self, folder: Path, shards: Sequence[Shard], dtype: np.dtype) -> None:
-        self.shards, self.folder, self.dtype = tuple(shards), folder, dtype
-        self._maps = [np.memmap(folder / shard.file, dtype, "r") for shard in self.shards]
-        self._ends = np.cumsum([shard.tokens for shard in self.shards], dtype=np.int64)
+    documents: int = 0
+    characters: int = 0
+    bytes: int = 0
+    tokens: int = 0
+    sets: dict[str, dict[str, int]] = field(default_factory=dict)
 
-    def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """The tokens `[s, s + length)` for every start, int32[n, length]."""
-        rows = np.empty((len(starts), length), np.int32)
-        first = np.searchsorted(self._ends, starts, side="right")
-        last = np.searchsorted(self._ends, starts + length - 1, side="right")
-        for number in np.unique(first).tolist():
-            which = np.flatnonzero((first == number) & (last == number))
-            if len(which) and len(self._maps[number]) >= length:
-                offset = int(self._ends[number]) - self.shards[number].tokens
-                view = np.lib.stride_tricks.sliding_window_view(self._maps[number], length)
-                rows[which] = view[starts[which] - offset]
-        for row in np.flatnonzero(first != last).tolist():
-            rows[row] = self.read(int(starts[row]), length)
-        return rows
-
-    def read(self, start: int, count: int) -> np.ndarray:
-        """`count` tokens from `start` on, across shards, int32."""
-        pieces = []
-        number = int(np.searchsorted(self._ends, start, side="right"))
-        while count > 0 and number < len(self.shards):
-            offset = int(self._ends[number]) - self.shards[number].tokens
-            piece = self._maps[number][start - offset : start - offset + count]
-            pieces.append(piece.astype(np.int32))
-            start, count, number = start + len(piece), count - len(piece), number + 1
-        return np.concatenate([np.zeros(0, np.int32), *pieces])
-
-    def blocks(self, size: int = 1 << 22) -> Iterator[np.ndarray]:
-        """All tokens, a few million at a time."""
-        for tokens in self._maps:
-            for start in range(0, len(tokens), size):
-                yield tokens[start : start + size]
-
-    def check_ids(self, split: str, vocab_size: int) -> None:
-        """Raises `UserError` naming shard and place of the first id that is not below `vocab_size`."""
-        for shard, tokens in zip(self.shards, self._maps, strict=True):
-            if shard.largest < vocab_size:
-                continue
-            for start in range(0, len(tokens), 1 << 22):
-                beyond = tokens[start : start + (1 << 22)] >= vocab_size
-                if beyond.any():
-                    place = start + int(np.argmax(beyond))
-                    raise UserError(
-                        f"{self.folder / shard.file}, byte {place * self.dtype.itemsize:,}: token id {tokens[place]} "
-                        f"in the {split} split, but vocab_size is {vocab_size}; "
-                        f"raise --vocab-size to at least {max(s.largest for s in self.shards) + 1}"
-                    )
+    def add(self, characters: int, size: int, tokens: int, group: str) -> None:
+        """Counts a document."""
+        self.documents += 1
+        self.characters += characters
+        self.bytes += size
+        self.tokens += tokens
+        if group:
+            counts = self.sets.setdefault(group, {"documents": 0, "bytes": 0, "tokens": 0})
+            for name, more in (("documents", 1), ("bytes", size), ("tokens", tokens)):
+                counts[name] += more
 
 
-def check_shards(folder: Path, shards: Sequence[Shard], dtype: np.dtype, *, hashes: bool) -> None:
-    """Compares sizes, and where asked the sha256 and the largest id, of files with what the manifest says.
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that a prepared folder holds. Two folders with equal manifests hold equal bytes."""
 
-    **Raises:** `UserError` naming the first file that differs.
-    """
+    source: dict[str, Any]
+    split_rule: str
+    tokenizer: dict[str, Any]  # name, vocab_size, hash, separator, bytes a token on disk
+    counts: dict[str, SplitCounts]
+    shards: dict[str, tuple[Shard, ...]]
+    skipped: dict[str, Any]
+    leaks: dict[str, Any]
 
-    def check(shard: Shard) -> None:
-        path = folder / shard.file
-        again = "prepare again, or copy the file again"
+    @property
+    def hash(self) -> str:
+        """sha256 (hex) over the tokenizer's and all shards' hashes: equal hashes are equal tokens."""
+        shards = {split: [[s.tokens, s.sha256] for s in shards] for split, shards in self.shards.items()}
+        return hashlib.sha256(json.dumps([self.tokenizer["hash"], shards], sort_keys=True).encode()).hexdigest()
+
+    def write(self, folder: Path) -> None:
+        """Writes manifest.json."""
+        write_json_atomic(folder / MANIFEST, {"format": FORMAT, "hash": self.hash, **dataclasses.asdict(self)})
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Manifest:
+        """Reads manifest.json; `UserError` where there is none, or where it does not fit its own hash."""
+        path = Path(folder).expanduser() / MANIFEST
         try:
-            size = path.stat().st_size
-            if size != shard.tokens * dtype.itemsize:
-                expected = shard.tokens * dtype.itemsize
-                raise UserError(f"{path} has {size:,} bytes, its manifest says {expected:,}: {again}")
-            if hashes:
-                with open(path, "rb") as file:
-                    found = hashlib.file_digest(file, "sha256").hexdigest()
-                if found != shard.sha256:
-                    raise UserError(f"{path}: its sha256 is {found}, its manifest says {shard.sha256}: {again}")
+            data = json.loads(path.read_bytes())
+            if data.pop("format") != FORMAT:
+                raise UserError(f"{path} is of another format than {FORMAT}, which this version reads: prepare again")
+            said = data.pop("hash")
+            counts = {split: SplitCounts(**counts) for split, counts in data.pop("counts").items()}
+            shards = {split: tuple(Shard(**s) for s in shards) for split, shards in data.pop("shards").items()}
+            manifest = cls(counts=counts, shards=shards, **data)
+            sound = manifest.hash == said
         except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}; {again}") from None
+            raise UserError(f"{folder} is no prepared data: cannot read {path} ({error.strerror})") from None
+        except UserError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is not a manifest ({type(error).__name__}: {error}); prepare again") from None
+        if not sound:
+            raise UserError(f"{path} was changed: its shards do not make its hash; prepare again")
+        return manifest
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # sha256 releases the GIL
-        for _ in pool.map(check, shards):
-            pass
+    def tokens(self, folder: Path, vocab_size: int, *, hashes: bool) -> dict[str, Tokens]:
+        """The shards, mapped into memory, by split.
+
+        **Raises:** `UserError` naming the first file whose size, or where asked sha256, is not what is written here,
+        and shard and byte of the first id that is not below `vocab_size`.
+        """
+        dtype = np.dtype(f"<u{self.tokenizer['token_bytes']}")
+        shards = [shard for split in SPLITS for shard in self.shards[split]]
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # sha256 releases the GIL
+            list(pool.map(lambda shard: _check(folder / shard.file, shard, dtype, hashes), shards))
+        mapped = {split: [np.memmap(folder / s.file, dtype, "r") for s in self.shards[split]] for split in SPLITS}
+        for split in SPLITS:
+            for shard, tokens in zip(self.shards[split], mapped[split], strict=True):
+                if shard.largest >= vocab_size:
+                    place = int(np.argmax(tokens >= vocab_size))
+                    raise UserError(
+                        f"{folder / shard.file}, byte {place * dtype.itemsize:,}: token id {tokens[place]} in the "
+                        f"{split} split, but vocab_size is {vocab_size}; raise --vocab-size to at least "
+                        f"{max(s.largest for s in shards) + 1}"
+                    )
+        return {split: Tokens(parts) for split, parts in mapped.items()}
 
 
-@contextlib.contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Keeps a second process from writing into the same folder; `UserError` there. Gone when the process is."""
+def _check(path: Path, shard: Shard, dtype: np.dtype, hashes: bool) -> None:
+    again = "prepare again, or copy the file again"
     try:
-        import fcntl
-    except ImportError:  # no such locks here: nothing is promised
-        yield
-        return
-    with open(folder / ".lock", "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process is preparing {folder}: wait for it, or name another folder") from None
-        yield
+        size, expected = path.stat().st_size, shard.tokens * dtype.itemsize
+        if size != expected:
+            raise UserError(f"{path} has {size:,} bytes, its manifest says {expected:,}: {again}")
+        if hashes:
+            with open(path, "rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != shard.sha256:
+                raise UserError(f"{path}: its sha256 is {found}, its manifest says {shard.sha256}: {again}")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; {again}") from None
+
+
+def is_prepared(path: str | Path) -> bool:
+    """Whether a path is a folder that `prepare` finished."""
+    return (Path(path).expanduser() / MANIFEST).is_file()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import glob
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .corpus import SPLITS, Corpus, load_corpus
-from .documents import START, Item, MemorySource, Position, Problem, Source
-from .files_in import InputFile, find_files
-from .formats import Fields, _Maker, read_items
+from .corpora import Corpus, Named, in_memory, installed_packages, split_by, standard_library
+from .documents import START, Item, MemorySource, Position, Problem, Source, shown
+from .files import InputFile, find_files
+from .formats import LARGEST, Fields, Place, read_items
+from .splits import SPLITS, hashed_split, official_splits, split_of_name, split_rule, without_companions
 
-_SPLIT_NAMES = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
+_PYTHON = {"stdlib": standard_library, "site-packages": installed_packages}
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,13 @@ class FileSource:
     files: tuple[InputFile, ...]
     fields: Fields = Fields()
     splits: tuple[str, ...] = ()  # the official split of each file, or nothing
+    unclear: str = ""  # why the names of the files leave open what to train on
+    largest: int = LARGEST  # bytes of a plain text file that is one document
+
+    @property
+    def size(self) -> int:
+        """The bytes of all files, as stored."""
+        return sum(file.size for file in self.files)
 
     @property
     def official(self) -> bool:
@@ -36,19 +46,14 @@ class FileSource:
         return bool(self.splits)
 
     @property
-    def named_splits(self) -> set[str]:
-        """The splits that files' names say, if only some of them."""
-        return {split_of_file(file.name) for file in self.files} - {""}
-
-    @property
     def whole_files(self) -> bool:
         """Whether every document is a text file."""
-        return self.fields.unit == "file" and all(file.format == "text" for file in self.files)
+        return self.fields.unit == "file" and not any(file.records for file in self.files)
 
     @property
     def spec(self) -> dict:
         """Names, sizes and times of change of the files, and how they are read."""
-        files = [[file.name, file.size, file.changed] for file in self.files]
+        files = [[shown(file.name), file.size, file.changed] for file in self.files]
         return {"kind": "files", "files": files, "fields": dataclasses.asdict(self.fields), "splits": [*self.splits]}
 
     def items(self, start: Position = START) -> Iterator[Item]:
@@ -56,7 +61,7 @@ class FileSource:
         for number in range(start.file, len(self.files)):
             split = self.splits[number] if self.splits else ""
             first = start if number == start.file else Position(number)
-            yield from read_items(self.files[number], number, self.fields, split, first)
+            yield from read_items(self.files[number], number, self.fields, split, first, largest=self.largest)
 
 
 @dataclass(frozen=True)
@@ -86,15 +91,15 @@ class HuggingFaceSource:
         for number in range(start.file, len(self.splits)):
             first = start.offset if number == start.file else 0
             rows = datasets.load_dataset(self.path, self.config, split=self.splits[number], streaming=True)
-            split = _SPLIT_NAMES.get(self.splits[number], "train") if self.official else ""
             file = InputFile(f"hf:{self.path}/{self.splits[number]}", self.path, 0)
-            maker = _Maker(file, number, self.fields, split, word="row")
+            split = split_of_name(self.splits[number]) if self.official else ""
+            place = Place(file, number, self.fields, split, word="row")
             for index, row in enumerate(rows.skip(first) if first else rows, first):
-                maker.offset, maker.line = index, index + 1
+                place.offset, place.line = index, index + 1
                 try:
-                    yield maker.record(json.dumps(row, default=str).encode())
+                    yield place.value(row)
                 except (TypeError, ValueError) as error:
-                    yield Problem("field", f"{maker.where()}: {error}", maker.at())
+                    yield Problem("field", f"{place.where()}: {error}", place.at())
 
 
 def _datasets() -> Any:
@@ -115,50 +120,68 @@ def open_source(
 
     **Arguments:**
 
-    - `data`: `stdlib`, `site-packages`, a corpus below `data_root`, a text file, a folder with train.txt, valid.txt
-        and test.txt (all as in `load_corpus`); otherwise files, folders, globs or fsspec addresses of text, JSON lines
-        (.jsonl, plain, .gz or .zst), parquet or ArrayRecord files; or `hf:NAME` (`hf:NAME:CONFIG`). Several are read
-        one after another.
+    - `data`: `stdlib` (the sources of the running Python's standard library), `site-packages` (of the installed
+        packages), the name of a folder below `data_root`, files, folders, globs or fsspec addresses of text, JSON lines
+        (.jsonl, plain, .gz or .zst; an array in .json too), parquet or ArrayRecord files; or `hf:NAME`
+        (`hf:NAME:CONFIG`). Several are read one after another.
+    - `data_root`: the folder of the named corpora.
     - `fields`: which field is the text, and what a document of a text file is.
 
-    **Returns:** a `Source`. Files whose names all say train, valid (val, validation) or test keep those splits.
+    **Returns:** a `Source`. Where every file's name says train, valid (val, validation, dev, eval) or test, those are
+    the splits; of a folder with train.txt, valid.txt and test.txt nothing else is read. Text files too few to be split
+    by the hash of their paths are read into memory and split by the hash of each block between blank lines, or line.
 
     **Raises:** `UserError` where there is nothing of that name.
     """
     fields = fields or Fields()
-    names = [data] if isinstance(data, str) else list(data)
-    if not names:
-        raise UserError("no data: name a corpus, a file, a folder or a glob")
-    if len(names) == 1 and names[0].startswith("hf:"):
-        return _hugging_face(names[0], fields)
-    if len(names) == 1 and fields == Fields() and _is_corpus(names[0], data_root):
-        return corpus_source(load_corpus(names[0], data_root=data_root))
-    files: dict[str, InputFile] = {}
-    for name in names:
-        if "://" not in name and not _exists(name):
-            load_corpus(name, data_root=data_root)  # its message says what is allowed
-        files |= {file.path: file for file in find_files(name)}
-    found = tuple(files.values())
-    splits = tuple(split_of_file(file.name) for file in found)
-    label = _label(names[0]) if len(names) == 1 else f"{len(names)} sources"
-    official = all(splits) and {"train", "valid"} <= set(splits)
-    return FileSource(label, found, fields, splits if official else ())
+    names = [data] if isinstance(data, str | Path) else list(data)
+    names = [str(name) for name in names]
+    if not names or not all(name.strip() for name in names):
+        raise UserError(f"no data in {data!r}: name a corpus, a file, a folder or a glob ('.' is the working folder)")
+    if data_root is not None and not str(data_root).strip():
+        raise UserError("data_root is empty: give the folder that holds the named corpora, or leave it out")
+    alone = [name for name in names if name in _PYTHON or name.startswith("hf:")]
+    if alone and len(names) > 1:
+        raise UserError(f"{alone[0]} cannot be one of several inputs: give it alone, or write a mix: of prepared data")
+    if alone and fields.unit != "file":
+        raise UserError(f"{alone[0]} has documents of its own: --unit {fields.unit} is for text files")
+    if alone:
+        return _PYTHON[alone[0]]() if alone[0] in _PYTHON else _hugging_face(alone[0], fields)
+    paths = [_find(name, data_root) for name in names]
+    name = _label(paths[0]) if len(paths) == 1 else f"{len(paths)} sources"
+    files = _files(paths)
+    if len(paths) == 1 and fields.unit == "file" and Path(paths[0]).is_dir() and (three := _three(files)):
+        return _collect(FileSource(name, three, fields, SPLITS))
+    # Splits are looked for below what the paths of all files share.
+    below = os.path.commonprefix([file.path for file in files]).rfind("/") + 1
+    splits, unclear = official_splits(files, [file.path[below:] for file in files])
+    source = FileSource(name, files, fields, splits, unclear)
+    if splits:
+        return dataclasses.replace(source, largest=max(LARGEST, source.size))
+    known = {hashed_split(file.name.encode("utf-8", "surrogateescape")) for file in files if file.size}
+    if source.whole_files and not unclear and not known >= {"train", "valid"} and source.size <= LARGEST:
+        with contextlib.suppress(UserError):  # a broken file: who reads the source is told, and may leave it out
+            return _collect(source)
+    return source
 
 
-def corpus_source(corpus: Corpus) -> MemorySource:
-    """A corpus as a source with the corpus' splits."""
-    return MemorySource(
-        corpus.name, {split: getattr(corpus, split) for split in SPLITS}, corpus.hash, corpus.split_rule
-    )
+def load_corpus(data: str = "stdlib", *, data_root: str | Path | None = None, fields: Fields | None = None) -> Corpus:
+    """Reads a source into memory.
 
+    **Arguments:** as in `open_source`.
 
-def split_of_file(name: str) -> str:
-    """The split that a file's name says: `train/00.jsonl.zst`, `val.jsonl`, `test-00001-of-00002.parquet`; or ""."""
-    for part in name.lower().split("/"):
-        word = re.match(r"[a-z]+", part)
-        if word and word[0] in _SPLIT_NAMES and (len(part) == word.end() or not part[word.end()].isalnum()):
-            return _SPLIT_NAMES[word[0]]
-    return ""
+    **Returns:** the `Corpus`. Text is UTF-8; CR LF line ends become LF, and byte-order marks at the start of a line are
+    dropped.
+
+    Raises `UserError` if there is nothing of that name, if a file or a record is damaged or no text (naming the file
+    and the line or byte), or if there is too little text to split.
+    """
+    if str(data).startswith("hf:"):
+        raise UserError(f"{data} is not read into memory: stream it (stream:{data}), or prepare it")
+    source = open_source(data, data_root=data_root, fields=fields)
+    read = source if isinstance(source, MemorySource) else _collect(source)
+    train, valid, test = (read.splits[split] for split in SPLITS)
+    return Corpus(read.name, train, valid, test, read.split_rule, read.digest, read.note)
 
 
 def spec_hash(spec: dict) -> str:
@@ -173,33 +196,95 @@ def lasting(spec: dict[str, Any]) -> dict[str, Any]:
     return {**spec, "files": [[name, size] for name, size, _ in spec["files"]]}
 
 
-def _label(name: str) -> str:
-    parts = [part for part in name.rstrip("/").split("/") if part and not glob.has_magic(part)]
-    return parts[-1] if parts else name
+def _collect(source: Source) -> MemorySource:
+    """The documents of a source in memory, by its split rule; those of too few text files by blocks of their text."""
+    rule = split_rule(source)
+    if isinstance(source, FileSource):
+        source = dataclasses.replace(source, largest=max(LARGEST, source.size))
+    documents: list[Named] = []
+    splits: dict[str, list[Named]] = {split: [] for split in SPLITS}
+    for item in source.items():
+        if isinstance(item, Problem):
+            raise UserError(f"{item.message}; mend it, or prepare the data with --on-error skip")
+        # The three splits of a named corpus are known by their names.
+        documents.append((item.name.removesuffix(".txt") if source.official else item.name, item.text))
+        splits[rule(item)].append(documents[-1])
+    if not documents:
+        raise UserError(f"{source.name} holds no text; give a text file, or a folder of text files, that is not empty")
+    if splits["train"] and splits["valid"]:
+        return in_memory(source.name, splits, rule=str(rule))
+    if isinstance(source, FileSource) and source.official:
+        empty = source.splits.index("valid" if splits["train"] else "train")
+        path = shown(source.files[empty].path)
+        raise UserError(f"{path} is empty; a corpus needs text to train on and to validate on")
+    # Blocks with equal text fall into the same split, so that a repeated block cannot leak.
+    units = (("blank-line separated block", r"\n[ \t]*\n\s*", "\n\n"), ("line", r"\n", "\n"))
+    for unit, separator, joint in units if source.whole_files else ():
+        splits = {split: [] for split in SPLITS}
+        for name, text in documents:
+            blocks = ((block.strip(), block) for block in re.split(separator, text) if block.strip())
+            for split, parts in split_by(blocks, lambda block: block[0]).items():
+                splits[split] += [(name, joint.join(part for _, part in parts) + "\n")] if parts else []
+        if splits["train"] and splits["valid"]:
+            return in_memory(source.name, splits, rule=f"sha256 of each {unit}, 5% valid, 5% test")
+    raise UserError(
+        f"{source.name} holds too little text to split by hash (5% valid): the validation split would be empty; "
+        "give more text, or a folder with train.txt, valid.txt and test.txt"
+    )
 
 
-def _is_corpus(name: str, data_root: str | Path | None) -> bool:
-    if name in ("stdlib", "site-packages"):
-        return True
-    if data_root is not None and all((Path(data_root) / name / f"{split}.txt").is_file() for split in SPLITS):
-        return True
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return all((path / f"{split}.txt").is_file() for split in SPLITS)
-    file = InputFile(name, path.name, 0)
-    return path.is_file() and file.format == "text" and not file.packing and path.stat().st_size <= 256 << 20
+def _find(name: str, data_root: str | Path | None) -> str:
+    """The path, glob or address that a name stands for."""
+    if "://" in name:
+        return name
+    corpus = None if data_root is None else Path(data_root).expanduser() / name
+    three = corpus is not None and all((corpus / f"{split}.txt").is_file() for split in SPLITS)
+    if not three and (Path(name).expanduser().exists() or glob.has_magic(name)):
+        return name
+    if corpus is not None and corpus.exists():
+        return str(corpus)
+    where = "no data root was given" if data_root is None else f"{data_root} has no such folder with three splits"
+    raise UserError(
+        f"no corpus {name!r}: {where}, and it is no file or folder; give 'stdlib', 'site-packages', the path of a text "
+        "file or folder, or a data root that holds <name>/train.txt, valid.txt and test.txt"
+    )
 
 
-def _exists(name: str) -> bool:
-    return Path(name).expanduser().exists() or glob.has_magic(name)
+def _files(paths: Sequence[str]) -> tuple[InputFile, ...]:
+    """The files of all inputs, each once, without what beside data is none."""
+    files: dict[str, InputFile] = {}
+    for path in paths:
+        for file in find_files(path):
+            files.setdefault(file.path if file.remote else os.path.realpath(file.path), file)
+    return without_companions(tuple(files.values()), {str(Path(path).expanduser()) for path in paths} | {*paths})
+
+
+def _three(files: Sequence[InputFile]) -> tuple[InputFile, ...]:
+    """train.txt, valid.txt and test.txt, in this order, where all are there."""
+    named = {file.name: file for file in files}
+    found = [named[name] for split in SPLITS if (name := f"{split}.txt") in named]
+    return tuple(found) if len(found) == len(SPLITS) else ()
+
+
+def _label(path: str) -> str:
+    if "://" not in path and Path(path).expanduser().exists():
+        return shown(Path(path).expanduser().resolve().name)
+    parts = [part for part in path.split("/") if part and not glob.has_magic(part)]
+    return shown(parts[-1]) if parts else path
 
 
 def _hugging_face(name: str, fields: Fields) -> HuggingFaceSource:
     path, _, config = name.removeprefix("hf:").partition(":")
+    if not path.strip():
+        raise UserError(f"{name!r} names no data set: write hf:NAME or hf:NAME:CONFIG")
     datasets = _datasets()
     try:
         there = list(datasets.get_dataset_split_names(path, config or None))
     except Exception as error:  # whatever the hub's client raises
-        raise UserError(f"cannot open {name!r}: {type(error).__name__}: {str(error).splitlines()[:1]}") from None
-    splits = tuple(split for split in there if split in _SPLIT_NAMES) or tuple(there)
-    return HuggingFaceSource(path.split("/")[-1], path, config or None, splits, fields)
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(f"cannot open {name!r}: {type(error).__name__}: {reason}") from None
+    said = {split: split_of_name(split) for split in there}
+    named = {*said.values()}
+    # Without a validation split the training one is split by content, and a test split is not read.
+    kept = [split for split in there if said[split] and ({"train", "valid"} <= named or said[split] == "train")]
+    return HuggingFaceSource(path.split("/")[-1], path, config or None, tuple(kept or there), fields)

@@ -1,16 +1,42 @@
-"""Splits of documents: official ones, else by the hash of the content or of the path, never by position."""
+"""Splits of documents: official ones by the names of files, else by the hash of the content or of the path."""
 
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from ..errors import UserError
-from .corpus import _SALT, TEST_SHARE, VALID_SHARE
-from .documents import Document, Source
+from .documents import Document, Source, shown
+from .files import InputFile
 
 SplitKind = Literal["official", "content", "path"]
+SPLITS = ("train", "valid", "test")
+VALID_SHARE = 0.05
+TEST_SHARE = 0.05
+
+# The salt was chosen once, by the sizes of the splits of the standard library alone: with it CPython 3.11 to 3.13 have
+# 4.5-6.1% of their bytes in each of the two small splits, and no single module makes up half of either.
+_SALT = b"split 61/"
+
+_WORDS = {
+    "train": re.compile(r"train(ing)?(set|data)?\d*"),
+    "valid": re.compile(r"(val(id(ation)?)?|dev(el(opment)?)?|eval(uation)?|heldout)(set|data)?\d*"),
+    "test": re.compile(r"(dev)?test(ing)?(set|data)?\d*"),
+}
+_NUMBERING = re.compile(r"\d+|of|v\d+|(part|shard|chunk|file|split)\d*")
+# Endings of text that is data. A name without one is, too; a split's word in test.py or test.md says nothing.
+_TEXT = frozenset("txt text tokens tok raw bpe en de fr es it nl ru zh ja ko".split())
+_DATA = _TEXT | frozenset("gz zst zstd jsonl jsonlines ndjson json parquet pq array_record arrayrecord".split())
+
+
+def hashed_split(key: bytes, valid: float = VALID_SHARE, test: float = TEST_SHARE) -> str:
+    """The split of a key by its sha256, whatever else there is."""
+    share = int.from_bytes(hashlib.sha256(_SALT + key).digest()[:8], "big") / 2**64
+    return "valid" if share < valid else "test" if share < valid + test else "train"
 
 
 @dataclass(frozen=True)
@@ -44,12 +70,8 @@ class SplitRule:
         """ "train", "valid" or "test"."""
         if self.kind == "official":
             return document.split
-        key = hashlib.sha256(_SALT.encode())
-        key.update(document.data if self.kind == "content" else document.name.encode("utf-8", "surrogateescape"))
-        share = int.from_bytes(key.digest()[:8], "big") / 2**64
-        if share < self.valid:
-            return "valid"
-        return "test" if share < self.valid + self.test else "train"
+        key = document.data if self.kind == "content" else document.name.encode("utf-8", "surrogateescape")
+        return hashed_split(key, self.valid, self.test)
 
 
 def split_rule(
@@ -58,27 +80,90 @@ def split_rule(
     """The rule for a source: "auto" is official where the source has splits, path where documents are files, else
     content.
 
-    **Raises:** `UserError` for an unknown kind, and where official splits are asked for and there are none.
+    **Raises:** `UserError` for an unknown kind, where official splits are asked for and there are none, and for "auto"
+    where some files' names say a split and it is not clear what the others are.
     """
-    if kind == "auto":
-        # Of records; a tree of text files may have a test.py and a train.py.
-        records = not source.official and not source.whole_files
-        if records and {"train", "test"} <= getattr(source, "named_splits", set()):
-            raise UserError(
-                f"{source.name}: files are named train and test, but not every file train, valid or test with some of "
-                "each of the first two; split anew, the test text would be trained on: add valid files, name the "
-                "files to train on alone, or prepare them with --split content"
-            )
-        kind = "official" if source.official else "path" if source.whole_files else "content"
-    if kind == "official":
-        if not source.official:
-            raise UserError(
-                f"{source.name} has no official splits: its files' names do not say train, valid and test; "
-                "give --split content or --split path"
-            )
+    if kind not in ("auto", "official", "content", "path"):
+        raise UserError(f"--split {kind!r}: allowed is auto, official, content or path")
+    unclear = getattr(source, "unclear", "")
+    if kind in ("auto", "official") and unclear:
+        raise UserError(f"{source.name}: {unclear}")
+    if kind == "official" and not source.official:
+        raise UserError(
+            f"{source.name} has no official splits: its files' names do not say train, valid and test; "
+            "give --split content or --split path"
+        )
+    if kind in ("auto", "official") and source.official:
         return SplitRule("official", valid, test, getattr(source, "split_rule", "official"))
-    if kind == "content":
-        return SplitRule("content", valid, test)
-    if kind == "path":
+    if kind == "path" or (kind == "auto" and source.whole_files):
         return SplitRule("path", valid, test)
-    raise UserError(f"--split {kind!r}: allowed is auto, official, content or path")
+    return SplitRule("content", valid, test)
+
+
+def split_of_name(name: str) -> str:
+    """The split that a path says, or "": `wiki.train.tokens`, `val/00.jsonl.zst`, `test-00001-of-00002.parquet`.
+
+    The word stands first or last in the file's name, numbering and endings aside, or in that of one of its folders;
+    where they say different splits, none is said.
+    """
+    said = set()
+    for part in re.sub("h[eo]ld[-_]?out", "heldout", name.lower()).split("/"):
+        while (ending := Path(part).suffix[1:]) in _DATA and ending:
+            part = part[: -len(ending) - 1]
+        words = re.split(r"[^a-z0-9]+", part)
+        while len(words) > 1 and _NUMBERING.fullmatch(words[-1]):
+            words.pop()
+        said |= {split for split, word in _WORDS.items() if word.fullmatch(words[0]) or word.fullmatch(words[-1])}
+    return said.pop() if len(said) == 1 else ""
+
+
+def _is_data(file: InputFile) -> bool:
+    """Whether a split's word in its name means a split: records, and text without the ending of a source or markup."""
+    word = re.split(r"[^a-z0-9]+", file.ending[1:])[0]  # of .en-00001-of-00100 too
+    return file.records or word in _TEXT or not word or word.isdigit() or bool(split_of_name(word))
+
+
+def _said(files: Sequence[InputFile], names: Sequence[str]) -> list[str]:
+    """The split that each name says; none in a tree of source code, where a `test/notes.txt` is no split."""
+    data = [_is_data(file) for file in files]
+    said = [split_of_name(name) if there else "" for name, there in zip(names, data, strict=True)]
+    records = any(file.records and split for file, split in zip(files, said, strict=True))
+    if not records and not all(data) and not {"train"} < {*said} - {""}:
+        return [""] * len(said)
+    return said
+
+
+def without_companions(files: Sequence[InputFile], named: Collection[str]) -> tuple[InputFile, ...]:
+    """Files less README, LICENSE, dataset_info.json and their like, where records or splits are beside them.
+
+    In a tree of text they are text; so is a file whose path is among those `named`.
+    """
+    data = tuple(file for file in files if not file.companion or file.path in named)
+    beside = any(file.records for file in data) or any(_said(data, [file.name for file in data]))
+    return data if beside else tuple(files)
+
+
+def official_splits(files: Sequence[InputFile], names: Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """What the names of files say: the split of each file, or nothing; and why that is not clear, or "".
+
+    They say splits where each of them says one, with train and valid among them. Where all say the same one, or none
+    says any, they say nothing.
+    """
+    said = _said(files, names)
+    kinds = {*said} - {""}
+    if not kinds or (all(said) and len(kinds) == 1):
+        return (), ""
+    do = "name the files to train on alone (a glob)"
+    if not all(said):
+        named, stray = (shown(names[[*map(bool, said)].index(there)]) for there in (True, False))
+        return (), (
+            f"{named} is named as a split and {stray} is not, so that it is not clear what to train on: {do}, give "
+            "every file the name of its split, or prepare them with --split content"
+        )
+    if {"train", "valid"} <= kinds:
+        return tuple(said), ""
+    missing = "valid" if "train" in kinds else "train"
+    return (), (
+        f"files are named {' and '.join(sorted(kinds, reverse=True))}, but none {missing}; split anew, the test text "
+        f"would be trained on: add {missing} files, {do}, or prepare them with --split content"
+    )

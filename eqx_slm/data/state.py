@@ -15,18 +15,16 @@ import numpy as np
 from ..errors import UserError
 from ..files import write_bytes_atomic, write_json_atomic
 
-FORMAT = 1
+FORMAT = 2
 LARGEST = 25_000_000  # bytes of buffered tokens
 
 
 @dataclass(frozen=True, eq=False)
 class StreamState:
-    """The state of a stream after a batch.
+    """The state of a stream after a batch, whatever tokenizes and however many processes train.
 
     - `cursor`: plain JSON; says which stream it belongs to, the seed, and how many batches have been given.
-    - `tokens`: int32[n], what a streaming stream has buffered; nothing for a prepared one.
-
-    It does not depend on how many worker processes tokenize, nor on how many processes train.
+    - `tokens`: int32[n], what a streaming stream has buffered; nothing for tokens that are known.
     """
 
     cursor: dict[str, Any]
@@ -46,15 +44,12 @@ class StreamState:
     @classmethod
     def from_json(cls, data: dict[str, Any], tokens: np.ndarray | None = None) -> StreamState:
         """The state of `to_json` and the tokens; `UserError` where either is not what was saved."""
-        try:
-            content = {key: data[key] for key in ("format", "cursor", "tokens", "tokens_sha256")}
-            sound = data["sha256"] == _hash(content) and content["format"] == FORMAT
-        except (KeyError, TypeError):
-            sound = False
-            content = {}
-        if not sound:
+        content = {key: data.get(key) for key in ("format", "cursor", "tokens", "tokens_sha256")}
+        if content["format"] != FORMAT and "sha256" in data:
+            raise UserError(f"a data state of format {content['format']}, this version reads {FORMAT}: start again")
+        if data.get("sha256") != _hash(content):
             raise UserError("the data cursor is damaged: its hash is another; take an older checkpoint")
-        state = cls(content["cursor"], np.zeros(0, np.int32) if tokens is None else np.asarray(tokens, np.int32))
+        state = cls(data["cursor"], np.zeros(0, np.int32) if tokens is None else np.asarray(tokens, np.int32))
         if state.to_json()["tokens_sha256"] != content["tokens_sha256"]:
             raise UserError("the buffered tokens do not belong to the data cursor: take both from one checkpoint")
         return state
@@ -80,11 +75,10 @@ class StreamState:
         """Reads what `save` wrote; `UserError` where it is missing or damaged."""
         path = Path(folder) / f"{name}.json"
         try:
-            data = json.loads(path.read_text("utf-8"))
-            there = _tokens_file(Path(folder), name, data) if data.get("tokens") else None
-            tokens = None if there is None else np.load(there, allow_pickle=False)
-        except (OSError, ValueError, AttributeError) as error:
-            raise UserError(f"cannot read the data state {path}: {error}") from None
+            data = json.loads(path.read_bytes())
+            tokens = np.load(_tokens_file(Path(folder), name, data), allow_pickle=False) if data["tokens"] else None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"cannot read the data state {path}: {type(error).__name__}: {error}") from None
         return cls.from_json(data, tokens)
 
 

@@ -1,61 +1,187 @@
-"""Token streams: windows of a split in a fixed pseudo-random order, as whole batches, through Grain."""
+"""Token streams: what all have in common, and windows of known tokens in a fixed pseudo-random order."""
 
 from __future__ import annotations
 
+import abc
 import hashlib
 import platform
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from ..errors import UserError
-from .base import IndexedStream, check_processes
-from .corpus import SPLITS, load_corpus
-from .order import permutation
-from .tokenizer import Tokenizer, make_tokenizer, padded_vocab
+from .order import Mixture, places
+from .splits import SPLITS
+from .state import StreamState, check_cursor
+from .tokenizer import Tokenizer
+from .tokens import LARGEST_SIZE, Tokens, as_tokens, check_processes, check_sizes
 
 EVAL_SEED = "validation"  # a string: no integer seed of a run gives the same order
 
 
-@dataclass(frozen=True, eq=False)
-class TokenStream(IndexedStream):
-    """The tokens of a corpus and the order in which a run reads them.
+class BatchIterator(Iterator[np.ndarray], abc.ABC):
+    """Endless batches, int32[B, T+1], that know where they are."""
+
+    @abc.abstractmethod
+    def state(self, *, back: int = 0) -> StreamState:
+        """The state after the last batch, or `back` batches earlier (what has been read ahead)."""
+
+
+class Stream(abc.ABC):
+    """Batches of token windows in an order that depends on the seed alone.
+
+    **Arguments** and attributes:
+
+    - `vocab_size`: the model's; at least the tokenizer's.
+    - `sequence_length`: T, in tokens. `batch_size`: B, in windows of all processes.
+    - `eval_tokens`: about how many targets `eval_batches` holds.
+    - `info`: what a report needs, as JSON. `tokenizer`: for `encode` and `decode`, if there is one.
+    - `byte_lengths`: the bytes of each id, int32[vocab_size], or None for a tokenizer that loses bytes.
+    - `process_index`, `process_count`: a process gets rows [i B / n, (i + 1) B / n) of every batch.
+
+    **Raises:** `UserError` where one of them does not fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        sequence_length: int,
+        batch_size: int,
+        eval_tokens: int = 16384,
+        tokenizer: Tokenizer | None = None,
+        byte_lengths: np.ndarray | None = None,
+        info: dict[str, Any] | None = None,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> None:
+        check_sizes(
+            vocab_size=vocab_size, sequence_length=sequence_length, batch_size=batch_size, eval_tokens=eval_tokens
+        )
+        check_processes(batch_size, process_index, process_count)
+        if tokenizer is not None:
+            check_vocabulary(vocab_size, tokenizer)
+            byte_lengths = tokenizer.byte_lengths if byte_lengths is None else byte_lengths
+        if byte_lengths is not None:
+            byte_lengths = as_tokens(byte_lengths, LARGEST_SIZE, "byte_lengths")
+            if len(byte_lengths) > vocab_size:
+                raise UserError(f"byte_lengths has {len(byte_lengths):,} entries for {vocab_size:,} ids; give one each")
+            byte_lengths = np.pad(byte_lengths, (0, vocab_size - len(byte_lengths)))
+        self.vocab_size, self.sequence_length, self.batch_size = vocab_size, sequence_length, batch_size
+        self.eval_tokens, self.tokenizer, self.byte_lengths = eval_tokens, tokenizer, byte_lengths
+        self.process_index, self.process_count = process_index, process_count
+        self.info = {**(info or {}), "vocab_size": vocab_size, "python": platform.python_version()}
+
+    @property
+    def padding(self) -> int:
+        """Ids of the vocabulary that stand for nothing: those beyond the tokenizer's."""
+        return 0 if self.tokenizer is None else self.vocab_size - self.tokenizer.vocab_size
+
+    @abc.abstractmethod
+    def batch(self, seed: int, index: int) -> np.ndarray:
+        """Training batch `index` of a seed, int32[B, T+1]: inputs are columns [:-1], targets [1:]."""
+
+    @abc.abstractmethod
+    def batches(self, seed: int, *, start: int = 0) -> BatchIterator:
+        """The endless training batches of a seed from batch `start` on, int32[B, T+1] each."""
+
+    @abc.abstractmethod
+    def resume(self, state: StreamState) -> BatchIterator:
+        """The batches after a state; `UserError` where it is another stream's."""
+
+    @abc.abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What decides the batches, as JSON."""
+
+    @abc.abstractmethod
+    def eval_batches(self) -> list[np.ndarray]:
+        """The validation batches, int32[B, T+1] each, equal for all seeds and arms; at least one."""
+
+    @abc.abstractmethod
+    def token_counts(self) -> np.ndarray:
+        """How often each id occurs in the training split, int64[vocab_size]."""
+
+    @abc.abstractmethod
+    def training_tokens(self, most: int | None = None) -> np.ndarray:
+        """The first `most` tokens of the (first) training split in the order of the text, all by default, int32[n]."""
+
+    def digest(self, seed: int, steps: int) -> str:
+        """sha256 (hex) of the first `steps` training batches of a seed: equal digests are equal data in equal order."""
+        digest = hashlib.sha256(f"{self.vocab_size} {self.batch_size} {self.sequence_length}".encode())
+        for _, batch in zip(range(steps), self.batches(seed), strict=False):
+            digest.update(batch.astype("<i4", copy=False).tobytes())
+        return digest.hexdigest()
+
+    def eval_bytes(self) -> int | None:
+        """UTF-8 bytes that the targets of `eval_batches` stand for; None for a tokenizer that loses bytes."""
+        if self.byte_lengths is None:
+            return None
+        return sum(int(self.byte_lengths[batch[:, 1:]].sum(dtype=np.int64)) for batch in self.eval_batches())
+
+    def encode(self, text: str) -> np.ndarray:
+        """The ids of a text, int32[t]; raises `ValueError` for a stream made without a tokenizer."""
+        if self.tokenizer is None:
+            raise ValueError("this stream was made from tokens and has no tokenizer; give `tokenizer=` to encode text")
+        return self.tokenizer.encode(text)
+
+    def decode(self, ids: Iterable[int] | np.ndarray) -> str:
+        """The text of ids, or the ids themselves for a stream made without a tokenizer."""
+        if self.tokenizer is None:
+            return " ".join(str(i) for i in np.asarray(ids).reshape(-1).tolist())
+        return self.tokenizer.decode(ids)
+
+    def _own_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Of the rows of a whole batch, those of this process."""
+        share = len(rows) // self.process_count
+        return rows[self.process_index * share : (self.process_index + 1) * share]
+
+    def _wanted_batches(self) -> int:
+        return max(1, round(self.eval_tokens / (self.batch_size * self.sequence_length)))
+
+
+class TokenStream(Stream):
+    """Known tokens, in memory or mapped from the disk, and the order in which a run reads them.
 
     Training tokens are cut into windows of `sequence_length` + 1 tokens, each starting on the last token of the one
     before, so that every token but the first is a target once. One epoch reads every window once, in an order that
-    depends on the seed and the epoch only; what does not fill a batch at the end of an epoch is dropped. Batch `i` of
-    a seed can be had at any time, which is what resuming and a matched pair stand on.
+    depends on the seed and the epoch only; what does not fill a batch at the end of an epoch is dropped. Of several
+    sources each sequence comes from the one that the `Mixture` of the weights names, and each starts its next epoch
+    when its own windows are used up. Batch `i` of a seed can be had at any time, which is what resuming and a matched
+    pair stand on. Use `make_stream`, `open_prepared` or `TokenStream.from_tokens`.
 
-    **Arguments:**
+    **Arguments:** `splits`: of each source the tokens by split. `weights`: how many sequences of each source.
+    `hashes`: of each source's tokens, where they are known. `options`: see `Stream`.
 
-    - `train`, `valid`, `test`: int32[n] token ids.
-    - `vocab_size`: the model's vocabulary; at least the tokenizer's.
-    - `sequence_length`: T, in tokens.
-    - `batch_size`: B, in windows.
-    - `eval_tokens`: about how many validation tokens `eval_batches` holds.
-    - `byte_lengths`: int32[vocab_size] bytes of each id, or None for a tokenizer that loses bytes.
-    - `info`: what a report needs, as plain JSON values.
-    - `tokenizer`: for `encode` and `decode`, if there is one.
-    - `process_index`, `process_count`: which rows of every batch are this process's; all by default.
-
-    Use `make_stream` or `TokenStream.from_tokens`, which check all this.
+    **Raises:** `UserError` where a split has not one batch of windows.
     """
 
-    train: np.ndarray
-    valid: np.ndarray
-    vocab_size: int
-    sequence_length: int
-    batch_size: int
-    eval_tokens: int = 16384
-    byte_lengths: np.ndarray | None = None
-    info: dict[str, Any] = field(default_factory=dict)
-    test: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
-    tokenizer: Tokenizer | None = None
-    process_index: int = 0
-    process_count: int = 1
+    def __init__(
+        self,
+        splits: Sequence[dict[str, Tokens]],
+        *,
+        weights: Sequence[float | int | str] | None = None,
+        hashes: Sequence[str] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.splits, self._hashes = tuple(splits), hashes
+        self.mixture = Mixture([1] * len(self.splits) if weights is None else weights)
+        if len(self.mixture) != len(self.splits):
+            raise UserError(f"{len(self.splits)} sources, but {len(self.mixture)} weights: give one for each")
+        need = self.batch_size * self.sequence_length + 1
+        for number, tokens in enumerate(self.splits):
+            where = f" of source {number + 1}" if len(self.splits) > 1 else ""
+            for name in ("train", "valid"):
+                if len(tokens[name]) < need:
+                    raise UserError(
+                        f"the {name} split{where} has {len(tokens[name]):,} tokens, but one batch of {self.batch_size} "
+                        f"x {self.sequence_length} needs {need:,}; give more text, or a smaller batch size or sequence "
+                        "length"
+                    )
+        counts = {name: sum(len(tokens[name]) for tokens in self.splits) for name in SPLITS}
+        self.info = {**self.info, "tokens": counts}
 
     @classmethod
     def from_tokens(
@@ -64,184 +190,153 @@ class TokenStream(IndexedStream):
         valid: np.ndarray | Iterable[int],
         *,
         vocab_size: int,
-        sequence_length: int,
-        batch_size: int,
-        eval_tokens: int = 16384,
         test: np.ndarray | Iterable[int] = (),
-        byte_lengths: np.ndarray | None = None,
-        info: dict[str, Any] | None = None,
-        tokenizer: Tokenizer | None = None,
-        process_index: int = 0,
-        process_count: int = 1,
+        **options: Any,
     ) -> TokenStream:
-        """A stream over given ids.
+        """A stream over given ids, int[n] each; `options` (`sequence_length`, `batch_size`, ...): see `Stream`.
 
         Raises `UserError` if the training or the validation split has not one batch of windows, if an id is not below
         `vocab_size` (a gather on an accelerator would clamp it silently), or if a size is not positive.
         """
-        sizes = {"sequence_length": sequence_length, "batch_size": batch_size, "eval_tokens": eval_tokens}
-        for name, size in {**sizes, "vocab_size": vocab_size}.items():
-            if size < 1:
-                raise UserError(f"{name} is {size}; give an integer of at least 1")
-        check_processes(batch_size, process_index, process_count)
-        splits = {"train": _as_tokens(train), "valid": _as_tokens(valid), "test": _as_tokens(test)}
-        need = batch_size * sequence_length + 1
-        for name, tokens in splits.items():
-            _check_ids(name, tokens, vocab_size)
-            if name != "test" and len(tokens) < need:
-                raise UserError(
-                    f"the {name} split has {len(tokens):,} tokens, but one batch of {batch_size} x {sequence_length} "
-                    f"needs {need:,}; give more text, or a smaller batch size or sequence length"
-                )
-        if byte_lengths is not None:
-            byte_lengths = np.asarray(byte_lengths, np.int32)
-            if byte_lengths.ndim != 1 or len(byte_lengths) > vocab_size:
-                raise UserError(f"byte_lengths has shape {byte_lengths.shape}; give one integer for each id")
-            byte_lengths = np.pad(byte_lengths, (0, vocab_size - len(byte_lengths)))
-        counts = {name: len(tokens) for name, tokens in splits.items()}
-        return cls(
-            **splits,
-            vocab_size=vocab_size,
-            sequence_length=sequence_length,
-            batch_size=batch_size,
-            eval_tokens=eval_tokens,
-            byte_lengths=byte_lengths,
-            info={**(info or {}), "tokens": counts, "vocab_size": vocab_size, "python": platform.python_version()},
-            tokenizer=tokenizer,
-            process_index=process_index,
-            process_count=process_count,
-        )
+        check_sizes(vocab_size=vocab_size)
+        ids = {"train": train, "valid": valid, "test": test}
+        tokens = {name: Tokens([as_tokens(part, vocab_size, f"the {name} split")]) for name, part in ids.items()}
+        return cls([tokens], vocab_size=vocab_size, **options)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches in one pass over the training windows."""
-        return len(self._windows(self.train)) // self.batch_size
+        """Full batches in one pass over the training windows of one source."""
+        if len(self.splits) > 1:
+            raise ValueError("a mixture has no common epoch: each source has its own")
+        return self._count(0, "train") // self.batch_size
 
     def batch(self, seed: int, index: int) -> np.ndarray:
-        """Training batch `index` of a seed, int32[B, T+1]: inputs are columns [:-1], targets [1:]; any epoch."""
+        """Training batch `index` of a seed, int32[B, T+1], of any epoch."""
         if index < 0:
             raise ValueError(f"batch index {index} is negative; give an integer of at least 0")
-        return self.several(seed, index, 1)[0]
+        rows = self._own_rows(np.arange(self.batch_size))
+        if len(self.splits) == 1:
+            epoch, step = divmod(index, self.steps_per_epoch)
+            return self._windows(0, "train", step * self.batch_size + rows, seed=seed, epoch=epoch)
+        which, ordinals = self.mixture.locate(index * self.batch_size + rows)
+        batch = np.empty((len(rows), self.sequence_length + 1), np.int32)
+        for source in np.unique(which).tolist():
+            mine = np.flatnonzero(which == source)
+            epochs, at = np.divmod(ordinals[mine], self._count(source, "train"))
+            for epoch in np.unique(epochs).tolist():
+                now = epochs == epoch
+                label = f"{seed}/folder {source}"
+                batch[mine[now]] = self._windows(source, "train", at[now], seed=label, epoch=epoch)
+        return batch
 
-    def several(self, seed: int, index: int, count: int) -> np.ndarray:
-        """`count` training batches of a seed from batch `index` on, int32[count, B, T+1], gathered at once."""
-        windows, rows = self._windows(self.train), []
-        for i in range(index, index + count):
-            epoch, step = divmod(i, len(windows) // self.batch_size)
-            order = permutation(len(windows), seed=seed, epoch=epoch)
-            rows.append(self._own_rows(order[step * self.batch_size : (step + 1) * self.batch_size]))
-        return windows[np.stack(rows)]
+    def batches(self, seed: int, *, start: int = 0) -> TokenBatches:
+        """The endless training batches of a seed from batch `start` on, int32[B, T+1] each."""
+        return TokenBatches(self, seed, start)
+
+    def resume(self, state: StreamState) -> TokenBatches:
+        """The batches after a state; `UserError` where it is another stream's."""
+        check_cursor(state, self.identity())
+        return self.batches(state.cursor["seed"], start=state.batches)
+
+    def dataset(self, seed: int, *, start: int = 0) -> Any:
+        """The batches of a seed as a `grain.MapDataset`, int32[B, T+1] each, for a pipeline of Grain's own: its maps,
+        threads and iterator state. (`batches` does without: Grain's part is as long as reading a small batch.)"""
+        import grain
+
+        return grain.MapDataset.source(_Batches(self, seed, start))
 
     def identity(self) -> dict[str, Any]:
         """What decides the batches, as JSON."""
-        tokens = hashlib.sha256(np.ascontiguousarray(self.train, "<i4").tobytes()).hexdigest()
-        return {"tokens": tokens, "batch_size": self.batch_size, "sequence_length": self.sequence_length}
-
-    def training_tokens(self, most: int | None = None) -> np.ndarray:
-        """The first `most` tokens of the training split in the order of the text, all by default, int32[n]."""
-        return self.train[:most]
+        sizes = {"batch_size": self.batch_size, "sequence_length": self.sequence_length}
+        return {"tokens": self._tokens_hashes, "weights": self.mixture.quotas, **sizes}
 
     def eval_batches(self) -> list[np.ndarray]:
         """The validation batches, int32[B, T+1] each: about `eval_tokens` targets, equal for all seeds and arms.
 
-        They are the first windows of one fixed permutation of the validation split; at least one batch, at most all.
+        They are the first windows of one fixed permutation of each validation split, mixed by the weights; at least one
+        batch, at most all.
         """
-        windows = self._windows(self.valid)
-        most = len(windows) // self.batch_size
-        count = min(max(1, round(self.eval_tokens / (self.batch_size * self.sequence_length))), most)
-        rows = permutation(len(windows), seed=EVAL_SEED)[: count * self.batch_size]
-        return [self._own_rows(batch) for batch in windows[rows].reshape(count, self.batch_size, -1)]
+        return [self._own_rows(batch) for batch in self._eval]
 
     def token_counts(self) -> np.ndarray:
-        """How often each id occurs in the training split, int64[vocab_size]."""
-        return np.bincount(self.train, minlength=self.vocab_size).astype(np.int64, copy=False)
+        """How often each id occurs in the training splits, int64[vocab_size]."""
+        counts = np.zeros(self.vocab_size, np.int64)
+        for tokens in self.splits:
+            for block in tokens["train"].blocks():
+                counts += np.bincount(block, minlength=self.vocab_size)
+        return counts
 
-    def _windows(self, tokens: np.ndarray) -> np.ndarray:
-        """A view of the windows, int32[(n - 1) // T, T + 1]: no token is copied until a batch is gathered."""
-        return np.lib.stride_tricks.sliding_window_view(tokens, self.sequence_length + 1)[:: self.sequence_length]
+    def training_tokens(self, most: int | None = None) -> np.ndarray:
+        """The first `most` tokens of the (first) training split in the order of the text, all by default, int32[n]."""
+        return self.splits[0]["train"].read(0, most)
+
+    @cached_property
+    def _tokens_hashes(self) -> list[str]:
+        if self._hashes is not None:
+            return list(self._hashes)
+        return [hashlib.sha256(tokens["train"].read().astype("<i4").tobytes()).hexdigest() for tokens in self.splits]
+
+    @cached_property
+    def _eval(self) -> np.ndarray:
+        have = [self._count(source, "valid") for source in range(len(self.splits))]
+        quotas, period = self.mixture.quotas, self.mixture.period
+        most = min((n + 1) * period // quota // self.batch_size for n, quota in zip(have, quotas, strict=True))
+        which = ordinals = np.zeros(0, np.int64)
+        for count in range(max(1, min(self._wanted_batches(), most)), 0, -1):
+            which, ordinals = self.mixture.locate(np.arange(count * self.batch_size))
+            if (np.bincount(which, minlength=len(have)) <= have).all():
+                break
+        batch = np.empty((len(which), self.sequence_length + 1), np.int32)
+        for source in range(len(self.splits)):
+            mine = np.flatnonzero(which == source)
+            batch[mine] = self._windows(source, "valid", ordinals[mine], seed=EVAL_SEED)
+        return batch.reshape(-1, self.batch_size, self.sequence_length + 1)
+
+    def _count(self, source: int, split: str) -> int:
+        return max(0, (len(self.splits[source][split]) - 1) // self.sequence_length)
+
+    def _windows(self, source: int, split: str, at: np.ndarray, *, seed: int | str, epoch: int = 0) -> np.ndarray:
+        order = places(self._count(source, split), at, seed=seed, epoch=epoch)
+        return self.splits[source][split].windows(order * self.sequence_length, self.sequence_length + 1)
 
 
-def make_stream(
-    data: str = "stdlib",
-    tokenizer: str = "bpe:8192",
-    *,
-    data_root: str | Path | None = None,
-    vocab_size: int | None = None,
-    pad_vocab_to: int = 1,
-    sequence_length: int = 128,
-    batch_size: int = 16,
-    eval_tokens: int = 16384,
-    cache_dir: str | Path | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> TokenStream:
-    """Read a corpus, make its tokenizer, and encode its splits.
+class TokenBatches(BatchIterator):
+    """The batches of a `TokenStream`."""
 
-    **Arguments:**
+    def __init__(self, stream: TokenStream, seed: int, start: int) -> None:
+        if start < 0:
+            raise ValueError(f"start is {start}; give an integer of at least 0")
+        self._stream, self._seed, self._index = stream, int(seed), start
 
-    - `data`, `data_root`: see `load_corpus`.
-    - `tokenizer`, `cache_dir`: see `make_tokenizer`.
-    - `vocab_size`: the model's vocabulary, to pad the tokenizer's; by default the tokenizer's own.
-    - `pad_vocab_to`: pads that further, to a multiple.
-    - `sequence_length`, `batch_size`, `eval_tokens`, `process_index`, `process_count`: see `TokenStream`.
+    def __next__(self) -> np.ndarray:
+        self._index += 1
+        return self._stream.batch(self._seed, self._index - 1)
 
-    **Returns:** a `TokenStream` whose `info` names the corpus, the tokenizer, and the size of every split.
+    def state(self, *, back: int = 0) -> StreamState:
+        """The state after the last batch, or `back` batches earlier."""
+        return StreamState({"stream": self._stream.identity(), "seed": self._seed, "batch": self._index - back})
 
-    Raises `UserError` as those do, and if `vocab_size` is smaller than the tokenizer's.
-    """
-    corpus = load_corpus(data, data_root=data_root)
-    made = make_tokenizer(tokenizer, corpus, cache_dir=cache_dir)
-    if vocab_size is not None and vocab_size < made.vocab_size:
+
+class _Batches:
+    """Grain's random-access source: element `i` is batch `start + i`."""
+
+    def __init__(self, stream: TokenStream, seed: int, start: int) -> None:
+        self._stream, self._seed, self._start = stream, seed, start
+
+    def __len__(self) -> int:
+        return 2**48  # batches; more than anyone trains on
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self._stream.batch(self._seed, self._start + index)
+
+    def __repr__(self) -> str:  # Grain may print its source
+        return f"TokenStream(seed={self._seed}, start={self._start})"
+
+
+def check_vocabulary(vocab_size: int, tokenizer: Tokenizer) -> None:
+    """Raises `UserError` where a vocabulary has not all ids of a tokenizer."""
+    if vocab_size < tokenizer.vocab_size:
         raise UserError(
-            f"vocab_size is {vocab_size}, but the tokenizer {made.name} has {made.vocab_size} ids; "
-            f"give a vocab_size of at least {made.vocab_size}, or leave it out"
+            f"vocab_size is {vocab_size}, but the tokenizer {tokenizer.name} has {tokenizer.vocab_size} ids; "
+            f"raise --vocab-size to at least {tokenizer.vocab_size}, or leave it out"
         )
-    size = padded_vocab(made.vocab_size if vocab_size is None else vocab_size, pad_vocab_to)
-    documents = {split: getattr(corpus, split) for split in SPLITS}
-    info = {
-        "corpus": corpus.name,
-        "corpus_hash": corpus.hash,
-        "corpus_note": corpus.note,
-        "split_rule": corpus.split_rule,
-        "tokenizer": made.name,
-        "tokenizer_hash": made.hash,
-        "documents": {split: len(texts) for split, texts in documents.items()},
-        "bytes": {split: sum(len(text.encode("utf-8")) for text in texts) for split, texts in documents.items()},
-    }
-    return TokenStream.from_tokens(
-        made.encode_documents(corpus.train),
-        made.encode_documents(corpus.valid),
-        test=made.encode_documents(corpus.test),
-        vocab_size=size,
-        sequence_length=sequence_length,
-        batch_size=batch_size,
-        eval_tokens=eval_tokens,
-        byte_lengths=made.byte_lengths,
-        info=info,
-        tokenizer=made,
-        process_index=process_index,
-        process_count=process_count,
-    )
-
-
-def _as_tokens(tokens: np.ndarray | Iterable[int]) -> np.ndarray:
-    array = np.asarray(tokens if hasattr(tokens, "__array__") else list(tokens))
-    if array.size == 0:
-        return np.zeros(0, np.int32)
-    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"tokens have shape {array.shape} and dtype {array.dtype}; give one row of integers")
-    if array.max() > np.iinfo(np.int32).max:
-        raise UserError(f"token id {array.max()} does not fit into 32 bits; give ids below 2**31")
-    return array.astype(np.int32, copy=False)
-
-
-def _check_ids(split: str, tokens: np.ndarray, vocab_size: int) -> None:
-    if not len(tokens):
-        return
-    if tokens.max() >= vocab_size:
-        raise UserError(
-            f"the {split} split has token id {tokens.max()}, but vocab_size is {vocab_size}; "
-            f"raise --vocab-size to at least {tokens.max() + 1}"
-        )
-    if tokens.min() < 0:
-        raise UserError(f"the {split} split has token id {tokens.min()}; ids are at least 0")

@@ -1,4 +1,4 @@
-"""Tokenizers: the common interface, and the ones that need no library (characters, bytes, words)."""
+"""Tokenizers: the common interface, and the ones that need no library (bytes, characters, words)."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..errors import UserError
-from .corpus import Corpus
+from .tokens import check_sizes, integers
 
-SPECS = "'bpe:N', 'char', 'byte', 'word:eos=newline', 'word:eos=none' or a tiktoken name such as 'o200k_base'"
 UNKNOWN = "<unk>"
 END_OF_SENTENCE = "<eos>"
-_REPLACEMENT = "\ufffd"
+REPLACEMENT = "\ufffd"
 
 
 class Tokenizer(abc.ABC):
@@ -47,55 +46,28 @@ class Tokenizer(abc.ABC):
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
         """The text of ids; an id that stands for nothing (a padded vocabulary has such) becomes U+FFFD."""
 
+    @abc.abstractmethod
+    def content(self) -> dict[str, Any]:
+        """What decides the ids, as JSON; `kind` says which class reads it."""
+
     def encode_documents(self, documents: Sequence[str]) -> np.ndarray:
         """The ids of all documents, the separator between two of them, int32[t]."""
-        return self.join([self.encode(document) for document in documents])
-
-    def join(self, parts: Sequence[np.ndarray]) -> np.ndarray:
-        """The parts in a row, the separator between two of them, int32[t]."""
         separator = np.asarray(self.separator, np.int32)
-        pieces = [piece for part in parts for piece in (separator, part)][1:]
+        pieces = [piece for ids in self._encode_all(documents) for piece in (separator, ids)][1:]
         return np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
+
+    def _encode_all(self, documents: Sequence[str]) -> Iterable[np.ndarray]:
+        return map(self.encode, documents)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}, {self.vocab_size} ids>"
-
-
-def make_tokenizer(spec: str, corpus: Corpus, *, cache_dir: str | Path | None = None) -> Tokenizer:
-    """Make the tokenizer of a specification, trained on the corpus' training split where it is trained at all.
-
-    **Arguments:**
-
-    - `spec`: `bpe:N` (byte-level BPE with exactly N ids, one of them the end of a text), `char`, `byte`,
-        `word:eos=newline` (`word` for short; each line ends with `<eos>`), `word:eos=none`, or any tiktoken name.
-    - `corpus`: what to train on; its other splits decide whether `char` needs an id for unknown characters.
-    - `cache_dir`: where trained ranks are kept; by default `$EQX_SLM_CACHE`, or `~/.cache/eqx_slm`.
-
-    Raises `UserError` for an unknown specification, for more ids than the text supports, or if a tiktoken file can be
-    neither found nor downloaded.
-    """
-    if spec == "byte":
-        return ByteTokenizer()
-    if spec == "char":
-        return CharTokenizer(corpus)
-    if spec in ("word", "word:eos=newline", "word:eos=none"):
-        return WordTokenizer(corpus, eos_at_newline=spec != "word:eos=none")
-    from . import bpe  # the rest need tiktoken
-
-    if spec.startswith("bpe:"):
-        return bpe.make_bpe(spec, corpus, cache_dir=cache_dir)
-    if spec in bpe.tiktoken_names():
-        return bpe.load_tiktoken(spec)
-    raise UserError(f"unknown tokenizer {spec!r}: give {SPECS}")
 
 
 class ByteTokenizer(Tokenizer):
     """The 256 bytes of UTF-8; a line feed between documents."""
 
     def __init__(self) -> None:
-        self.name = "byte"
-        self.vocab_size = 256
-        self.hash = _hash(["byte"])
+        self.name, self.vocab_size, self.hash = "byte", 256, _hash(["byte"])
         self.byte_lengths = np.ones(256, np.int32)
         self.separator = (ord("\n"),)
 
@@ -103,36 +75,31 @@ class ByteTokenizer(Tokenizer):
         return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
-        data = b"".join(bytes([i]) if 0 <= i < 256 else _REPLACEMENT.encode() for i in as_ids(ids))
+        data = b"".join(bytes([i]) if 0 <= i < 256 else REPLACEMENT.encode() for i in id_list(ids))
         return data.decode("utf-8", "replace")
+
+    def content(self) -> dict[str, Any]:
+        return {"kind": "byte"}
 
 
 class CharTokenizer(Tokenizer):
-    """One id for each character of the training split, in the order of code points.
+    """One id for each of some characters, in the order of code points; unless `lossless`, one more, the last, for all
+    others."""
 
-    Only if another split has characters that training lacks is there one more id, the last, for all unknown ones.
-    """
-
-    def __init__(self, corpus: Corpus) -> None:
-        known = set().union(*corpus.train)
-        self._set(known, lossless=set().union(*corpus.valid, *corpus.test) <= known)
-
-    @classmethod
-    def of_characters(cls, characters: Iterable[str], *, unknown: bool) -> CharTokenizer:
-        """The tokenizer of given characters; `unknown` adds an id for all others."""
-        tokenizer = cls.__new__(cls)
-        tokenizer._set(set(characters), lossless=not unknown)
-        return tokenizer
-
-    def _set(self, known: set[str], *, lossless: bool) -> None:
-        self.characters = sorted(known)
-        self._unknown = None if lossless else len(known)
+    def __init__(self, characters: Iterable[str], *, lossless: bool) -> None:
+        self.characters = sorted(set(characters))
+        self._unknown = None if lossless else len(self.characters)
         # A table from code points to ids: numpy then encodes a whole text at once.
         self._points = np.array([ord(c) for c in self.characters], np.uint32)
-        self.name = "char"
-        self.vocab_size = len(known) + (not lossless)
+        self.name, self.vocab_size = "char", len(self.characters) + (not lossless)
         self.hash = _hash(["char", *self.characters, *([] if lossless else [UNKNOWN])])
         self.byte_lengths = np.array([len(c.encode("utf-8")) for c in self.characters], np.int32) if lossless else None
+
+    @classmethod
+    def of_text(cls, train: Iterable[str], others: Iterable[str]) -> CharTokenizer:
+        """The characters of the training text; lossless where other splits have none that it lacks."""
+        known = set().union(*train)
+        return cls(known, lossless=set().union(*others) <= known)
 
     def encode(self, text: str) -> np.ndarray:
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
@@ -140,81 +107,73 @@ class CharTokenizer(Tokenizer):
         strange = self._points[ids] != points
         if strange.any():
             if self._unknown is None:
-                character = text[int(np.argmax(strange))]
                 raise UserError(
-                    f"character {character!r} is none of the {len(self.characters)} of this 'char' tokenizer; "
-                    "leave it out, or use the tokenizer 'byte'"
+                    f"character {text[int(np.argmax(strange))]!r} is none of the {len(self.characters)} of this 'char' "
+                    "tokenizer; leave it out, or use the tokenizer 'byte'"
                 )
             ids[strange] = self._unknown
         return ids.astype(np.int32)
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
         count = len(self.characters)
-        return "".join(self.characters[i] if 0 <= i < count else _REPLACEMENT for i in as_ids(ids))
+        return "".join(self.characters[i] if 0 <= i < count else REPLACEMENT for i in id_list(ids))
+
+    def content(self) -> dict[str, Any]:
+        return {"kind": "char", "characters": "".join(self.characters), "unknown": self._unknown is not None}
 
 
 class WordTokenizer(Tokenizer):
-    """White-space separated words of the training split, most frequent first; the rest are `<unk>`.
+    """White-space separated words in the order of their ids; the rest are `<unk>`.
 
-    With `eos_at_newline` every line (an empty one too) ends with `<eos>`, as is usual for Penn Treebank and WikiText;
-    ties are in the order of the words' code points, and `<eos>` is counted like a word.
+    With `eos` "newline" (else "none") every line, an empty one too, ends with `<eos>`, as is usual for Penn Treebank
+    and WikiText.
     """
 
-    def __init__(self, corpus: Corpus, *, eos_at_newline: bool) -> None:
-        self._eos_at_newline = eos_at_newline
-        counts: Counter[str] = Counter()
-        for document in corpus.train:
-            counts.update(self._words(document))
-        counts.setdefault(UNKNOWN, 0)
-        self._set(sorted(counts, key=lambda word: (-counts[word], word)))
-
-    @classmethod
-    def of_words(cls, words: Sequence[str], *, eos: str) -> WordTokenizer:
-        """The tokenizer of given words in the order of their ids; `eos` is "newline" or "none"."""
-        tokenizer = cls.__new__(cls)
-        tokenizer._eos_at_newline = eos == "newline"
-        tokenizer._set(list(words))
-        return tokenizer
-
-    @property
-    def eos(self) -> str:
-        """ "newline" or "none"."""
-        return "newline" if self._eos_at_newline else "none"
-
-    def _set(self, words: list[str]) -> None:
-        self.words = words
+    def __init__(self, words: Sequence[str], *, eos: str) -> None:
+        self.words, self.eos = list(words), eos
         self._ids = {word: i for i, word in enumerate(self.words)}
-        self.name = f"word:eos={self.eos}"
-        self.vocab_size = len(self.words)
+        self.name, self.vocab_size = f"word:eos={eos}", len(self.words)
         self.hash = _hash([self.name, *self.words])
         self.byte_lengths = None  # white space, and unknown words, are lost
 
-    def _words(self, text: str) -> list[str]:
-        if not self._eos_at_newline:
-            return text.split()
-        lines = text.removesuffix("\n").split("\n") if text else []
-        return [word for line in lines for word in (*line.split(), END_OF_SENTENCE)]
+    @classmethod
+    def of_text(cls, train: Iterable[str], *, eos: str) -> WordTokenizer:
+        """The words of the training text, most frequent first, `<eos>` counted like a word; ties by code points."""
+        counts: Counter[str] = Counter()
+        for document in train:
+            counts.update(_words(document, eos))
+        counts.setdefault(UNKNOWN, 0)
+        return cls(sorted(counts, key=lambda word: (-counts[word], word)), eos=eos)
 
     def encode(self, text: str) -> np.ndarray:
         unknown = self._ids[UNKNOWN]
-        return np.array([self._ids.get(word, unknown) for word in self._words(text)], np.int32)
+        return np.array([self._ids.get(word, unknown) for word in _words(text, self.eos)], np.int32)
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
-        words = (self.words[i] if 0 <= i < self.vocab_size else _REPLACEMENT for i in as_ids(ids))
-        text = " ".join("\n" if word == END_OF_SENTENCE and self._eos_at_newline else word for word in words)
+        words = (self.words[i] if 0 <= i < self.vocab_size else REPLACEMENT for i in id_list(ids))
+        text = " ".join("\n" if word == END_OF_SENTENCE and self.eos == "newline" else word for word in words)
         return text.replace(" \n", "\n").replace("\n ", "\n")
+
+    def content(self) -> dict[str, Any]:
+        return {"kind": "word", "eos": self.eos, "words": self.words}
+
+
+def _words(text: str, eos: str) -> list[str]:
+    if eos == "none":
+        return text.split()
+    lines = text.removesuffix("\n").split("\n") if text else []
+    return [word for line in lines for word in (*line.split(), END_OF_SENTENCE)]
 
 
 def padded_vocab(size: int, multiple: int) -> int:
-    """The smallest multiple that is at least `size`; `UserError` where the multiple is below 1."""
-    if multiple < 1:
-        raise UserError(f"pad_vocab_to={multiple}: give a multiple of at least 1 (1 pads nothing)")
+    """The smallest multiple that is at least `size`; `UserError` where the multiple is below 1 (which pads nothing)."""
+    check_sizes(pad_vocab_to=multiple)
     return -(-size // multiple) * multiple
 
 
-def as_ids(ids: Iterable[int] | np.ndarray) -> list[int]:
-    """Ids from a list, a numpy or a JAX array as plain integers."""
-    return np.asarray(ids if hasattr(ids, "__array__") else list(ids)).reshape(-1).astype(np.int64).tolist()
+def id_list(ids: Iterable[int] | np.ndarray) -> list[int]:
+    """Ids from a list, a numpy or a JAX array as plain integers; `UserError` where one is none."""
+    return integers(ids, "the row of ids").reshape(-1).tolist()
 
 
 def _hash(parts: list[str]) -> str:

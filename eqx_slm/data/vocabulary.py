@@ -1,175 +1,218 @@
-"""Tokenizers as files: our own JSON, tiktoken's ranks, and Hugging Face's tokenizer.json."""
+"""Tokenizers by name, and as files: one JSON form (prepared folders and the cache), and Hugging Face's."""
 
 from __future__ import annotations
 
 import base64
+import contextlib
+import hashlib
 import json
+import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
 from ..files import write_bytes_atomic, write_json_atomic
+from .corpora import Corpus
+from .documents import MemorySource, OnError, Problem, Skipped, Source
+from .sources import spec_hash
+from .splits import SPLITS, SplitRule
 from .tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, WordTokenizer
 
 FORMAT = 1
+SPECS = "'bpe:N', 'char', 'byte', 'word:eos=newline', 'word:eos=none' or a tiktoken name such as 'o200k_base'"
+TRAINING_BYTES = 64 << 20  # of text that merges are learned from; a corpus in memory is used whole
+WHOLE_BYTES = 256 << 20  # of text that a vocabulary of characters or words may be read from
 
 
-def tokenizer_to_json(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Everything that decides a tokenizer's ids, as JSON; no other file and no network is needed to make it again.
+def make_tokenizer(spec: str, corpus: Corpus, *, cache_dir: str | Path | None = None) -> Tokenizer:
+    """Make the tokenizer of a specification, trained on the corpus' training split where it is trained at all.
 
-    **Raises:** `ValueError` for a class of tokenizer that is not one of this library's.
+    **Arguments:**
+
+    - `spec`: `bpe:N` (byte-level BPE with exactly N ids, one of them the end of a text), `char`, `byte`,
+        `word:eos=newline` (`word` for short; each line ends with `<eos>`), `word:eos=none`, or any tiktoken name.
+    - `corpus`: what to train on; its other splits decide whether `char` needs an id for unknown characters.
+    - `cache_dir`: where trained ranks are kept; by default `$EQX_SLM_CACHE`, or `~/.cache/eqx_slm`.
+
+    Raises `UserError` for an unknown specification, for more ids than the text supports, or if a tiktoken file can be
+    neither found nor downloaded.
     """
-    head = {"format": FORMAT, "name": tokenizer.name, "hash": tokenizer.hash}
-    if isinstance(tokenizer, ByteTokenizer):
-        return {**head, "kind": "byte"}
-    if isinstance(tokenizer, CharTokenizer):
-        lossless = tokenizer.byte_lengths is not None
-        return {**head, "kind": "char", "characters": "".join(tokenizer.characters), "unknown": not lossless}
-    if isinstance(tokenizer, WordTokenizer):
-        return {**head, "kind": "word", "eos": tokenizer.eos, "words": tokenizer.words}
-    from .bpe import TiktokenTokenizer
+    if spec == "byte":
+        return ByteTokenizer()
+    if spec == "char":
+        return CharTokenizer.of_text(corpus.train, (*corpus.valid, *corpus.test))
+    if spec in ("word", "word:eos=newline", "word:eos=none"):
+        return WordTokenizer.of_text(corpus.train, eos="none" if spec == "word:eos=none" else "newline")
+    import tiktoken
 
-    if isinstance(tokenizer, TiktokenTokenizer):
-        encoding: Any = tokenizer.encoding
-        ranks = sorted(encoding._mergeable_ranks.items(), key=lambda item: item[1])
-        return {
-            **head,
-            "kind": "tiktoken",
-            "label": tokenizer.label,
-            "pattern": encoding._pat_str,
-            "special": encoding._special_tokens,
-            "size": encoding.n_vocab,
-            "ids": [rank for _, rank in ranks],
-            "tokens": [base64.b64encode(token).decode("ascii") for token, _ in ranks],
-        }
-    raise ValueError(f"a {type(tokenizer).__name__} cannot be written: give a byte, char, word or tiktoken tokenizer")
+    from . import bpe
+
+    if spec.startswith("bpe:"):
+        return _trained(spec, corpus, cache_dir)
+    if spec in tiktoken.list_encoding_names():
+        return bpe.load_tiktoken(spec)
+    raise UserError(f"unknown tokenizer {spec!r}: give {SPECS}")
 
 
-def tokenizer_from_json(data: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that `tokenizer_to_json` described.
+def _trained(spec: str, corpus: Corpus, cache_dir: str | Path | None) -> Tokenizer:
+    from . import bpe
 
-    **Raises:** `UserError` where the data is not what it wrote, or makes another tokenizer than it says.
-    """
-    try:
-        tokenizer = _make(data)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"not a tokenizer's description ({type(error).__name__}: {error})") from None
-    if tokenizer.hash != data["hash"]:
-        raise UserError(f"the description of the tokenizer {data['name']} is damaged: its hash is another")
+    digits = spec.removeprefix("bpe:")
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 9 and int(digits) >= 257):
+        raise UserError(
+            f"cannot make the tokenizer {spec!r}: N of 'bpe:N' is an integer of at least 257 (256 bytes, end of text)"
+        )
+    size = int(digits)
+    folder = Path(cache_dir or os.environ.get("EQX_SLM_CACHE") or Path.home() / ".cache" / "eqx_slm")
+    content = [FORMAT, size, corpus.hash, bpe.PATTERN, bpe.LONGEST_TOKEN, version("tokenizers"), version("tiktoken")]
+    path = folder / f"bpe-{size}-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]}.json"
+    with contextlib.suppress(UserError):  # none there, or damaged: it is made anew
+        cached = load_tokenizer(path)
+        if cached.name == f"bpe:{size}":
+            return cached
+    tokens = bpe.train_bpe(corpus.train, size - 1)
+    if len(tokens) < size - 1:
+        raise UserError(
+            f"{spec} asks for {size} ids, but the training text of {corpus.name} supports {len(tokens) + 1}; "
+            f"give 'bpe:{len(tokens) + 1}' or less, or more text"
+        )
+    tokenizer = bpe.of_ranks(tokens)
+    with contextlib.suppress(OSError):  # a read-only home costs seconds at the next start, nothing else
+        save_tokenizer(path, tokenizer)
     return tokenizer
 
 
-def _make(data: dict[str, Any]) -> Tokenizer:
-    if data["format"] != FORMAT:
-        raise UserError(f"a tokenizer of format {data['format']}; this version reads {FORMAT}")
-    if data["kind"] == "byte":
-        return ByteTokenizer()
-    if data["kind"] == "char":
-        return CharTokenizer.of_characters(data["characters"], unknown=data["unknown"])
-    if data["kind"] == "word":
-        return WordTokenizer.of_words(data["words"], eos=data["eos"])
-    if data["kind"] != "tiktoken":
-        raise UserError(f"a tokenizer of kind {data['kind']!r}; allowed is byte, char, word or tiktoken")
-    import tiktoken
+def tokenizer_for(
+    spec: str, source: Source, rule: SplitRule, *, on_error: OnError = "stop", cache_dir: str | Path | None = None
+) -> Tokenizer:
+    """The tokenizer of a specification (see `make_tokenizer`), trained on a source's training split.
 
-    from .bpe import TiktokenTokenizer
+    Merges (`bpe:N`) are learned from the first 64 MiB of training documents of files; `char` and `word` need all of
+    the text, so they are for sources up to 256 MiB.
 
-    tokens = map(base64.b64decode, data["tokens"])
-    special = {str(text): int(token) for text, token in data["special"].items()}
-    ranks = dict(zip(tokens, data["ids"], strict=True))
-    whole = len(ranks) + len(special) == data["size"]
-    encoding = tiktoken.Encoding(
-        name=data["name"],
-        pat_str=data["pattern"],
-        mergeable_ranks=ranks,
-        special_tokens=special,
-        explicit_n_vocab=data["size"] if whole else None,  # published vocabularies have gaps
-    )
-    return TiktokenTokenizer(encoding, pattern=data["label"])
+    **Raises:** `UserError` as `make_tokenizer` does, and where the text is larger than that.
+    """
+    if isinstance(source, MemorySource):
+        return _on(spec, source.name, source.digest, source.splits, cache_dir)
+    merges = spec.startswith("bpe:")
+    if not (merges or spec.startswith(("char", "word"))):
+        return _on(spec, source.name, "", {}, cache_dir)
+    texts: dict[str, list[str]] = {split: [] for split in SPLITS}
+    size, skipped = 0, Skipped(on_error)
+    for item in source.items():
+        if isinstance(item, Problem):
+            skipped.see(item)
+            continue
+        split = rule(item)
+        if merges and split != "train":
+            continue
+        size += len(item.data)
+        if not merges and size > WHOLE_BYTES:
+            raise UserError(
+                f"{source.name} has more than {WHOLE_BYTES >> 20} MiB of text, too much for the vocabulary of {spec}; "
+                "give bpe:N, byte or a tiktoken name"
+            )
+        texts[split].append(item.text)
+        if merges and size >= TRAINING_BYTES:
+            break
+    identity = {"source": source.spec, "rule": str(rule), "bytes": TRAINING_BYTES, "on_error": on_error}
+    return _on(spec, source.name, spec_hash(identity), texts, cache_dir)
+
+
+def _on(spec: str, name: str, digest: str, splits: Any, cache_dir: str | Path | None) -> Tokenizer:
+    train, valid, test = (tuple(splits.get(split, ())) for split in SPLITS)
+    return make_tokenizer(spec, Corpus(name, train, valid, test, split_rule="", hash=digest), cache_dir=cache_dir)
 
 
 def save_tokenizer(path: str | Path, tokenizer: Tokenizer) -> Path:
-    """Writes `tokenizer_to_json`; the file appears whole or not at all."""
-    return write_bytes_atomic(path, json.dumps(tokenizer_to_json(tokenizer)).encode("ascii"))
+    """Writes everything that decides a tokenizer's ids; the file appears whole or not at all."""
+    head = {"format": FORMAT, "name": tokenizer.name, "hash": tokenizer.hash}
+    return write_bytes_atomic(path, json.dumps({**head, **tokenizer.content()}).encode("ascii"))
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Reads what `save_tokenizer` wrote.
+    """Reads what `save_tokenizer` wrote; no other file and no network is needed.
 
     **Raises:** `UserError` where the file is missing or damaged.
     """
     try:
-        return tokenizer_from_json(json.loads(Path(path).read_text("utf-8")))
+        data = json.loads(Path(path).read_bytes())
+        if data["format"] != FORMAT:
+            raise UserError(
+                f"{path} is of format {data['format']}, this version reads {FORMAT}: prepare the data again"
+            )
+        tokenizer = _of(data)
+        sound = tokenizer.hash == data["hash"]
     except OSError as error:
         raise UserError(f"cannot read the tokenizer {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a tokenizer's description ({type(error).__name__}: {error})") from None
+    if not sound:
+        raise UserError(f"{path}: the description of the tokenizer {data['name']} is damaged: its hash is another")
+    return tokenizer
 
 
-def save_ranks(path: str | Path, tokenizer: Tokenizer) -> Path:
-    """Writes a BPE tokenizer's ranks as tiktoken does: a line a token, its bytes in base64 and its rank.
+def _of(data: dict[str, Any]) -> Tokenizer:
+    if data["kind"] == "byte":
+        return ByteTokenizer()
+    if data["kind"] == "char":
+        return CharTokenizer(data["characters"], lossless=not data["unknown"])
+    if data["kind"] == "word":
+        return WordTokenizer(data["words"], eos=data["eos"])
+    if data["kind"] != "tiktoken":
+        raise ValueError(f"a tokenizer of kind {data['kind']!r}; allowed is byte, char, word or tiktoken")
+    from .bpe import make
 
-    `tiktoken.load.load_tiktoken_bpe(path)` reads them; pattern and special tokens go into `<path>.json` beside it.
-    """
-    data = _bpe(tokenizer, "tiktoken's ranks")
-    lines = (f"{token} {rank}\n" for token, rank in zip(data["tokens"], data["ids"], strict=True))
-    write_json_atomic(f"{path}.json", {"pattern": data["pattern"], "special": data["special"], "name": data["name"]})
-    return write_bytes_atomic(path, "".join(lines).encode("ascii"))
+    ranks = dict(zip(map(base64.b64decode, data["tokens"]), data["ids"], strict=True))
+    return make(data["name"], ranks, **{key: data[key] for key in ("label", "pattern", "special", "size")})
 
 
-def export_tokenizer_json(path: str | Path, tokenizer: Tokenizer) -> Path:
-    """Writes a BPE tokenizer as Hugging Face's tokenizer.json, which gives the same ids.
+def export_tokenizer(path: str | Path, tokenizer: Tokenizer) -> Path:
+    """Writes a BPE tokenizer: as Hugging Face's tokenizer.json where the name ends in .json, as tiktoken's ranks where
+    it ends in .tiktoken (pattern and special tokens then go into `<path>.json`); both give the same ids.
 
     tiktoken merges whatever pair makes a token of the lowest rank; the Hub's format lists pairs. Every way of cutting
     a token into two tokens is listed under the token's rank, so that both do the same.
     """
-    data = _bpe(tokenizer, "a tokenizer.json")
-    from .bpe import _bytes_of_characters
+    suffix, data = Path(path).suffix, tokenizer.content()
+    if suffix not in (".json", ".tiktoken"):
+        raise UserError(f"{path}: end the name in .json (tokenizer.json) or .tiktoken (ranks)")
+    if data["kind"] != "tiktoken":
+        raise UserError(f"the tokenizer {tokenizer.name} has no merges to write; give bpe:N or a tiktoken name")
+    if suffix == ".tiktoken":
+        lines = (f"{token} {rank}\n" for token, rank in zip(data["tokens"], data["ids"], strict=True))
+        write_json_atomic(
+            f"{path}.json", {"pattern": data["pattern"], "special": data["special"], "name": tokenizer.name}
+        )
+        return write_bytes_atomic(path, "".join(lines).encode("ascii"))
+    from .bpe import bytes_of_characters
 
-    character = {byte: text for text, byte in _bytes_of_characters().items()}
+    character = {byte: text for text, byte in bytes_of_characters().items()}
     tokens = [base64.b64decode(token) for token in data["tokens"]]
-    known = set(tokens)
     written = {token: "".join(character[byte] for byte in token) for token in tokens}
-    merges = [
-        [written[token[:cut]], written[token[cut:]]]
-        for token in tokens
-        for cut in range(1, len(token))
-        if token[:cut] in known and token[cut:] in known
-    ]
+    ways = ((token[:cut], token[cut:]) for token in tokens for cut in range(1, len(token)))
+    merges = [[written[left], written[right]] for left, right in ways if left in written and right in written]
     special = sorted(data["special"].items(), key=lambda item: item[1])
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     split = {"type": "Split", "pattern": {"Regex": data["pattern"]}, "behavior": "Isolated", "invert": False}
+    unused = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")
+    vocab = {written[token]: rank for token, rank in zip(tokens, data["ids"], strict=True)} | dict(special)
     content = {
         "version": "1.0",
-        "truncation": None,
-        "padding": None,
         "added_tokens": [{"id": token, "content": text, **flags} for text, token in special],
-        "normalizer": None,
+        **dict.fromkeys(("truncation", "padding", "normalizer", "post_processor")),
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]},
-        "post_processor": None,
         "decoder": level,
         "model": {
             "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": {written[token]: rank for token, rank in zip(tokens, data["ids"], strict=True)}
-            | {text: token for text, token in special},
+            **dict.fromkeys(unused),
+            **dict.fromkeys(("fuse_unk", "byte_fallback", "ignore_merges"), False),
+            "vocab": vocab,
             "merges": merges,
         },
     }
     return write_bytes_atomic(path, json.dumps(content, ensure_ascii=False).encode("utf-8"))
-
-
-def _bpe(tokenizer: Tokenizer, what: str) -> dict[str, Any]:
-    data = tokenizer_to_json(tokenizer)
-    if data["kind"] != "tiktoken":
-        raise UserError(
-            f"the tokenizer {tokenizer.name} has no merges to write as {what}; give bpe:N or a tiktoken name"
-        )
-    return data

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import jax
 
 from ..build import ModelConfig
-from ..data.base import Stream
+from ..data.stream import Stream
 from ..errors import UserError
 from ..files import json_ready
 from ..train.host import keep_freed_memory

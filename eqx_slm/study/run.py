@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from ..build import ModelConfig, build
-from ..data.base import Stream
 from ..data.open import open_data
+from ..data.stream import Stream
 from ..errors import UserError
 from ..files import json_ready, write_json_atomic
 from ..train.checkpoint import load_model, save_model

@@ -13,7 +13,7 @@ from jaxtyping import PRNGKeyArray
 
 from ..account import counted_flops, flops, memory, parameter_ledger
 from ..build import ModelConfig, build
-from ..data.base import Stream
+from ..data.stream import Stream
 from ..errors import UserError
 from ..infer.generate import generate
 from ..nn.coordinates import cooccurrence_order, frequency_order

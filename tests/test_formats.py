@@ -1,22 +1,21 @@
+import bz2
 import gzip
 import json
+import lzma
+import re
 import sys
 import types
 
-import fsspec
 import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
-from hypothesis import given
-from hypothesis import strategies as st
 from text_files import FORMATS, json_line, some_texts, texts_of, write_texts
 
-from eqx_slm.data import open_source
-from eqx_slm.data.documents import START, Document, Problem, Skipped
-from eqx_slm.data.formats import Fields
-from eqx_slm.data.sources import split_of_file
-from eqx_slm.data.splits import SplitRule, split_rule
+from eqx_slm.data import load_corpus, open_source
+from eqx_slm.data.documents import Document, Problem, Skipped
+from eqx_slm.data.formats import BOM, Fields
+from eqx_slm.data.splits import split_rule
 from eqx_slm.errors import UserError
 
 TEXTS = some_texts(40)
@@ -70,58 +69,6 @@ def test_fields_with_dots(tmp_path):
     assert [(item.text, item.group) for item in items] == [("x", "s"), ("y", "")]
 
 
-def test_globs_lists_and_addresses_find_the_same(tmp_path):
-    for name in ("x/b.jsonl", "x/y/a.jsonl", "x/c.txt"):
-        write_texts(tmp_path / name, TEXTS[:3])
-    by_glob = open_source(str(tmp_path / "**" / "*.jsonl"))
-    assert [file.name for file in by_glob.files] == ["x/b.jsonl", "x/y/a.jsonl"]
-    assert texts_of(by_glob) == TEXTS[:3] * 2
-    assert texts_of(open_source([str(tmp_path / "x/b.jsonl"), str(tmp_path / "x/y")])) == TEXTS[:3] * 2
-    memory = fsspec.filesystem("memory")
-    memory.pipe("/pile/train/00.jsonl.zst", zstandard.ZstdCompressor().compress(json_line("far")))
-    memory.pipe("/pile/val.jsonl", json_line("away"))
-    for name in ("memory://pile", "memory://pile/**"):
-        source = open_source(name)
-        assert [file.name for file in source.files] == ["train/00.jsonl.zst", "val.jsonl"]
-        assert source.official and texts_of(source) == ["far", "away"]
-        assert texts_of(source, list(source.items())[1].at) == ["away"]
-
-
-@pytest.mark.parametrize(
-    ("name", "split"),
-    [
-        ("train/00.jsonl.zst", "train"),
-        ("val.jsonl", "valid"),
-        ("data/validation-00000-of-00002.parquet", "valid"),
-        ("Test_1.jsonl", "test"),
-        ("training.txt", ""),
-        ("trainer/x.py", ""),
-        ("contest.txt", ""),
-    ],
-)
-def test_official_splits_by_name(name, split):
-    assert split_of_file(name) == split
-
-
-@given(st.lists(st.text(min_size=1).filter(lambda t: t.strip()), max_size=8), st.floats(0.01, 0.5), st.floats(0, 0.4))
-def test_splits_by_content_depend_on_the_text_alone(texts, valid, test):
-    rule, wider = SplitRule("content", valid, test), SplitRule("content", valid + 0.09, test)
-    for i, text in enumerate(texts):
-        data = text.encode("utf-8", "surrogatepass")
-        here, there = (Document(text, data, START._replace(offset=k), f"f{k}", f"f{k}") for k in (i, i + 7))
-        assert rule(here) == rule(there)
-        if rule(here) == "valid":
-            assert wider(here) == "valid"
-
-
-def test_split_shares():
-    rule = SplitRule("content", 0.1, 0.2)
-    names = [rule(Document("", str(i).encode(), START, "", "")) for i in range(4000)]
-    assert abs(names.count("valid") - 400) < 80 and abs(names.count("test") - 800) < 105
-    with pytest.raises(UserError, match="shares"):
-        SplitRule("content", 0.6, 0.5)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # What is no document
 
@@ -133,7 +80,7 @@ def broken(path, kind):
     """Writes a file with one bad record; returns the kind of problem, what its message must say, and what is good."""
     zst = zstandard.ZstdCompressor().compress
     if kind == "truncated zst":
-        whole = zst(b"".join(json_line(t) for t in some_texts(20_000)))
+        whole = zst(b"".join(json_line(t) for t in some_texts(6_000)))
         path = path.with_suffix(".jsonl.zst")
         path.write_bytes(zst(GOOD) + whole[: len(whole) // 2])
         return path, "truncated", r"a.jsonl.zst: the zstandard data is truncated at byte [\d,]+, after line \d+"
@@ -212,7 +159,7 @@ def test_bad_records_say_where_and_are_counted(tmp_path, kind):
     if kind.endswith(" zst"):
         assert texts[0] == "good"
     if kind == "truncated zst":
-        assert 1000 < len(texts) < 19_000 and texts[1:-1] == some_texts(20_000)[: len(texts) - 2]
+        assert 1000 < len(texts) < 5_900 and texts[1:-1] == some_texts(6_000)[: len(texts) - 2]
     skipped = Skipped("skip")
     skipped.see(problem)
     assert skipped.state() == {"counts": {found: 1}, "first": [problem.message]}
@@ -229,35 +176,93 @@ def test_invalid_utf8_in_text_files(tmp_path):
     assert "line 2 (byte 6)" in items[1].message
 
 
-def test_nothing_there(tmp_path):
-    for name in (str(tmp_path / "*.jsonl"), str(tmp_path / "none"), "memory://nowhere/**", []):
-        with pytest.raises(UserError, match="give|name"):
-            open_source(name) if name else open_source(name)
-    with pytest.raises(UserError, match="cannot list 'nosuch://x'"):
-        open_source("nosuch://x")
-    with pytest.raises(UserError, match="no official splits"):
-        split_rule(open_source(str(write_texts(tmp_path / "a.jsonl", ["x"]))), "official")
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.txt", "array.json"])
+@pytest.mark.parametrize("unit", ["file", "line", "paragraph"])
+def test_byte_order_marks_at_the_start_of_any_line(tmp_path, name, unit):
+    texts = [text.replace("\n", " ") + "\n" for text in some_texts(6)]
+    lines = [json_line(text) if "json" in name else text.encode() + b"\n" for text in texts]
+    data = BOM + b"\n" + lines[0] + BOM + lines[1] + BOM + BOM + lines[2] + BOM + b" \r\n" + b"".join(lines[3:]) + BOM
+    if name == "array.json":
+        data = BOM + json.dumps([{"text": text} for text in texts]).encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    items = list(open_source(str(tmp_path / name), fields=Fields(unit=unit)).items())
+    assert "".join(item.text for item in items if isinstance(item, Document)).split() == "".join(texts).split()
+    assert not any(isinstance(item, Problem) or "\ufeff" in item.text for item in items)
 
 
-def test_a_byte_order_mark_is_no_json(tmp_path):
-    path = write_texts(tmp_path / "a.jsonl", ["one", "two"])
-    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert [item.text for item in open_source(str(path)).items()] == ["one", "two"]
+REFUSED = {
+    **{name: b"a,b\n1,2\n" for name in ("a.csv", "a.TSV", "a.csv.gz", "a.tar.gz", "a.txt.bz2", "a.jsonl.xz")},
+    **{name: b"some text\n" for name in ("a.arrow", "a.npy", "a.bin", "a.pdf", "a.zip", "a.tar", "a.parquet.gz")},
+    **{"a.txt": bz2.compress(b"text"), "b.txt": lzma.compress(b"text"), "c.txt": gzip.compress(b"text")},
+    **{"d.txt": zstandard.compress(b"text"), "e": b"PK\x03\x04rest", "f.text": b"%PDF-1.7\n", "g.jsonl": b"\x1f\x8b.."},
+    **{"h.txt": "text".encode("utf-16"), "i.jsonl": b'{"text": "x"}\n'.decode().encode("utf-16-be"), "j.txt": b"a\0b"},
+    **{"k.jsonl": b'\xff\xfe{\0"\0', "l.json": b'{\n "text": "x"\n}\n', "m.json": b'{\n"a": [\n{"text": "x"}]}'},
+    **{"n.jsonl": b'[\n{"text": "x"}\n]\n', "o.txt": b'{"text": "x"}\n', "p": b'\n{"text": "x"}\n{"text": "y"}\n'},
+    **{
+        "q.json": b"[1, ",
+        "r.json.gz": gzip.compress(b'{\r\n "text": 1}'),
+        "s.jsonl.00": b'{"text": "x"}\n{"text": "y"}\n',
+    },
+}
 
 
-def test_files_named_test_are_never_trained_on_unasked(tmp_path):
-    for name in ("train.jsonl", "test.jsonl"):
-        write_texts(tmp_path / name, [f"{name} {i}" for i in range(40)])
-    with pytest.raises(UserError, match="named train and test.*the test text would be trained on"):
-        split_rule(open_source(str(tmp_path)))
-    assert split_rule(open_source(str(tmp_path)), "content").kind == "content"
-    assert split_rule(open_source(str(tmp_path / "train.jsonl"))).kind == "content"
-    write_texts(tmp_path / "valid.jsonl", ["valid"])
-    assert split_rule(open_source(str(tmp_path))).kind == "official"
-    (tmp_path / "code").mkdir()
-    for name in ("train.py", "test_it.py"):
-        (tmp_path / "code" / name).write_text("pass\n")
-    assert split_rule(open_source(str(tmp_path / "code"))).kind == "path"
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_text_is_refused_and_never_trained_on(tmp_path, name):
+    (tmp_path / name).write_bytes(REFUSED[name])
+    (problem, *more) = open_source(str(tmp_path / name)).items()
+    assert isinstance(problem, Problem) and "\n" not in problem.message and name in problem.message and not more
+    assert re.search("give|convert|name it|one record a line|not JSON", problem.message)
+    with pytest.raises(UserError, match=re.escape(name)) as error:
+        load_corpus(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_objects_in_json(tmp_path):
+    (tmp_path / "one.json").write_bytes(json_line("alone"))
+    (tmp_path / "mixed.json").write_text('[{"text": "a"}, 3, {"text": ""}, {"body": "b"}]')
+    assert texts_of(open_source(str(tmp_path / "one.json"))) == ["alone"]
+    items = list(open_source(str(tmp_path / "mixed.json")).items())
+    assert [item.kind if isinstance(item, Problem) else item.text for item in items] == ["a", "field", "empty", "field"]
+    assert "record 4: no text" in items[3].message and "give --text-field body" in items[3].message
+    for number, item in enumerate(items):
+        assert list(open_source(str(tmp_path / "mixed.json")).items(item.at)) == items[number:]
+
+
+TYPES = ("string", "large_string", "string_view", "binary", "large_binary", "dictionary")
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("column", ["text", "data.text", "a.b.c"])
+def test_parquet_columns_of_every_kind_of_text(tmp_path, kind, column):
+    is_dictionary = kind == "dictionary"
+    type_ = pyarrow.dictionary(pyarrow.int8(), pyarrow.string()) if is_dictionary else getattr(pyarrow, kind)()
+    array = pyarrow.array(["one", None, "drei é", "one"]).cast(type_)
+    for part in reversed(column.split(".")[1:]):
+        array = pyarrow.StructArray.from_arrays([array], [part], mask=pyarrow.array([False, False, False, True]))
+    table = pyarrow.table({column.split(".")[0]: array, "meta": [{"pile_set_name": "s"}] * 4, "n": range(4)})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    items = list(open_source(str(tmp_path / "a.parquet"), fields=Fields(text=column)).items())
+    found = [item.kind if isinstance(item, Problem) else item.text for item in items]
+    assert found == ["one", "field", "drei é", "one" if column == "text" else "field"] and items[0].group == "s"
+    if kind != "binary" and "binary" not in kind:
+        (problem,) = open_source(str(tmp_path / "a.parquet"), fields=Fields(text="body")).items()
+        hint = column if column != "text" else "text"
+        assert "no column 'body'" in problem.message and f"give --text-field {hint}" in problem.message
+    write_texts(tmp_path / "dots.parquet", ["x"])
+    dotted = pyarrow.table({"data.text": ["flat"]})
+    pyarrow.parquet.write_table(dotted, tmp_path / "dots.parquet")
+    assert texts_of(open_source(str(tmp_path / "dots.parquet"), fields=Fields(text="data.text"))) == ["flat"]
+
+
+def test_groups_and_keys_of_any_characters(tmp_path):
+    lines = ['{"text": "a", "meta": {"pile_set_name": "\\ud83d"}}', '{"text": "b", "meta": {"pile_set_name": "x\\ny"}}']
+    lines += ['{"\\udc00": "c"}', '{"text": "d", "meta": {"pile_set_name": "日本"}}', '{"a\\nb": "text"}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    items = list(open_source(str(tmp_path)).items())
+    assert [item.group for item in items if isinstance(item, Document)] == ["\\ud83d", "x\\x0ay", "日本"]
+    for item in items:
+        words = item.message if isinstance(item, Problem) else item.group
+        assert words.encode("utf-8") and "\n" not in words
 
 
 @pytest.mark.parametrize(("module", "name"), [("zstandard", "a.jsonl.zst"), ("pyarrow", "a.parquet")])

@@ -1,14 +1,24 @@
-import dataclasses
+import gzip
 import hashlib
+import json
+import pathlib
 import sysconfig
+import tempfile
 
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
+from text_files import json_line, some_texts, write_texts
 
-from eqx_slm.data import Corpus, load_corpus
-from eqx_slm.data.corpus import SPLITS, split_of
+from eqx_slm.data import load_corpus, make_stream, open_source, split_rule
+from eqx_slm.data.formats import Fields
+from eqx_slm.data.splits import SPLITS, hashed_split
 from eqx_slm.errors import UserError
+
+
+def split_of(name):
+    return hashed_split(name.encode("utf-8"))
 
 
 def write(folder, files):
@@ -140,7 +150,7 @@ def test_named_corpora(data_root):
 
 
 def test_a_folder_with_the_three_splits_keeps_them(tmp_path):
-    write(tmp_path / "mine", {f"{split}.txt": f"text of {split}\n" for split in SPLITS})
+    write(tmp_path / "mine", {f"{split}.txt": f"text of {split}\n" for split in SPLITS} | {"other.txt": "no document"})
     for corpus in (load_corpus("mine", data_root=tmp_path), load_corpus(str(tmp_path / "mine"))):
         assert (corpus.train, corpus.valid, corpus.test) == (
             ("text of train\n",),
@@ -173,7 +183,7 @@ def test_a_folder_is_split_by_the_hash_of_each_path(tmp_path):
     corpus = load_corpus(str(write(tmp_path, files)))
     placed = {text: split for split in SPLITS for text in getattr(corpus, split)}
     assert placed == {text: split_of(name) for name, text in files.items() if isinstance(text, str)}
-    assert "relative path" in corpus.split_rule
+    assert "each file's path" in corpus.split_rule
     # One more file moves no other.
     write(tmp_path, {"aaa.txt": "first of all"})
     more = load_corpus(str(tmp_path))
@@ -210,7 +220,7 @@ def test_few_files_and_single_lines_fall_back_to_smaller_units(tmp_path):
 )
 def test_text_that_is_not_utf8_is_named_with_its_offset(tmp_path, content, offset):
     write(tmp_path, {"good.txt": "fine", "bad.txt": content})
-    with pytest.raises(UserError, match=rf"bad\.txt is not UTF-8: .* at byte offset {offset};") as error:
+    with pytest.raises(UserError, match=rf"bad\.txt, line 1 \(byte {offset}\): not UTF-8, .*;") as error:
         load_corpus(str(tmp_path))
     one_line(error)
 
@@ -241,14 +251,80 @@ def test_the_hash_covers_names_text_and_split(tmp_path):
     assert len(original) == len(hashlib.sha256().hexdigest())
 
 
-@given(st.text())
-def test_about_one_name_in_ten_is_held_out(prefix):
-    splits = [split_of(f"{prefix}{i}") for i in range(2000)]
-    assert 40 < splits.count("valid") < 160  # 100 expected, standard deviation 10
-    assert 40 < splits.count("test") < 160
+# ---------------------------------------------------------------------------------------------------------------------
+# One reader: what is in memory is what a source gives
 
 
-def test_a_corpus_is_frozen():
-    corpus = Corpus("x", ("a",), ("b",), (), split_rule="", hash="")
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        corpus.name = "y"  # pyright: ignore[reportAttributeAccessIssue]
+def by_split(source):
+    rule, found = split_rule(source), {split: [] for split in SPLITS}
+    for item in source.items():
+        found[rule(item)].append(item.text)
+    return {split: tuple(texts) for split, texts in found.items()}
+
+
+LINES = b"".join(json_line(text) for text in some_texts(80))
+ARRAY = json.dumps([{"text": text} for text in some_texts(80)]).encode()
+RECORDS = {
+    **{name: LINES for name in ("a.jsonl", "a.jsonlines", "a.ndjson", "a.json", "A.JSONL", "part.0.Json")},
+    **{name: gzip.compress(LINES) for name in ("a.jsonl.gz", "a.json.gz", "A.NDJSON.GZ")},
+    **{name: zstandard.compress(LINES) for name in ("a.jsonl.zst", "a.jsonlines.zstd", "a.json.zst")},
+    "array.json": ARRAY,
+    "pretty.json": json.dumps(json.loads(ARRAY), indent=1).encode(),
+    "array.json.gz": gzip.compress(ARRAY),
+}
+
+
+@pytest.mark.parametrize("name", [*RECORDS, "a.parquet", "a.PQ", "a.array_record"])
+def test_records_are_records_every_way_in(tmp_path, name):
+    path = tmp_path / name
+    if name in RECORDS:
+        path.write_bytes(RECORDS[name])
+    else:
+        write_texts(path.with_suffix(path.suffix.lower().replace("pq", "parquet")), some_texts(80)).rename(path)
+    corpora = [load_corpus(str(given)) for given in (path, tmp_path, tmp_path / "*")]
+    whole = [text for split in SPLITS for text in getattr(corpora[0], split)]
+    assert sorted(whole) == sorted(some_texts(80))
+    for corpus in corpora:
+        assert {split: getattr(corpus, split) for split in SPLITS} == by_split(open_source(str(path)))
+        assert corpus.hash == corpora[0].hash
+    stream = make_stream(str(path), "byte", sequence_length=8, batch_size=1)
+    assert bytes(stream.train[: len(corpora[0].train[0].encode())].tolist()).decode() == corpora[0].train[0]
+
+
+@given(st.dictionaries(st.sampled_from([f"{d}{i}.txt" for d in ("", "a/", "b/c/") for i in range(40)]), st.text()))
+def test_a_folder_of_texts_in_memory_is_what_its_source_gives(files):
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            corpus = load_corpus(str(write(pathlib.Path(folder), {"z.txt": "a\n\nb\n\nc" * 40} | files)))
+        except UserError:
+            return
+        assert {split: getattr(corpus, split) for split in SPLITS} == by_split(open_source(folder))
+
+
+def test_problems_stop_in_one_line_that_names_the_field_with_text(tmp_path):
+    write(tmp_path, {"a.jsonl": '{"id": "7", "data": {"body": "some text"}}\n'})
+    hint = r"a.jsonl, line 1 .*no text in the field 'text'.*'data.body' holds text: give --text-field data.body"
+    with pytest.raises(UserError, match=hint) as error:
+        load_corpus(str(tmp_path))
+    one_line(error)
+    write(tmp_path, {"a.jsonl": "".join(json.dumps({"data": {"body": text}}) + "\n" for text in some_texts(80))})
+    assert len(load_corpus(str(tmp_path), fields=Fields(text="data.body")).train) > 40
+
+
+@pytest.mark.parametrize("given", ["", " ", "\t\n", [], [""], ["README.md", ""], "hf:", "hf: "])
+def test_data_that_names_nothing_is_refused(given):
+    with pytest.raises(UserError, match="name a corpus|names no data set") as error:
+        open_source(given)
+    one_line(error)
+    for root in ("", " "):
+        with pytest.raises(UserError, match="data_root is empty"):
+            load_corpus("ptb", data_root=root)
+
+
+def test_what_is_not_read_into_memory(tmp_path):
+    with pytest.raises(UserError, match="stream:hf:someone/texts"):
+        load_corpus("hf:someone/texts")
+    with pytest.raises(UserError, match="cannot be one of several"):
+        open_source(["stdlib", str(tmp_path)])
+    with pytest.raises(UserError, match="unit line is for text files"):
+        open_source("stdlib", fields=Fields(unit="line"))

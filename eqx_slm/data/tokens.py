@@ -1,0 +1,123 @@
+"""Token ids and sizes: checked once, where they come in; and the tokens of a split, in memory or mapped."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError
+
+LARGEST_SIZE = 2**31 - 1  # of ids, and of every setting that counts something
+
+
+def check_sizes(smallest: int = 1, **sizes: Any) -> None:
+    """Raises `UserError` naming the first size that is not an integer from `smallest` to 2^31 - 1."""
+    for name, size in sizes.items():
+        try:
+            sound = not isinstance(size, bool) and smallest <= operator.index(size) <= LARGEST_SIZE
+        except TypeError:
+            sound = False
+        if not sound:
+            raise UserError(f"{name} is {size!r}; give an integer of at least {smallest} and at most {LARGEST_SIZE:,}")
+
+
+def check_processes(batch_size: int, index: Any, count: Any) -> None:
+    """Raises `UserError` where the batch does not divide among the processes, or this is none of them."""
+    check_sizes(process_count=count)
+    check_sizes(0, process_index=index)
+    if index >= count:
+        raise UserError(f"process_index is {index} of process_count {count}; give an index below the count")
+    if batch_size % count:
+        raise UserError(f"a batch of {batch_size} does not divide among {count} processes; give a multiple of {count}")
+
+
+def integers(values: Any, what: str) -> np.ndarray:
+    """Ids from a list, a numpy or a JAX array, int[...] or Python's integers: whatever their size, none has wrapped.
+
+    **Raises:** `UserError` naming `what` and the place of the first that is no integer.
+    """
+    given: Any = values if hasattr(values, "__array__") else list(values)
+    try:
+        array = np.asarray(given)
+        if array.dtype.kind not in "iu" and not hasattr(given, "__array__"):
+            array = np.array(given, object)  # 2**64 beside -1 would have become floats, 1 beside "a" text
+    except ValueError:
+        raise UserError(f"{what} is no row of token ids: its parts have several lengths") from None
+    if array.dtype.kind in "iu" or not array.size:
+        return array if array.size else array.astype(np.int32)
+    flat = array.reshape(-1).tolist()
+    strange = [i for i, value in enumerate(flat) if not _whole(value)]
+    if strange or array.dtype.kind != "O":  # an array of floats is refused whole: 3.0 was never an id
+        place = strange[0] if strange else 0
+        raise UserError(
+            f"{what} has {flat[place]!r} at place {place:,}, which is no token id; give one row of integers"
+        )
+    return array
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, float) and value.is_integer() or isinstance(value, int) and not isinstance(value, bool)
+
+
+def as_tokens(values: Any, vocab_size: int, what: str) -> np.ndarray:
+    """Ids as int32[n].
+
+    **Raises:** `UserError` naming `what`, the place and the id where one is not an integer in [0, vocab_size).
+    """
+    array = integers(values, what)
+    if array.ndim != 1:
+        raise UserError(f"{what} has shape {array.shape}; give one row of integers")
+    if not array.size:
+        return np.zeros(0, np.int32)
+    low, high = int(array.min()), int(array.max())
+    if low < 0:
+        raise UserError(f"{what} has token id {low} at place {int(np.argmin(array)):,}; ids are at least 0")
+    if high >= vocab_size:
+        advice = f"raise --vocab-size to at least {high + 1}" if high < LARGEST_SIZE else "give ids below 2**31"
+        place = int(np.argmax(array))
+        raise UserError(f"{what} has token id {high} at place {place:,}, but vocab_size is {vocab_size}; {advice}")
+    return array.astype(np.int32, copy=False)
+
+
+class Tokens:
+    """The tokens of a split: arrays in a row (one in memory, or shards mapped from the disk), read as one."""
+
+    def __init__(self, parts: Sequence[np.ndarray]) -> None:
+        self.parts = tuple(part for part in parts if len(part))
+        self._ends = np.cumsum([len(part) for part in self.parts], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self.parts) else 0
+
+    def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """The tokens `[s, s + length)` for every start s, int32[n, length]."""
+        rows = np.empty((len(starts), length), np.int32)
+        first, last = (np.searchsorted(self._ends, at, side="right") for at in (starts, starts + length - 1))
+        for number in [0] if len(self.parts) == 1 else np.unique(first).tolist():
+            part = self.parts[number]
+            which = np.flatnonzero((first == number) & (last == number))
+            if len(which) and len(part) >= length:
+                view = np.lib.stride_tricks.sliding_window_view(part, length)
+                rows[which] = view[starts[which] - (int(self._ends[number]) - len(part))]
+        for row in np.flatnonzero(first != last).tolist():
+            rows[row] = self.read(int(starts[row]), length)
+        return rows
+
+    def read(self, start: int = 0, count: int | None = None) -> np.ndarray:
+        """`count` tokens from `start` on (all by default), across parts, int32[n]."""
+        count = len(self) if count is None else count
+        pieces, number = [np.zeros(0, np.int32)], int(np.searchsorted(self._ends, start, side="right"))
+        while count > 0 and number < len(self.parts):
+            offset = int(self._ends[number]) - len(self.parts[number])
+            pieces.append(self.parts[number][start - offset : start - offset + count].astype(np.int32, copy=False))
+            start, count, number = start + len(pieces[-1]), count - len(pieces[-1]), number + 1
+        return np.concatenate(pieces)
+
+    def blocks(self, size: int = 1 << 22) -> Iterator[np.ndarray]:
+        """All tokens, a few million at a time."""
+        for part in self.parts:
+            for start in range(0, len(part), size):
+                yield part[start : start + size]

@@ -1,0 +1,154 @@
+"""Splits: by the names people give their files, else by hash."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from text_files import some_texts, write_texts
+
+from eqx_slm.data import load_corpus, open_source, split_rule
+from eqx_slm.data.documents import START, Document
+from eqx_slm.data.splits import SPLITS, SplitRule, hashed_split, split_of_name
+from eqx_slm.errors import UserError
+
+NAMES = {
+    **{"train/00.jsonl.zst": "train", "val.jsonl": "valid", "data/validation-00000-of-00002.parquet": "valid"},
+    **{"Test_1.jsonl": "test", "wiki.train.tokens": "train", "ptb.valid.txt": "valid", "en_valid.txt": "valid"},
+    **{"c4-train.00000-of-01024.json.gz": "train", "c4-validation.00000-of-00008.json.gz": "valid"},
+    **{"TinyStories-valid.txt": "valid", "wiki.test.raw": "test", "input.train.txt": "train", "dev.jsonl": "valid"},
+    **{"eval/0.txt": "valid", "training-monolingual/news.en-00001-of-00100": "train", "dev-v1.1.json": "valid"},
+    **{"news.en.heldout-00000-of-00050": "valid", "split=test/part-0.parquet": "test", "train.en": "train"},
+    **{"owt_val_003.jsonl": "valid", "testset.txt.gz": "test", "TRAIN": "train", "train_chunk_7.ndjson": "train"},
+    **{"trainer/x.py": "", "contest.txt": "", "latest.jsonl": "", "devices.txt": "", "value.txt": "", "a/b.txt": ""},
+    **{"restrain.txt": "", "a test of it.txt": "", "train/test.jsonl": "", "train_test.jsonl": ""},
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_split_that_a_name_says(name):
+    assert split_of_name(name) == NAMES[name]
+
+
+OFFICIAL = [
+    ("wiki.train.tokens", "wiki.valid.tokens", "wiki.test.tokens"),
+    ("ptb.train.txt", "ptb.valid.txt", "ptb.test.txt", "README", "LICENSE"),
+    ("c4-train.00000-of-01024.jsonl.gz", "c4-train.00001-of-01024.jsonl.gz", "c4-validation.00000-of-00008.jsonl.gz"),
+    ("data/train-00000-of-00002.parquet", "data/validation-00000-of-00002.parquet", "README.md", "dataset_infos.json"),
+    ("TinyStories-train.txt", "TinyStories-valid.txt"),
+    ("train/a.txt", "train/b.txt", "val/a.txt"),
+    ("train/part-0.jsonl", "dev/part-0.jsonl", "test/part-0.jsonl", "train/_SUCCESS", "train/.part-0.crc"),
+    ("wiki.train.raw", "wiki.valid.raw", "wiki.test.raw", "SHA256SUMS", "state.json"),
+    ("input.train.txt", "input.eval.txt", "LICENSE.txt"),
+    ("en_train.txt", "en_valid.txt", "en_test.txt", "en_train.idx", "en_train.txt.md5"),
+    ("my.train", "my.heldout", "CITATION.cff"),
+    ("news/training/0.jsonl", "news/validation/0.jsonl", "dataset_info.json", "x.lock", "_committed_12"),
+]
+UNCLEAR = [
+    (("wiki.train.tokens", "wiki.valid.tokens", "more.txt"), "more.txt is not"),
+    (("train.jsonl", "valid.jsonl", "extra.jsonl"), "extra.jsonl is not"),
+    (("data/train-0.parquet", "data/test-0.parquet"), "none valid; .* the test text would be trained on"),
+    (("train.txt", "test.txt", "README.md"), "named train and test"),
+    (("corpus.txt", "corpus_test.txt"), "corpus_test.txt is named as a split and corpus.txt is not"),
+    (("a.jsonl", "val.jsonl"), "a.jsonl is not"),
+    (("train/a.jsonl", "valid/test.jsonl"), "valid/test.jsonl is not"),
+    (("valid.jsonl", "test.jsonl"), "none train"),
+    (("train/a.txt", "val/a.txt", "unsup/a.txt", "urls.py"), "unsup/a.txt is not|urls.py is not"),
+]
+NO_SPLITS = [
+    ("train.py", "test_it.py", "tests/test_x.py", "eval.py", "dev.md", "README.md"),  # source code
+    ("model.py", "requirements/test.txt", "requirements/dev.txt", "README.md"),
+    ("train/a.txt", "train/b.txt", "train/c.md"),  # of one split, which was named
+    ("a.txt", "b.md", "README.md", "contest.txt", "latest.txt"),
+]
+
+
+def lay(folder, names):
+    """Files of ten texts each, which name their file; companions hold what no reader could take for a document."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix in (".parquet", ".jsonl", ".gz"):
+            write_texts(path, [f"{name} {i}" for i in range(10)])
+        else:
+            path.write_text("".join(f"{name} {i}\n\n" for i in range(10)))
+    return folder
+
+
+def named(texts):
+    return {text.split(" ")[0] for text in texts}
+
+
+@pytest.mark.parametrize("names", OFFICIAL, ids=lambda names: names[0])
+def test_splits_by_name_are_kept(tmp_path, names):
+    data = [name for name in names if split_of_name(name) and not name.endswith(("idx", "md5", "_SUCCESS", "crc"))]
+    for paths in (str(lay(tmp_path, names)), [str(tmp_path / name) for name in data]):
+        source = open_source(paths)
+        rule = split_rule(source)
+        assert rule.kind == "official"
+        found = {(item.name.split("/")[-1], rule(item)) for item in source.items()}
+        assert found == {(name.split("/")[-1], split_of_name(name)) for name in data}
+    corpus = load_corpus(str(tmp_path))
+    for split in SPLITS:
+        assert named(getattr(corpus, split)) == {name for name in data if split_of_name(name) == split}
+
+
+@pytest.mark.parametrize(("names", "message"), UNCLEAR, ids=lambda value: str(value[0]))
+def test_what_leaves_open_what_to_train_on_is_refused(tmp_path, names, message):
+    source = open_source(str(lay(tmp_path, names)))
+    for read in (
+        lambda: split_rule(source),
+        lambda: load_corpus(str(tmp_path)),
+        lambda: split_rule(source, "official"),
+    ):
+        with pytest.raises(UserError, match=f"{message}.*--split content") as error:
+            read()
+        assert "\n" not in str(error.value)
+    assert split_rule(source, "content").kind == "content"
+    one = [name for name in names if split_of_name(name) == "train"] or names[:1]
+    assert split_rule(open_source(str(tmp_path / one[0]))).kind in ("content", "path", "official")
+
+
+@pytest.mark.parametrize("names", NO_SPLITS, ids=lambda names: names[0])
+def test_names_that_are_no_splits(tmp_path, names):
+    for copy in range(60 // len(names)):
+        lay(tmp_path / f"part{copy}", names)
+    source = open_source(str(tmp_path))
+    assert split_rule(source).kind == "path"
+    assert {item.name.split("/", 1)[1] for item in source.items()} == {*names}
+
+
+def test_in_a_tree_of_text_a_readme_is_text_and_beside_records_none(tmp_path):
+    write_texts(tmp_path / "a.jsonl", some_texts(60))
+    for name in ("README.md", "LICENSE", "dataset_info.json", "_SUCCESS", "a.idx", "a.jsonl.crc", "MD5SUMS"):
+        (tmp_path / name).write_text(json.dumps({"no": "document"}))
+    assert [item.text for item in open_source(str(tmp_path)).items()] == some_texts(60)
+    assert len([*open_source([str(tmp_path / "README.md"), str(tmp_path / "a.jsonl")]).items()]) == 61  # it was named
+
+
+@given(st.lists(st.text(min_size=1).filter(lambda t: t.strip()), max_size=8), st.floats(0.01, 0.5), st.floats(0, 0.4))
+def test_splits_by_content_depend_on_the_text_alone(texts, valid, test):
+    rule, wider = SplitRule("content", valid, test), SplitRule("content", valid + 0.09, test)
+    for i, text in enumerate(texts):
+        data = text.encode("utf-8", "surrogatepass")
+        here, there = (Document(text, data, START._replace(offset=k), f"f{k}", f"f{k}") for k in (i, i + 7))
+        assert rule(here) == rule(there)
+        if rule(here) == "valid":
+            assert wider(here) == "valid"
+
+
+def test_split_shares():
+    rule = SplitRule("content", 0.1, 0.2)
+    names = [rule(Document("", str(i).encode(), START, "", "")) for i in range(4000)]
+    assert abs(names.count("valid") - 400) < 80 and abs(names.count("test") - 800) < 105
+    with pytest.raises(UserError, match="shares"):
+        SplitRule("content", 0.6, 0.5)
+    with pytest.raises(UserError, match="allowed is auto, official, content or path"):
+        split_rule(open_source("stdlib"), "random")
+
+
+@given(st.binary())
+def test_about_one_name_in_ten_is_held_out(prefix):
+    splits = [hashed_split(prefix + str(i).encode()) for i in range(2000)]
+    assert 40 < splits.count("valid") < 160  # 100 expected, standard deviation 10
+    assert 40 < splits.count("test") < 160
