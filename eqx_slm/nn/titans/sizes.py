@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ...choices import check_choices
+from ...configs import check_choices
 from ..checks import check_divides, check_whole, check_whole_or_none, real
 from .rule import Read, Residual
 
