@@ -8,8 +8,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from ..checks import check_divides, check_whole, check_whole_or_none, configured, one_of, real, share, whole
 from .block import Decoded, Mixer, check_state
-from .checks import check_divides, check_whole, check_whole_or_none, configured, one_of, real, share, whole
 from .dot_product import AttentionState, Prefix, appended, causal_attention, extended
 from .init import normal
 from .norm import RMSNorm, ZeroCentredRMSNorm

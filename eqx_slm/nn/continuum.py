@@ -7,9 +7,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ..checks import check_each_whole, check_whole, one_of, whole
 from ..errors import UserError
 from .block import Channel, Placement, add_branch
-from .checks import check_each_whole, check_whole, one_of, whole
 from .init import subkey
 from .mlp import MLP, Activation, MLPConfig
 from .norm import LayerNorm, NormKind, RMSNorm, make_norm, norm_parameters

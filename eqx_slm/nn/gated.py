@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ..checks import one_of
 from .attention import Attention, HeadsConfig
-from .checks import one_of
 from .init import normal
 from .ops import inner_dtype
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ..checks import check_whole_or_none, configured, one_of, whole
 from .block import Channel
-from .checks import check_whole_or_none, configured, one_of, whole
 from .init import normal
 
 Activation = Literal["swiglu", "gelu", "relu"]

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from ...checks import configured
 from ..attention import Attention, AttentionConfig
 from ..block import Decoded, Mixer, check_state
-from ..checks import configured
 from ..dot_product import Prefix, masked_attention
 from ..init import normal, subkey
 from ..norm import RMSNorm

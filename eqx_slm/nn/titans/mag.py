@@ -7,10 +7,10 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from ...checks import check_divides, check_whole, configured
 from ...choices import check_choices
 from ..attention import Attention, AttentionConfig
 from ..block import Decoded, Mixer, check_state
-from ..checks import check_divides, check_whole, configured
 from ..dot_product import AttentionState, Prefix, appended, causal_attention, extended
 from ..init import subkey
 from ..norm import RMSNorm

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
+from ...checks import configured
 from ..block import Decoded, Mixer, check_state
-from ..checks import configured
 from ..init import normal
 from ..norm import RMSNorm
 from ..ops import inner_dtype, unit_length, varying_like
