@@ -173,7 +173,7 @@ class Attention(Mixer):
 
         **Raises:** `ValueError` where the heads do not fit `d_model` or each other.
         """
-        config = configured(self.config_type, config, fields)
+        d_model, config = whole("d_model", d_model), configured(self.config_type, config, fields)
         n, g, h = config.head_sizes(d_model)
         # Every projection keeps the variance of what it is given: 1 / sqrt(numbers it sums).
         std = d_model**-0.5

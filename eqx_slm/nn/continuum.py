@@ -183,7 +183,7 @@ class ContinuumMemory(Channel):
             levels.append(Level(own, level_mlp, whole(f"periods[{s}]", period)))
         self.levels = tuple(levels)
         self.beta = jnp.ones(len(levels)) if form == "independent" else None
-        self.d_model = d_model
+        self.d_model = whole("d_model", d_model)
         self.form = form
 
     def __call__(self, x: Float[Array, "t {self.d_model}"]) -> Float[Array, "t {self.d_model}"]:

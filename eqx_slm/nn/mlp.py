@@ -104,6 +104,7 @@ class MLP(Channel):
 
         **Raises:** `ValueError` for a value out of its range.
         """
+        d_model = whole("d_model", d_model)
         config = d_ff if isinstance(d_ff, MLPConfig) else None
         config = configured(MLPConfig, config, fields if config else {"d_ff": d_ff, **fields})
         f, gated, biased = config.width(d_model), config.activation == "swiglu", config.bias == "all"

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
-from ...checks import configured
+from ...checks import configured, whole
 from ..block import Decoded, Mixer, check_state
 from ..init import normal
 from ..norm import RMSNorm
@@ -119,7 +119,7 @@ class TitansMemory(Mixer):
 
         **Raises:** `ValueError` where the heads do not fit `d_model`, or a value is out of its range.
         """
-        config = configured(TitansConfig, config, fields)
+        d_model, config = whole("d_model", d_model), configured(TitansConfig, config, fields)
         layers, n = config.layers(d_model), config.n_heads
         std = d_model**-0.5
         self.w_q = normal(key, "w_q", (d_model, d_model), std)
