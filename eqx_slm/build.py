@@ -6,13 +6,14 @@ import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int32, PRNGKeyArray
 
+from .checks import check_whole, real
 from .configs import check_choices
 from .nn.block import Block, ChannelConfig, MixerConfig, Placement
-from .nn.checks import check_whole, real
 from .nn.compositional import CompositionalConfig
 from .nn.coordinates import cooccurrence_order, frequency_order, random_order
 from .nn.head import HeadConfig
@@ -143,7 +144,8 @@ def build(
       configs of the same mixer they start equal; between mixers all do but `w_gate`, which gated attention starts at a
       std of 0.02 and Titans at 1 / sqrt(d_model), as their papers do, and what `residual_init="depth"` scales.
 
-    **Raises:** `ValueError` for sizes that do not fit, an unreachable taper, or a missing order.
+    **Raises:** `ValueError` for sizes that do not fit, an unreachable taper, and an order that is missing or no
+    permutation.
     """
     embedding = config.embedding.build(
         config.vocab_size, config.d_model, order=_order(config, order), key=subkey(key, "embedding")
@@ -184,6 +186,8 @@ def _order(config: ModelConfig, order: Int32[np.ndarray | Array, " v"] | None) -
         raise ValueError(f'embedding.order="{kind}" depends on a corpus: give build(..., order=) its permutation')
     if order.shape != (config.vocab_size,):
         raise ValueError(f"order has {order.shape[0]} entries, the vocabulary {config.vocab_size}")
+    if not isinstance(order, jax.core.Tracer) and (np.sort(order) != np.arange(config.vocab_size)).any():
+        raise ValueError(f"order is no permutation: every id from 0 to {config.vocab_size - 1} stands in it once")
     return jnp.asarray(order, jnp.int32)
 
 

@@ -1,4 +1,15 @@
-"""Modules: pure pytrees of arrays and static plain values, each with its frozen config and its closed forms."""
+"""Modules: pure pytrees of arrays and static plain values, each with its frozen config and its closed forms.
+
+The letters of dimensions, in every shape of this package and, where it helps reading, at the end of a name (`x_btd`):
+
+    b  sequences of a batch             f  d_ff, hidden width of an MLP
+    t  tokens, on the query side        v  vocabulary
+    u  tokens, on the key side          c  coordinates (digits) of a token id
+    d  d_model                          s  size of a seed
+    n  heads                            q  knots of a spline
+    g  key/value heads (groups)         r  rank, or modes
+    h  width of a head                  l  layers
+"""
 
 from .attention import Attention, AttentionConfig
 from .block import Block, Channel, Decoded, Mixer

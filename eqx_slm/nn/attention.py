@@ -8,8 +8,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from ..checks import check_divides, check_whole, check_whole_or_none, configured, one_of, real, share, whole
 from .block import Decoded, Mixer, check_state
-from .checks import check_divides, check_whole, check_whole_or_none, configured, one_of, real, share, whole
 from .dot_product import AttentionState, Prefix, appended, causal_attention, extended
 from .init import normal
 from .norm import RMSNorm, ZeroCentredRMSNorm
@@ -173,7 +173,7 @@ class Attention(Mixer):
 
         **Raises:** `ValueError` where the heads do not fit `d_model` or each other.
         """
-        config = configured(self.config_type, config, fields)
+        d_model, config = whole("d_model", d_model), configured(self.config_type, config, fields)
         n, g, h = config.head_sizes(d_model)
         # Every projection keeps the variance of what it is given: 1 / sqrt(numbers it sums).
         std = d_model**-0.5

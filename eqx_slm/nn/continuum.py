@@ -7,9 +7,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ..checks import check_each_whole, check_whole, one_of, whole
 from ..errors import UserError
 from .block import Channel, Placement, add_branch
-from .checks import check_each_whole, check_whole, one_of, whole
 from .init import subkey
 from .mlp import MLP, Activation, MLPConfig
 from .norm import LayerNorm, NormKind, RMSNorm, make_norm, norm_parameters
@@ -183,7 +183,7 @@ class ContinuumMemory(Channel):
             levels.append(Level(own, level_mlp, whole(f"periods[{s}]", period)))
         self.levels = tuple(levels)
         self.beta = jnp.ones(len(levels)) if form == "independent" else None
-        self.d_model = d_model
+        self.d_model = whole("d_model", d_model)
         self.form = form
 
     def __call__(self, x: Float[Array, "t {self.d_model}"]) -> Float[Array, "t {self.d_model}"]:

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Int32, PyTree
 
+from ..checks import check_each_whole, one_of, real
 from ..errors import UserError
 from .block import Decoded
-from .checks import check_each_whole, one_of, real
 from .continuum import ContinuumMemory
 from .lm import LanguageModel, ModelState
 

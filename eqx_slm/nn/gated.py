@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ..checks import one_of
 from .attention import Attention, HeadsConfig
-from .checks import one_of
 from .init import normal
 from .ops import inner_dtype
 
@@ -87,7 +87,7 @@ class GatedAttention(Attention):
         """
         super().__init__(d_model, config, output_scale=output_scale, key=key, **fields)
         # Both published codes start the gate at 0.02 whatever the width: nearly 1/2 for every token.
-        self.w_gate = normal(key, "w_gate", (d_model, self.config.gate_width(d_model)), 0.02)
+        self.w_gate = normal(key, "w_gate", (self.d_model, self.config.gate_width(self.d_model)), 0.02)
 
     def output(self, x: Float[Array, "t d"], mixed: Float[Array, "t n h"]) -> Float[Array, "t d"]:
         """The heads' mixed values, gated by what `x` says, projected back."""

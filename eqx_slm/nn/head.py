@@ -7,7 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .checks import one_of, real, whole
+from ..checks import one_of, real, whole
 from .init import normal
 from .ops import inner_dtype
 

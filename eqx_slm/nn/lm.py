@@ -41,7 +41,7 @@ class LanguageModel(eqx.Module):
 
     embedding: TokenEmbedding
     positions: LearnedPositions | None
-    blocks: tuple[Block, ...]
+    blocks: tuple[Block, ...] = eqx.field(converter=tuple)  # a list would be another tree
     norm: RMSNorm | LayerNorm | None
     head: Head | HasReadOut | None
 

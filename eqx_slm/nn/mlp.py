@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ..checks import check_whole_or_none, configured, one_of, whole
 from .block import Channel
-from .checks import check_whole_or_none, configured, one_of, whole
 from .init import normal
 
 Activation = Literal["swiglu", "gelu", "relu"]
@@ -104,6 +104,7 @@ class MLP(Channel):
 
         **Raises:** `ValueError` for a value out of its range.
         """
+        d_model = whole("d_model", d_model)
         config = d_ff if isinstance(d_ff, MLPConfig) else None
         config = configured(MLPConfig, config, fields if config else {"d_ff": d_ff, **fields})
         f, gated, biased = config.width(d_model), config.activation == "swiglu", config.bias == "all"

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Int32, PyTree
 
+from ..checks import one_of, whole
 from .loss import cross_entropy
 from .optimizer import OptimizerConfig, make_optimizer
 from .stack import Loop, Remat, stack_blocks, unstack_blocks
@@ -91,6 +92,8 @@ def make_program(
 
     **Returns:** a `Program`. Batches are int `(rows, T + 1)`: inputs `[:, :-1]`, targets `[:, 1:]`.
     """
+    replicates = whole("replicates", replicates)
+    one_of("compute_dtype", compute_dtype, ("float32", "bfloat16"))
     stacked = stack_blocks(model, loop=loop, remat=remat)
     params, static = eqx.partition(stacked, eqx.is_inexact_array)
     plain = params if stacked is model else eqx.filter(model, eqx.is_inexact_array)

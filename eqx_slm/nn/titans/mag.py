@@ -7,10 +7,10 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from ...checks import check_divides, check_whole, configured, whole
 from ...choices import check_choices
 from ..attention import Attention, AttentionConfig
 from ..block import Decoded, Mixer, check_state
-from ..checks import check_divides, check_whole, configured
 from ..dot_product import AttentionState, Prefix, appended, causal_attention, extended
 from ..init import subkey
 from ..norm import RMSNorm
@@ -126,7 +126,7 @@ class TitansMAG(Mixer):
 
         **Raises:** `ValueError` where the sizes do not fit.
         """
-        config = configured(TitansMAGConfig, config, fields)
+        d_model, config = whole("d_model", d_model), configured(TitansMAGConfig, config, fields)
         config.check(d_model)
         self.memory = config.memory.build(d_model, output_scale=output_scale, key=subkey(key, "memory"))
         attention = config.attention(rotary)
