@@ -39,8 +39,10 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-# Broadcasting over ranks has to be written out. Not in the environment: a user's own process has jax's default.
+# Broadcasting over ranks and conversions between types have to be written out. Not in the environment: a user's own
+# process has jax's defaults.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", os.environ.get("EQX_SLM_PROMOTION", "standard"))
 
 # HYPOTHESIS_PROFILE=slow (or --hypothesis-profile=slow) searches longer; under CI the same examples come every time.
 _in_ci = os.environ.get("CI", "").lower() not in ("", "0", "false")
@@ -55,6 +57,13 @@ _quick = hypothesis.settings(
 hypothesis.settings.register_profile("quick", _quick)
 hypothesis.settings.register_profile("slow", _quick, max_examples=500)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """With `-n`, a file's tests go to one worker: what a file computes once and keeps is computed once."""
+    if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
+        config.option.dist = "loadfile"
 
 
 def _cost() -> str:
@@ -90,15 +99,14 @@ def pytest_unconfigure() -> None:
         shutil.rmtree(_session, ignore_errors=True)
 
 
-_MUCH = 600 * 2**20  # bytes that a process may hold between two files
+_MUCH = 800 * 2**20  # bytes that a process may hold between two tests
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_programs_go() -> Iterator[None]:
-    """After a file that leaves much memory in use: no compiled program stays, and freed memory goes back."""
-    yield
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    """After a test that leaves much memory in use: compiled programs go, and freed memory goes back to the system."""
     statm = Path("/proc/self/statm")
-    if statm.exists() and int(statm.read_text().split()[1]) * resource.getpagesize() < _MUCH:
+    if not statm.exists() or int(statm.read_text().split()[1]) * resource.getpagesize() < _MUCH:
         return
     jax.clear_caches()
     gc.collect()
