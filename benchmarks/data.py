@@ -152,10 +152,9 @@ def training_speed(steps: int = 60) -> float:
     from eqx_slm.build import build
     from eqx_slm.study.arms import make_arm
     from eqx_slm.study.config import QUICK
-    from eqx_slm.study.run import open_stream
     from eqx_slm.train.step import compile_step, make_program
 
-    stream = open_stream(QUICK)
+    stream = QUICK.stream.open()
     model = build(make_arm("dense", QUICK.model, QUICK.tuned).config, key=jax.random.key(0))
     program = make_program(model, QUICK.optimizer)
     program = compile_step(program, model, stream.batch(0, 0)).program

@@ -18,7 +18,6 @@ import numpy as np
 
 from eqx_slm.build import build
 from eqx_slm.study.config import QUICK
-from eqx_slm.study.run import open_stream
 from eqx_slm.train import Program, TrainState, keep_freed_memory, make_program
 from eqx_slm.train.step import compile_step
 
@@ -52,7 +51,7 @@ def main() -> None:
     small = parser(__doc__).parse_args().small
     steps, rounds = (10, 2) if small else (STEPS, ROUNDS)
     keep_freed_memory()
-    stream = open_stream(QUICK)
+    stream = QUICK.stream.open()
     model = build(QUICK.resolve(stream.vocab_size)["dense"].config, key=jax.random.key(0))
     program = compile_step(make_program(model, QUICK.optimizer), model, stream.batch(0, 0)).program
     made = itertools.cycle([stream.batch(0, index) for index in range(4 * steps)])

@@ -13,7 +13,6 @@ from eqx_slm.build import ModelConfig
 from eqx_slm.nn import AttentionConfig, LeviathanConfig
 from eqx_slm.study.arms import make_arm
 from eqx_slm.study.config import QUICK
-from eqx_slm.study.run import open_stream
 
 from .harness import Row, interleave, show
 from .training import stepper, zipf_batches
@@ -21,7 +20,7 @@ from .training import stepper, zipf_batches
 
 def main() -> None:
     """Prints both ratios of tokens a second."""
-    stream = open_stream(QUICK)
+    stream = QUICK.stream.open()
     batches = [stream.batch(0, index) for index in range(32)]
     quick = {
         name: stepper(make_arm(name, QUICK.model, QUICK.tuned).config, batches, optimizer=QUICK.optimizer)[0]

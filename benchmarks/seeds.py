@@ -16,7 +16,6 @@ import numpy as np
 
 from eqx_slm.build import ModelConfig, build
 from eqx_slm.study.config import QUICK
-from eqx_slm.study.run import open_stream
 from eqx_slm.train import Program, TrainState, keep_freed_memory, make_program
 
 from .harness import Row, interleave, parser, show
@@ -79,7 +78,7 @@ def main() -> None:
     small = parser(__doc__).parse_args().small
     seeds, rounds = (2, 2) if small else (SEEDS, ROUNDS)
     keep_freed_memory()
-    stream = open_stream(QUICK)
+    stream = QUICK.stream.open()
     base = QUICK.resolve(stream.vocab_size)["dense"].config
     leviathan = dataclasses.replace(base, embedding=QUICK.tuned.generator)
     show(

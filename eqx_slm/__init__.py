@@ -71,8 +71,8 @@ if TYPE_CHECKING:
     from .data import Stream, TokenStream, load_corpus, make_stream, make_tokenizer, open_data
     from .infer import generate, materialize
     from .study.config import PairConfig
-    from .study.pair import PairResult, pair
-    from .study.run import load_run, run_pair
+    from .study.folder import load_run
+    from .study.pair import PairResult, pair, run_pair
     from .train import OptimizerConfig, cross_entropy, make_program, token_losses
 
 _LATE = {
@@ -91,8 +91,8 @@ _LATE = {
     "PairConfig": "study.config",
     "PairResult": "study.pair",
     "pair": "study.pair",
-    "load_run": "study.run",
-    "run_pair": "study.run",
+    "load_run": "study.folder",
+    "run_pair": "study.pair",
 }
 
 __version__ = "0.1.0"

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int32, PRNGKeyArray
 
-from .choices import check_choices
+from .configs import check_choices
 from .nn.block import Block, ChannelConfig, MixerConfig, Placement
 from .nn.compositional import CompositionalConfig
-from .nn.coordinates import random_order
+from .nn.coordinates import cooccurrence_order, frequency_order, random_order
 from .nn.head import HeadConfig
 from .nn.initial import subkey
 from .nn.leviathan import LeviathanConfig
@@ -179,3 +179,14 @@ def _order(config: ModelConfig, order: Int32[np.ndarray | Array, " v"] | None) -
     if order.shape != (config.vocab_size,):
         raise ValueError(f"order has {order.shape[0]} entries, the vocabulary {config.vocab_size}")
     return jnp.asarray(order, jnp.int32)
+
+
+def order_for(config: ModelConfig, stream: Any) -> np.ndarray | None:
+    """The coordinate order that a config asks for, from a stream's training split; None where it needs none."""
+    kind = getattr(config.embedding, "order", "tokenizer")
+    if kind == "frequency":
+        return frequency_order(np.pad(stream.token_counts(), (0, config.vocab_size - stream.vocab_size)))
+    if kind == "co-occurrence":
+        coordinates = getattr(config.embedding, "coordinates", 3)
+        return cooccurrence_order(stream.training_tokens(), config.vocab_size, k=coordinates)
+    return None

@@ -1,14 +1,19 @@
-"""Files that are either whole or not there: a temporary name, fsync, rename."""
+"""Files that are either whole or not there (a temporary name, fsync, rename), and folders with one writer."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import hashlib
 import json
 import math
 import os
+import re
 import secrets
 from pathlib import Path
 from typing import Any
+
+from .errors import UserError
 
 
 def write_bytes_atomic(path: str | Path, data: bytes) -> Path:
@@ -72,6 +77,48 @@ def json_ready(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return json_ready(value.tolist())
     raise ValueError(f"cannot write a {type(value).__name__} as JSON; give dicts, lists, strings, numbers or None")
+
+
+LOCK = ".lock"
+
+
+class Lock:
+    """The only process that writes to a folder: a lock that ends with the process, however that ends."""
+
+    def __init__(self, folder: Path):
+        """**Arguments:** `folder`, which exists. Raises `UserError`, naming the process, where another has it."""
+        self.path = folder / LOCK
+        while True:
+            self.file = open(self.path, "a+", encoding="utf-8")
+            try:
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.file.seek(0)
+                holder = self.file.read().strip() or "another process"
+                self.file.close()
+                raise UserError(f"{folder} is in use by {holder}: wait for it, or name another folder") from None
+            try:  # the one who had it may have removed the file that we opened
+                if os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path)):
+                    break
+            except FileNotFoundError:
+                pass
+            self.file.close()
+        self.file.truncate(0)
+        self.file.write(f"process {os.getpid()} on {os.uname().nodename}")
+        self.file.flush()
+
+    def release(self) -> None:
+        """Lets the next one in."""
+        self.path.unlink(missing_ok=True)
+        self.file.close()
+
+
+def folder_name(name: str) -> str:
+    """A name as the name of a folder: itself where it can be one."""
+    if re.fullmatch(r"[\w.+=-]*\w[\w.+=-]*", name) and len(name.encode()) <= 100:
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return re.sub(r"[^\w.+=-]+", "-", name)[:20].strip("-.") + "-" + digest
 
 
 def _sync_folder(folder: Path) -> None:

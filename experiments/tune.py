@@ -11,12 +11,11 @@ import dataclasses
 from rich.console import Console
 from rich.table import Table
 
+from eqx_slm.configs import set_field
 from eqx_slm.study.arms import make_arm
-from eqx_slm.study.codec import set_field
 from eqx_slm.study.config import QUICK
 from eqx_slm.study.pair import pair
-from eqx_slm.study.run import open_stream
-from eqx_slm.study.trials import Event
+from eqx_slm.study.runner import Event
 
 SCALES = (1.0, 5.0, 15.0)
 LEARNING_RATES = (3e-3, 1e-2, 3e-2)
@@ -25,7 +24,7 @@ STEPS = 150
 
 def main() -> None:
     """Runs the grid and prints final validation losses in nats a token."""
-    stream = open_stream(QUICK)
+    stream = QUICK.stream.open()
     base = dataclasses.replace(QUICK.model, vocab_size=stream.vocab_size)
     heads = QUICK.tuned.generator.n_heads
     arms = {}

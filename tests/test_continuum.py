@@ -17,8 +17,8 @@ from tiny import LENGTH, ROWS, VOCAB, tiny_config
 from eqx_slm import Block, ContinuumConfig, InContext, MLPConfig, ModelConfig, OptimizerConfig, TaperConfig, build
 from eqx_slm.account import memory
 from eqx_slm.account.ledger import path_name
+from eqx_slm.configs import from_dict, set_field, to_dict
 from eqx_slm.nn.norm import RMSNorm
-from eqx_slm.study.codec import from_dict, set_field, to_dict
 from eqx_slm.train import make_optimizer, make_program
 from eqx_slm.train.checkpoint import named_arrays
 from eqx_slm.train.optimizer import parameter_groups, update_every, update_periods

@@ -49,7 +49,7 @@ FIFTH = """
 import json
 import jax, jax.numpy as jnp, numpy as np
 from eqx_slm import ModelConfig, OptimizerConfig, build, count_parameters, flops, generate, make_program, memory
-from eqx_slm.study.codec import from_dict, set_field, to_dict
+from eqx_slm.configs import from_dict, set_field, to_dict
 
 config = set_field(ModelConfig(vocab_size=16, d_model=8, depth=2, context=9), "mixer.kind", "fade")
 assert type(config.mixer).__module__ == "eqx_slm.nn.fade"

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ..choices import check_choices
+from ..configs import check_choices
 from .memory_chunk import Read
 
 CONV = 4  # taps of the depthwise causal convolution

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -11,6 +11,7 @@ import jax
 from ..account import Match, match_flops, match_parameters, parameter_ledger
 from ..account.match import Vary
 from ..build import ModelConfig, TaperConfig
+from ..configs import set_field
 from ..errors import UserError
 from ..nn.compositional import CompositionalConfig
 from ..nn.continuum import ContinuumConfig
@@ -19,7 +20,6 @@ from ..nn.head import HeadConfig
 from ..nn.leviathan import LeviathanConfig
 from ..nn.low_rank import LowRankConfig
 from ..nn.titans import TitansConfig
-from .codec import set_field
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,6 @@ class Recipe:
     vary: Vary = "depth"
 
 
-def _table(base: ModelConfig, tuned: Tuned) -> ModelConfig:
-    return base
-
-
-def _tied(base: ModelConfig, tuned: Tuned) -> ModelConfig:
-    return dataclasses.replace(base, head=HeadConfig("tied"))
-
-
 def _generator(base: ModelConfig, tuned: Tuned) -> ModelConfig:
     return dataclasses.replace(base, embedding=tuned.generator)
 
@@ -78,31 +70,22 @@ def _low_rank(base: ModelConfig, tuned: Tuned) -> ModelConfig:
 
 
 def _compositional(base: ModelConfig, tuned: Tuned) -> ModelConfig:
-    coordinates = tuned.generator.coordinates
-    return dataclasses.replace(
-        base, embedding=CompositionalConfig(coordinates=coordinates, std=tuned.compositional_std)
-    )
+    part = CompositionalConfig(coordinates=tuned.generator.coordinates, std=tuned.compositional_std)
+    return dataclasses.replace(base, embedding=part)
 
 
-def _tapered(base: ModelConfig, tuned: Tuned) -> ModelConfig:
-    return dataclasses.replace(base, taper=TaperConfig("cosine", start=1.5, end=0.5))
+def _replace(**parts: Any) -> Callable[[ModelConfig, Tuned], ModelConfig]:
+    return lambda base, tuned: dataclasses.replace(base, **parts)
 
 
-def _rising(base: ModelConfig, tuned: Tuned) -> ModelConfig:
-    return dataclasses.replace(base, taper=TaperConfig("cosine", start=0.5, end=1.5))
+def _kind(path: str, kind: str) -> Callable[[ModelConfig, Tuned], ModelConfig]:
+    return lambda base, tuned: set_field(base, path, kind)
 
 
-def _gated(base: ModelConfig, tuned: Tuned) -> ModelConfig:
-    return set_field(base, "mixer.kind", GatedAttentionConfig.kind)
-
-
-def _hope(base: ModelConfig, tuned: Tuned) -> ModelConfig:
-    return set_field(base, "channel.kind", ContinuumConfig.kind)
-
-
-def _titans(base: ModelConfig, tuned: Tuned) -> ModelConfig:
-    return set_field(base, "mixer.kind", TitansConfig.kind)
-
+_table, _tied = _replace(), _replace(head=HeadConfig("tied"))
+_tapered, _rising = (_replace(taper=TaperConfig("cosine", start=a, end=2 - a)) for a in (1.5, 0.5))
+_gated, _titans = _kind("mixer.kind", GatedAttentionConfig.kind), _kind("mixer.kind", TitansConfig.kind)
+_hope = _kind("channel.kind", ContinuumConfig.kind)
 
 RECIPES: dict[str, Recipe] = {
     "dense": Recipe(_table, "a V x D token table and an untied head"),

@@ -1,18 +1,19 @@
-"""The command behind `python experiments/pair.py`: options, the dry run, exit codes."""
+"""The commands of studies: `python experiments/pair.py`, and `main` for a study's own script."""
 
 import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from ..errors import UserError, parse
+from ..commandline import complain, parse, patient_streams
+from ..errors import UserError
 from ..train.stack import Loop, Remat
 
 if TYPE_CHECKING:  # the command answers --help without loading jax
     from .config import PairConfig
+    from .study import Study
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Options:
     `python -m eqx_slm.data prepare` wrote, stream:FILES to tokenize on the fly, mix:0.7=A,0.3=B of prepared folders."""
     data_root: str | None = None
     """The folder that holds the named corpora."""
+    text_field: str | None = None
+    """The field of a record that holds its text, where files hold records (JSON lines, Parquet)."""
     tokenizer: str | None = None
     """bpe:N, char, byte, word (word:eos=none), o200k_base, r50k_base."""
     vocab_size: int | None = None
@@ -68,130 +71,178 @@ class Options:
     """How many seeds of an arm one program trains; one without it."""
     name: str | None = None
     """Name of the run folder."""
-    out: Path | None = None
-    """The run folder itself; it must be new or empty."""
-    config: Path | None = None
+    out: str | None = None
+    """The run folder itself: new, empty, or one of the same study, which then goes on (more seeds, arms, rates)."""
+    config: str | None = None
     """Replay a config.json; other options change it."""
     dry_run: Annotated[bool, "flag"] = field(default=False)
     """Print ledger, FLOPs, memory and a rough time per arm; train nothing."""
 
 
-def resolve(options: Options) -> "PairConfig":
-    """The full config of a command line.
+@dataclass(frozen=True)
+class StudyOptions:
+    """Run a study; what is left out is as its script says."""
 
-    **Raises:** `UserError` for options that do not fit.
-    """
+    out: str | None = None
+    """The run folder: new, empty, or one of the same study, which then goes on; runs/NAME-... without it."""
+    seeds: int | None = None
+    """How many paired seeds."""
+    steps: int | None = None
+    """Training steps of every run."""
+    lr: tuple[float, ...] | None = None
+    """Peak learning rates."""
+    data: str | None = None
+    """The text, as for pair.py."""
+    dry_run: Annotated[bool, "flag"] = field(default=False)
+    """Print ledger, FLOPs, memory and a rough time per arm; train nothing."""
+
+
+def resolve(options: Options) -> "PairConfig":
+    """The full config of a command line; raises `UserError` for options that do not fit."""
+    from pathlib import Path
+
     from ..data.open import prepared_tokenizer
-    from .config import PairConfig, preset
-    from .run import read_config
+    from .config import StreamConfig, preset, read_config, replaced_settings
 
     if options.config and options.preset != "quick":
         raise UserError(f"--config and --preset {options.preset} are given: a config replaces the preset")
-    config: PairConfig = read_config(options.config) if options.config else preset(options.preset)
-    stream = {name: getattr(options, name) for name in ("data", "data_root", "tokenizer", "vocab_size", "pad_vocab_to")}
-    stream |= {"sequence_length": options.sequence_length, "batch_size": options.batch_size}
-    if options.tokenizer is not None and options.vocab_size is None:
-        config = dataclasses.replace(config, stream=dataclasses.replace(config.stream, vocab_size=None))
-    if options.data is not None and options.tokenizer is None:
-        own = prepared_tokenizer(options.data)
-        if own is not None:  # prepared data brings its tokenizer, and with it the vocabulary
-            stream["tokenizer"] = own
-            config = dataclasses.replace(config, stream=dataclasses.replace(config.stream, vocab_size=None))
-    changed = dataclasses.replace(config.stream, **{k: v for k, v in stream.items() if v is not None})
-    for name in ("sequence_length", "batch_size"):
-        if getattr(changed, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(changed, name)}: it must be at least 1")
-    if changed.pad_vocab_to < 1:
-        raise UserError(f"--pad-vocab-to {changed.pad_vocab_to}: it must be at least 1")
-    if changed.vocab_size is not None and changed.vocab_size < 1:
-        raise UserError(f"--vocab-size {changed.vocab_size}: it must be at least 1")
     if options.steps is not None and options.tokens is not None:
         raise UserError("--steps and --tokens are both given: they say the same thing, give one")
-    steps = options.steps
+    config = preset(options.preset) if options.config is None else read_config(Path(options.config))
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    stream = {f.name: given[f.name] for f in dataclasses.fields(StreamConfig) if f.name in given}
+    changed = dataclasses.replace(config.stream, **stream)
+    if "data" in given and "tokenizer" not in given and (own := prepared_tokenizer(changed.data)) is not None:
+        stream["tokenizer"] = own  # prepared data brings its tokenizer, and with it the vocabulary
+    if "tokenizer" in stream and "vocab_size" not in given:
+        stream["vocab_size"] = None
+    changed = dataclasses.replace(config.stream, **stream)
+    names = ("arms", "seeds", "steps", "margin", "pairing", "loop", "remat", "seeds_at_once", "name")
+    values = {name: given[name] for name in names if name in given}
     if options.tokens is not None:
         if options.tokens < 1:
             raise UserError(f"--tokens {options.tokens}: it must be at least 1")
-        steps = -(-options.tokens // (changed.batch_size * changed.sequence_length))
-    values = {
-        "arms": options.arms,
-        "settings": (config.settings + options.set) if options.set else None,
-        "seeds": options.seeds,
-        "steps": steps,
-        "learning_rates": options.lr,
-        "margin": options.margin,
-        "pairing": options.pairing,
-        "loop": options.loop,
-        "remat": options.remat,
-        "seeds_at_once": options.seeds_at_once,
-        "name": options.name,
-    }
+        values["steps"] = -(-options.tokens // (changed.batch_size * changed.sequence_length))
+    if options.lr is not None:
+        values["learning_rates"] = options.lr
+    if options.set:
+        values["settings"] = replaced_settings(config.settings, options.set)
     if options.schedule:
-        try:
-            values["optimizer"] = dataclasses.replace(config.optimizer, schedule=options.schedule)
-        except ValueError as error:
-            raise UserError(f"--schedule {options.schedule}: {error}") from None
-    return dataclasses.replace(config, stream=changed, **{k: v for k, v in values.items() if v is not None})
+        values["optimizer"] = dataclasses.replace(config.optimizer, schedule=options.schedule)
+    return dataclasses.replace(config, stream=changed, **values)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code: 0, or 2 for what the user can mend (one line on standard error)."""
-    options = parse(Options, arguments, "pair.py")
-    try:
-        return _run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; what was done so far is in the run folder", file=sys.stderr)
-        return 130
+    """Runs a matched pair; returns the exit code: 0, or 2 for what the user can mend (one line on standard error)."""
+    return _guarded(lambda: _run_pair(parse(Options, arguments, "pair.py")))
 
 
-def _run(options: Options) -> int:
-    from rich.console import Console
+def study_main(study: "Study", arguments: Sequence[str] | None = None) -> int:
+    """Runs a study's own script, with the options of `StudyOptions`; returns the exit code, as `main` does."""
+    return _guarded(lambda: _run_study(study, parse(StudyOptions, arguments, "study")))
 
+
+def _guarded(run: Callable[[], int]) -> int:
+    with patient_streams():
+        try:
+            return run()
+        except UserError as error:
+            complain(error)
+            return 2
+        except KeyboardInterrupt:
+            print("stopped; the runs that were done are in the folder, the same command goes on", file=sys.stderr)
+            return 130
+
+
+def _run_pair(options: Options) -> int:
     from ..data.tokenizer import padded_vocab
+    from .pair import study_of
+
+    config = resolve(options)
+    size = config.stream.vocab_size
+    known = padded_vocab(size or config.model.vocab_size, config.stream.pad_vocab_to)
+    # Unknown arms and fields fail before any data is read.
+    study = study_of(config, config.resolve(known, known - size if size else 0))
+    if options.dry_run and size:
+        return _show_plan(study, known, known - size, None)
+
+    def at(stream: Any) -> "Study":
+        return study_of(config, config.resolve(stream.vocab_size, stream.padding))
+
+    return _run(study, at, options.out, config, options.dry_run)
+
+
+def _run_study(study: "Study", options: StudyOptions) -> int:
+    changes: dict[str, Any] = {
+        name: value for name, value in (("seeds", options.seeds), ("rates", options.lr)) if value is not None
+    }
+    if options.steps is not None:
+        changes["run"] = dataclasses.replace(study.run, steps=options.steps)
+    if options.data is not None:
+        changes["stream"] = dataclasses.replace(study.stream, data=options.data)
+    study = dataclasses.replace(study, **changes)
+    return _run(study, lambda stream: study, options.out, study.document(), options.dry_run)
+
+
+def _run(study: "Study", at: Callable[[Any], "Study"], out: str | None, document: Any, dry_run: bool) -> int:
+    """Opens the data, makes the study at its vocabulary, and runs or only plans it."""
+    from pathlib import Path
+
     from ..train.host import keep_freed_memory, use_compile_cache
-    from .dry_run import plan, print_plan
+    from .folder import check_folder
     from .progress import Progress
-    from .run import open_stream, run_folder, run_pair
-    from .summary import print_summary
-    from .trials import distinct_share
+    from .report import summary
+    from .runner import distinct_share
+    from .study import run_study
+    from .terminal import print_blocks
 
     keep_freed_memory()
     use_compile_cache()
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    config = resolve(options)
-    # Unknown arms and fields fail before any data is read.
-    config.resolve(config.stream.vocab_size or config.model.vocab_size)
-    if not options.dry_run:
-        run_folder(config, options.out, Path("runs"))
-    if options.dry_run and config.stream.vocab_size is not None:
-        size = padded_vocab(config.stream.vocab_size, config.stream.pad_vocab_to)
-        print_plan(config, plan(config, size, padding=size - config.stream.vocab_size), console)  # no data is needed
-        return 0
-    started = time.perf_counter()
-    console.print(f"reading {config.stream.data}, tokenizer {config.stream.tokenizer} ...", highlight=False)
-    stream = open_stream(config)
-    info = stream.info
+    console, started = _console(), time.perf_counter()
+    if out is not None and not out.strip():
+        raise UserError("--out is empty: name a folder, or leave it out")
+    if out is not None and not dry_run:
+        check_folder(Path(out), document)
+    _say(console, f"reading {study.stream.data}, tokenizer {study.stream.tokenizer} ...")
+    stream = study.stream.open()
+    info, took = stream.info, time.perf_counter() - started
     tokens = info.get("tokens")  # a streamed source is not read ahead
     counts = f"{tokens['train']:,} training tokens, {tokens['valid']:,} validation, " if tokens else ""
-    console.print(
-        f"{info['corpus']}: {counts}vocabulary {stream.vocab_size:,} ({time.perf_counter() - started:.1f} s). "
-        f"{info.get('corpus_note', '')}",
-        highlight=False,
-    )
-    if options.dry_run:
-        share = distinct_share(stream)
-        print_plan(config, plan(config, stream.vocab_size, share=share, padding=stream.padding), console)
-        return 0
-    with Progress(config, console) as progress:
-        folder, result = run_pair(
-            config,
-            out=options.out,
-            stream=stream,
+    note = info.get("corpus_note", "")
+    _say(console, f"{info['corpus']}: {counts}vocabulary {stream.vocab_size:,} ({took:.1f} s). {note}")
+    study = at(stream)
+    if dry_run:
+        return _show_plan(study, stream.vocab_size, stream.padding, distinct_share(stream))
+    arms = len(study.resolve(stream.vocab_size, stream.sequence_length, stream.padding)[0])
+    with Progress(arms, arms * len(study.which) * len(study.rates), study.run.steps, console) as progress:
+        folder, results = run_study(
+            study,
+            stream,
+            out=out,
+            document=document,
             on_event=progress,
-            on_folder=lambda folder: console.print(f"run folder {folder}", highlight=False),
+            on_folder=lambda folder: _say(console, f"run folder {folder}"),
         )
-    print_summary(result.data, console)
-    console.print(f"{folder / 'report.md'}  ({time.perf_counter() - started:.0f} s)", highlight=False)
+    print_blocks(summary(results), console)
+    _say(console, f"{folder}/report.md  ({time.perf_counter() - started:.0f} s)")
     return 0
+
+
+def _show_plan(study: "Study", vocab_size: int, padding: int, share: float | None) -> int:
+    from .dry_run import plan, plan_blocks
+    from .terminal import print_blocks
+
+    print_blocks(plan_blocks(study, plan(study, vocab_size, padding, share)), _console())
+    return 0
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def _say(console: Any, line: str) -> None:
+    from ..visible import visible
+
+    console.print(visible(line), highlight=False, markup=False, soft_wrap=True)

@@ -1,22 +1,268 @@
-"""From the runs of several arms to the comparisons of a result: differences, intervals, verdicts, curves, ratios."""
+"""From the runs of several arms to comparisons: differences over paired seeds, intervals, verdicts, curves, ratios."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
-from .runs import PairedRuns, finite, pair_runs
+from ..build import ModelConfig
+from ..configs import check_number, differences
+from ..errors import UserError
+from .results import ArmResult, Row, finite
 from .statistics import Interval, Number, holm, holm_levels, p_value, paired_interval, slope_against_log_tokens, verdict
 
 
-class Control(NamedTuple):
-    """A direct comparison of two arms of which neither is the reference, and what its verdict would mean."""
+@dataclass(frozen=True)
+class Bounds:
+    """A mean with its interval, at a token count where it has one; None for what is not known or not finite."""
+
+    mean: float | None = None
+    low: float | None = None
+    high: float | None = None
+    tokens: int | None = None
+
+    @staticmethod
+    def of(interval: Interval | None, tokens: int | None = None) -> Bounds:
+        """An interval's."""
+        mean, low, high = (finite(value) for value in (interval or (None,) * 3)[:3])
+        return Bounds(mean, low, high, tokens)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two arms' runs say about each other; every difference is arm minus reference, nats a token.
+
+    `differences` has each seed's final difference, None where a run diverged; `low` and `high` are the plain interval,
+    `corrected_*` the one that the verdict comes from. `config_difference` lists `(field, reference's, arm's)`: empty
+    for equal arms, None where nobody knows. `question` and `meaning` are a control's.
+    """
+
+    arm: str
+    reference: str
+    seeds: tuple[int, ...]
+    differences: tuple[float | None, ...]
+    mean: float | None
+    low: float | None
+    high: float | None
+    corrected_low: float | None
+    corrected_high: float | None
+    corrected_confidence: float
+    confidence: float
+    margin: float
+    p: float | None
+    p_holm: float | None
+    verdict: str
+    note: str
+    curve: tuple[Bounds, ...]
+    crossings: tuple[float, ...]
+    slope: Bounds
+    parameter_ratio: float | None
+    flops_ratio: float | None
+    time_ratio: float | None
+    config_difference: tuple[tuple[str, str, str], ...] | None
+    question: str = ""
+    meaning: str = ""
+
+
+@dataclass(frozen=True)
+class paired:
+    """An analysis: every arm against a reference over paired seeds, Holm-corrected for the number of comparisons.
+
+    The verdict comes from the corrected interval; the plain one is kept beside it. Every arm counts in the correction,
+    also one that diverged. A diverged run on either side leaves its comparison "not resolved".
+
+    **Arguments:**
+
+    - `against`: the reference's name; or, for arms of a grid, the level of a factor: `{"taper": "uniform"}` holds every
+      arm against the one that has this level and the same levels of the factors in `within`.
+    - `within`: factors, one or several; by default all but those of `against`.
+    - `margin`: nats a token below which a difference does not matter; decided before the run.
+    - `confidence`: family-wise level of the tests against no difference; each corrected interval stands at the level of
+      its own step of Holm's procedure, and they do not cover jointly.
+
+    Called with the arms' results by name, it **returns** the comparisons in the order of the arms; it raises
+    `UserError` where arms have no reference, or seeds or token counts that do not pair.
+    """
+
+    against: str | Mapping[str, str]
+    within: str | Sequence[str] | None = None
+    margin: float = 0.01
+    confidence: float = 0.95
+
+    def __post_init__(self):
+        check_number("margin", self.margin, "a number of nats, at least 0", lambda margin: margin >= 0)
+        check_number("confidence", self.confidence, "between 0 and 1", lambda level: 0 < level < 1)
+
+    def pairs(self, levels: Mapping[str, Mapping[str, str]]) -> list[tuple[str, str]]:
+        """(arm, its reference) for every arm that is none, from the levels of every arm by name."""
+        if isinstance(self.against, str):
+            if self.against not in levels:
+                raise UserError(f"there is no arm {self.against!r}; the arms are {', '.join(levels)}")
+            return [(name, self.against) for name in levels if name != self.against]
+        against, found = self.against, []
+        for name, own in levels.items():
+            if all(own.get(factor) == level for factor, level in against.items()):
+                continue
+            within = [factor for factor in own if factor not in against] if self.within is None else self.within
+            within = [within] if isinstance(within, str) else within
+            wanted = {factor: own.get(factor) for factor in within} | dict(against)
+            there = [other for other, its in levels.items() if all(its.get(f) == v for f, v in wanted.items())]
+            if len(there) != 1:
+                said = ", ".join(f"{factor} {level}" for factor, level in wanted.items())
+                raise UserError(f"arm {name} needs one reference with {said}, there are {len(there)}")
+            found.append((name, there[0]))
+        return found
+
+    def __call__(self, arms: Mapping[str, ArmResult]) -> list[Comparison]:
+        """The comparisons."""
+        pairs = [_Pair(arms[arm], arms[other]) for arm, other in self.pairs({n: a.levels for n, a in arms.items()})]
+        # A comparison without a p-value still is one of the family, as the one that is rejected last.
+        p_values = [1.0 if pair.complete is None else p_value(pair.complete) for pair in pairs]
+        steps = zip(pairs, holm(p_values), holm_levels(p_values, confidence=self.confidence), strict=True)
+        return [pair.comparison(self.margin, self.confidence, level, adjusted) for pair, adjusted, level in steps]
+
+
+@dataclass(frozen=True)
+class Control:
+    """An analysis: two arms of which neither is the reference compared directly, and what the verdict would mean.
+
+    The interval is the plain one: a control is read beside the comparisons, it is not one of their family.
+    """
 
     arm: str
     control: str
     question: str
     meaning: Mapping[str, str]
+    margin: float = 0.01
+    confidence: float = 0.95
+
+    def __call__(self, arms: Mapping[str, ArmResult]) -> list[Comparison]:
+        """The comparison, where both arms are here and it is not made already."""
+        if not {self.arm, self.control} <= arms.keys() or next(iter(arms)) in (self.arm, self.control):
+            return []
+        made = _Pair(arms[self.arm], arms[self.control]).comparison(self.margin, self.confidence, self.confidence, None)
+        return [dataclasses.replace(made, question=self.question, meaning=self.meaning.get(made.verdict, ""))]
+
+
+class _Pair:
+    """Two arms' runs put side by side, seed by seed, with the checks that make their differences paired."""
+
+    def __init__(self, arm: ArmResult, reference: ArmResult):
+        self.arm, self.reference = arm, reference
+        runs, others = ({run.seed: run for run in each.runs} for each in (arm, reference))
+        if runs.keys() != others.keys() or len(runs) < len(arm.runs) or len(others) < len(reference.runs) or not runs:
+            raise UserError(
+                f"arms {arm.name!r} and {reference.name!r} cannot be paired: seeds {[r.seed for r in arm.runs]} "
+                f"against {[r.seed for r in reference.runs]}; run both once with the same seeds"
+            )
+        self.seeds = tuple(sorted(runs))
+        both = [(runs[seed], others[seed]) for seed in self.seeds]
+        _check_tokens([run for pair in both for run in pair])
+        self.differences = tuple(
+            None if run.final_nll is None or other.final_nll is None else run.final_nll - other.final_nll
+            for run, other in both
+        )
+        known = [value for value in self.differences if value is not None]
+        # None where a run diverged: the seeds that survive are not a fair sample.
+        self.complete = known if len(known) == len(self.differences) else None
+        losses = [(run.losses, other.losses) for run, other in both]
+        self.tokens = sorted(set.intersection(*(ours.keys() & theirs.keys() for ours, theirs in losses)))
+        self.curves = [[ours[count] - theirs[count] for count in self.tokens] for ours, theirs in losses]
+
+    def comparison(self, margin: float, confidence: float, level: float, p_holm: float | None) -> Comparison:
+        arm, reference, values = self.arm, self.reference, self.complete
+        plain, corrected = (paired_interval(values, confidence=c) if values else None for c in (confidence, level))
+        known = config_differences(reference.made_of, arm.made_of)
+        every = [value for value in self.differences if value is not None] + sum(self.curves, [])
+        largest = max(map(abs, every), default=0.0)
+        identical = known == () and largest == 0.0
+        columns = [(count, list(column)) for count, *column in zip(self.tokens, *self.curves, strict=True)]
+        means = [math.fsum(column) / len(column) for _, column in columns]
+        slope = None
+        if values and len(columns) > 1:
+            slope = slope_against_log_tokens(self.tokens, self.curves, confidence=confidence)
+        p, ends, corrected_ends = p_value(values) if values else None, Bounds.of(plain), Bounds.of(corrected)
+        return Comparison(
+            arm=arm.name,
+            reference=reference.name,
+            seeds=self.seeds,
+            differences=self.differences,
+            mean=ends.mean,
+            low=ends.low,
+            high=ends.high,
+            corrected_low=corrected_ends.low,
+            corrected_high=corrected_ends.high,
+            corrected_confidence=level,
+            confidence=confidence,
+            margin=margin,
+            p=p,
+            p_holm=p if p is None or p_holm is None else p_holm,
+            verdict=verdict(corrected, margin=margin, identical=identical) if corrected else "not resolved",
+            note=self._note(known == (), largest),
+            curve=tuple(Bounds.of(paired_interval(column, confidence=confidence), n) for n, column in columns),
+            crossings=tuple(crossings(self.tokens, means)),
+            slope=Bounds.of(slope),
+            parameter_ratio=_ratio(arm.facts.parameters, reference.facts.parameters),
+            flops_ratio=_ratio(arm.facts.flops_per_token, reference.facts.flops_per_token),
+            # A run that stopped early took little time for a reason that is no merit: no ratio then.
+            time_ratio=_ratio(*({"total": a.mean("train_seconds")} for a in (arm, reference))) if values else None,
+            config_difference=known,
+        )
+
+    def _note(self, equal: bool, largest: float) -> str:
+        said = []
+        for arm in (self.arm, self.reference):
+            seeds = sorted(run.seed for run in arm.runs if run.diverged)
+            if seeds:
+                which = "every seed" if len(seeds) == len(self.seeds) else f"seed{'s' * (len(seeds) > 1)}"
+                said.append(f"{arm.name} diverged on {which} ({', '.join(map(str, seeds))})")
+        if said:
+            return " and ".join(said) + ": no interval over the seeds that are left would be fair"
+        if not equal or largest == 0.0:
+            return ""
+        return (
+            f"equal configs gave different losses (by up to {largest:.2g} nat): expected where only the data order is "
+            "paired or the device is not deterministic, a defect otherwise"
+        )
+
+
+def config_differences(reference: Any, other: Any) -> tuple[tuple[str, str, str], ...] | None:
+    """The fields in which two arms differ; empty for the same function; None where nobody can know."""
+    if isinstance(reference, ModelConfig) and isinstance(other, ModelConfig):
+        return tuple(differences(reference, other))
+    return () if reference is other and reference is not None else None
+
+
+def crossings(tokens: Sequence[Number], means: Sequence[Number]) -> list[float]:
+    """The token counts, ascending, at which a mean difference changes its sign, interpolated on log tokens.
+
+    Exact zeros have no sign: the curve crosses between the last value before them and the first after.
+    """
+    signed = [(math.log(count), mean) for count, mean in zip(tokens, means, strict=True) if mean != 0.0]
+    steps = [(*a, *b) for a, b in zip(signed, signed[1:], strict=False) if (a[1] < 0) != (b[1] < 0)]
+    return [math.exp(x0 + (x1 - x0) * (y0 / (y0 - y1))) for x0, y0, x1, y1 in steps]
+
+
+def _check_tokens(runs: Sequence[Row]) -> None:
+    # A diverged run may have been stopped early; every other one has to have seen what the first of them saw.
+    counts = {(run.arm, run.seed): [each.tokens for each in run.evals] for run in runs if not run.diverged}
+    (first, wanted), *others = counts.items() or [(None, [])]
+    for run, own in others:
+        if own != wanted:
+            raise UserError(
+                f"token counts disagree: (arm, seed) {first} was evaluated at {wanted}, {run} at {own}; train and "
+                "evaluate every arm at the same tokens"
+            )
+
+
+def _ratio(values: Mapping[str, Any] | None, reference: Mapping[str, Any] | None) -> float | None:
+    """Of two totals; None where one side is a closed form and the other XLA's count, which has more than matmuls."""
+    if not values or not reference or values.get("counted_by") != reference.get("counted_by"):
+        return None
+    return values["total"] / reference["total"] if values["total"] is not None and reference["total"] else None
 
 
 CONTROLS = (
@@ -45,220 +291,3 @@ CONTROLS = (
         },
     ),
 )
-
-
-def compare(
-    result_arms: Mapping[str, Any],
-    reference: str,
-    *,
-    margin: Number,
-    confidence: float = 0.95,
-    config_differences: Mapping[str, list | None] | None = None,
-) -> list[dict[str, Any]]:
-    """Compare every arm with the reference, over paired seeds, Holm-corrected for the number of arms.
-
-    The verdict comes from the corrected interval; the plain one is kept beside it. Every arm counts in the
-    correction, also one that diverged. A diverged run on either side leaves its comparison "not resolved".
-
-    **Arguments:** `result_arms`: the "arms" part of a result. `reference`: the arm that the others are held against.
-    `margin`: nats a token. `confidence`: family-wise level of the tests against no difference; each arm's corrected
-    interval stands at the level of its own step of Holm's procedure, and they do not cover jointly.
-    `config_differences`: for each arm the list of `[field, reference's, arm's]`; an empty list says that the configs
-    are equal, a missing one or `None` that nobody knows.
-
-    **Returns:** the "comparisons" part of a result, one dict an arm, in the order of the arms, with `None` for what
-    is not finite. Raises `ValueError` where seeds or token counts do not pair.
-    """
-    pairs = [pair_runs(result_arms, name, reference) for name in result_arms if name != reference]
-    p_values = [_p(pair) for pair in pairs]
-    levels = holm_levels(p_values, confidence=confidence)
-    adjusted = holm(p_values)
-    comparisons = []
-    for pair, p_holm, level in zip(pairs, adjusted, levels, strict=True):
-        config_difference = (config_differences or {}).get(pair.arm)
-        record = _record(result_arms, pair, margin, confidence, level, config_difference)
-        comparisons.append(record | {"p_holm": p_holm if pair.complete else None})
-    return comparisons
-
-
-def control_comparison(
-    result_arms: Mapping[str, Any],
-    arm: str,
-    control: str,
-    *,
-    margin: Number,
-    confidence: float = 0.95,
-    config_difference: list | None = None,
-    question: str = "",
-) -> dict[str, Any]:
-    """Compare two arms directly, whichever the reference is: they share seeds, so that their differences pair as well.
-
-    The interval is the plain one: a control is read beside the comparisons, it is not one of their family.
-
-    **Arguments:** `result_arms`: the "arms" part of a result. `arm`, `control`: two of its names; the difference is
-    arm minus control. `margin`, `confidence`, `config_difference`: as for [`compare`][]. `question`: what the control
-    answers.
-
-    **Returns:** a dict of the shape that [`compare`][] gives, `control` in the place of "reference", with "question".
-    Raises `ValueError` where the runs do not pair.
-    """
-    pair = pair_runs(result_arms, arm, control)
-    record = _record(result_arms, pair, margin, confidence, confidence, config_difference)
-    return record | {"p_holm": record["p"], "question": question}
-
-
-def control_comparisons(
-    result_arms: Mapping[str, Any],
-    reference: str,
-    *,
-    margin: Number,
-    confidence: float = 0.95,
-    controls: Sequence[Control] = CONTROLS,
-) -> list[dict[str, Any]]:
-    """The "controls" part of a result: every known control whose two arms are here and not compared already.
-
-    **Arguments:** as for [`compare`][]; `controls`: which pairs to look for.
-
-    **Returns:** one dict a control, as [`control_comparison`][] gives it, with "meaning": what the verdict says.
-    """
-    found = []
-    for known in controls:
-        if {known.arm, known.control} <= set(result_arms) and reference not in (known.arm, known.control):
-            record = control_comparison(
-                result_arms, known.arm, known.control, margin=margin, confidence=confidence, question=known.question
-            )
-            found.append(record | {"meaning": known.meaning.get(record["verdict"], "")})
-    return found
-
-
-def crossings(tokens: Sequence[Number], means: Sequence[Number]) -> list[float]:
-    """The token counts at which a mean difference changes its sign, interpolated on log tokens.
-
-    **Arguments:** `tokens`: ascending positive counts. `means`: the mean difference at each. Exact zeros have no
-    sign: the curve crosses between the last value before them and the first after.
-
-    **Returns:** the counts, ascending; empty where the sign never changes.
-    """
-    signed = [(math.log(count), mean) for count, mean in zip(tokens, means, strict=True) if mean != 0.0]
-    found = []
-    for (x0, y0), (x1, y1) in zip(signed, signed[1:], strict=False):
-        if (y0 < 0) != (y1 < 0):
-            found.append(math.exp(x0 + (x1 - x0) * (y0 / (y0 - y1))))
-    return found
-
-
-def _record(
-    result_arms: Mapping[str, Any],
-    pair: PairedRuns,
-    margin: Number,
-    confidence: float,
-    level: float,
-    config_difference: list | None,
-) -> dict[str, Any]:
-    complete = pair.complete
-    plain = paired_interval(complete, confidence=confidence) if complete else None
-    corrected = paired_interval(complete, confidence=level) if complete else None
-    equal_configs = config_difference is not None and len(config_difference) == 0
-    largest = max((abs(value) for value in _every_difference(pair)), default=0.0)
-    identical = equal_configs and largest == 0.0
-    word = verdict(corrected, margin=margin, identical=identical) if corrected else "not resolved"
-    first, second = result_arms[pair.arm], result_arms[pair.reference]
-    return {
-        "arm": pair.arm,
-        "reference": pair.reference,
-        "config_difference": None if config_difference is None else [list(entry) for entry in config_difference],
-        "seeds": pair.seeds,
-        "differences": pair.differences,
-        **_bounds(plain),
-        "corrected_low": finite(corrected.low) if corrected else None,
-        "corrected_high": finite(corrected.high) if corrected else None,
-        "corrected_confidence": level,
-        "p": p_value(complete) if complete else None,
-        "verdict": word,
-        "note": _note(pair, equal_configs, largest),
-        "curve": _curve(pair, confidence),
-        "crossings": _crossings(pair),
-        "slope": _bounds(_slope(pair, confidence)),
-        "parameter_ratio": _ratio(_at(first, "parameters", "total"), _at(second, "parameters", "total")),
-        "flops_ratio": _flops_ratio(first, second),
-        "time_ratio": _ratio(_seconds(first, pair), _seconds(second, pair)),
-    }
-
-
-def _flops_ratio(first: Mapping[str, Any], second: Mapping[str, Any]) -> float | None:
-    """None where one side is a closed form and the other XLA's count, which includes what is not a matmul."""
-    one, other = ((arm.get("flops_per_token") or {}).get("counted_by") for arm in (first, second))
-    if one != other:
-        return None
-    return _ratio(_at(first, "flops_per_token", "total"), _at(second, "flops_per_token", "total"))
-
-
-def _p(pair: PairedRuns) -> float:
-    # A comparison without a p-value still is one of the family, as the one that is rejected last.
-    return p_value(pair.complete) if pair.complete else 1.0
-
-
-def _every_difference(pair: PairedRuns) -> list[float]:
-    final = [value for value in pair.differences if value is not None]
-    return final + [value for curve in pair.curves for value in curve]
-
-
-def _curve(pair: PairedRuns, confidence: float) -> list[dict[str, Any]]:
-    columns = zip(*pair.curves, strict=True)
-    intervals = [paired_interval(column, confidence=confidence) for column in columns]
-    return [{"tokens": count, **_bounds(interval)} for count, interval in zip(pair.tokens, intervals, strict=True)]
-
-
-def _crossings(pair: PairedRuns) -> list[float]:
-    columns = zip(pair.tokens, zip(*pair.curves, strict=True), strict=True)
-    means = {count: math.fsum(column) / len(column) for count, column in columns if count > 0}
-    return crossings(list(means), list(means.values()))
-
-
-def _slope(pair: PairedRuns, confidence: float) -> Interval | None:
-    keep = [index for index, count in enumerate(pair.tokens) if count > 0]
-    if pair.complete is None or len(keep) < 2:
-        return None
-    tokens = [pair.tokens[index] for index in keep]
-    curves = [[curve[index] for index in keep] for curve in pair.curves]
-    return slope_against_log_tokens(tokens, curves, confidence=confidence)
-
-
-def _bounds(interval: Interval | None) -> dict[str, float | None]:
-    if interval is None:
-        return {"mean": None, "low": None, "high": None}
-    return {"mean": finite(interval.mean), "low": finite(interval.low), "high": finite(interval.high)}
-
-
-def _note(pair: PairedRuns, equal_configs: bool, largest: float) -> str:
-    said = []
-    for name, seeds in pair.diverged.items():
-        if seeds:
-            which = "every seed" if len(seeds) == len(pair.seeds) else f"seed{'s' * (len(seeds) > 1)}"
-            said.append(f"{name} diverged on {which} ({', '.join(map(str, seeds))})")
-    if said:
-        return " and ".join(said) + ": no interval over the seeds that are left would be fair"
-    if equal_configs and largest > 0.0:
-        return (
-            f"equal configs gave different losses (by up to {largest:.2g} nat): expected where only the data order is "
-            "paired or the device is not deterministic, a defect otherwise"
-        )
-    return ""
-
-
-def _at(arm: Mapping[str, Any], group: str, name: str) -> float | None:
-    values = arm.get(group)
-    return None if values is None else finite(values.get(name))
-
-
-def _seconds(arm: Mapping[str, Any], pair: PairedRuns) -> float | None:
-    # A run that stopped early took little time for a reason that is no merit: no ratio then.
-    if pair.complete is None:
-        return None
-    seconds = [finite(run.get("train_seconds")) for run in arm["runs"]]
-    known = [value for value in seconds if value is not None]
-    return math.fsum(known) if len(known) == len(seconds) else None
-
-
-def _ratio(value: float | None, reference: float | None) -> float | None:
-    return None if value is None or not reference else value / reference

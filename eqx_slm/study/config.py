@@ -1,48 +1,26 @@
 """A run as plain data: everything that decides its result, with presets; replayed from the JSON it wrote."""
 
 import dataclasses
-import math
+import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..build import ModelConfig
-from ..choices import check_choices
+from ..configs import check_integer, check_number, differences, from_dict, read_json, set_field
 from ..errors import UserError
 from ..nn.attention import AttentionConfig
 from ..nn.leviathan import LeviathanConfig
 from ..nn.table import TableConfig
-from ..train.optimizer import OptimizerConfig
-from ..train.stack import Loop, Remat
-from ..train.step import ComputeDtype
+from ..train.loop import RunConfig
 from .arms import Arm, Tuned, make_arm
-from .codec import set_field
 
-
-def check_settings(
-    seeds: Sequence[int], steps: int, learning_rates: Sequence[float], margin: float, confidence: float
-) -> None:
-    """Raises `UserError` naming the first setting of a study that makes no sense."""
-    # A range has none twice, and millions of seeds are too many to put into a set.
-    if not seeds or (not isinstance(seeds, range) and len(set(seeds)) < len(seeds)):
-        raise UserError(f"seeds={list(seeds)}: give at least one, and none twice")
-    if steps < 1:
-        raise UserError(f"steps={steps}: give at least one")
-    if not learning_rates or not all(0 < rate < math.inf for rate in learning_rates):
-        raise UserError(f"learning_rates (--lr)={list(learning_rates)}: give at least one, each positive and finite")
-    if len(set(learning_rates)) < len(learning_rates):
-        raise UserError(f"learning_rates (--lr)={list(learning_rates)}: one is given twice")
-    if not 0 <= margin < math.inf:
-        raise UserError(f"margin={margin}: it is a number of nats, at least 0")
-    if not 0 < confidence < 1:
-        raise UserError(f"confidence={confidence}: it must be between 0 and 1")
-
-
-def check_at_once(seeds_at_once: int) -> None:
-    """Raises `UserError` for a number of seeds that cannot be trained at once."""
-    if seeds_at_once < 1:
-        raise UserError(f"seeds_at_once={seeds_at_once}: give at least 1")
+if TYPE_CHECKING:
+    from ..data import Stream
 
 
 @dataclass(frozen=True)
@@ -51,6 +29,7 @@ class StreamConfig:
 
     data: str = "stdlib"
     data_root: str | None = None
+    text_field: str | None = None
     tokenizer: str = "bpe:8192"
     vocab_size: int | None = None
     pad_vocab_to: int = 1
@@ -58,44 +37,89 @@ class StreamConfig:
     batch_size: int = 16
     eval_tokens: int = 16384
 
+    def __post_init__(self):
+        for name in ("data", "data_root", "text_field", "tokenizer"):
+            value = getattr(self, name)
+            if value is not None and not value.strip():
+                raise UserError(
+                    f"{name}={value!r}: it is empty; leave --{name.replace('_', '-')} out or name something"
+                )
+        for name in ("pad_vocab_to", "sequence_length", "batch_size", "eval_tokens"):
+            check_integer(f"{name} (--{name.replace('_', '-')})", getattr(self, name))
+        if self.vocab_size is not None:
+            check_integer("vocab_size (--vocab-size)", self.vocab_size)
+        if self.batch_size * (self.sequence_length + 1) >= 2**31:
+            raise UserError(
+                f"batch_size={self.batch_size}, sequence_length={self.sequence_length}: a batch has at most 2^31 tokens"
+            )
+
+    def open(self) -> "Stream":
+        """The stream that this describes."""
+        from ..data.open import open_data
+
+        options = dataclasses.asdict(self)
+        if self.text_field is None:
+            del options["text_field"]
+        elif "text_field" not in inspect.signature(open_data).parameters:
+            raise UserError(f"text_field={self.text_field!r}: this version reads records by `prepare` only")
+        return open_data(options.pop("data"), options.pop("tokenizer"), **options)
+
+
+def run_of(config: RunConfig) -> RunConfig:
+    """The fields of a run alone, of a `PairConfig` too."""
+    return RunConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(RunConfig)})
+
+
+def check_design(seeds: Sequence[int], rates: Sequence[float], seeds_at_once: int) -> None:
+    """Raises `UserError` for seeds and learning rates that make no study."""
+    if not seeds or len(seeds) > 10_000:
+        raise UserError(f"seeds={len(seeds)}: give at least one, at most 10,000")
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds={list(seeds)}: one is given twice")
+    for seed in seeds:
+        check_integer("a seed", seed, least=0, most=2**32 - 1)
+    if not rates:
+        raise UserError("learning_rates (--lr): give at least one, each positive and finite")
+    for rate in rates:
+        # In float32, which the step computes in: 1e-50 would train nothing.
+        check_number("learning_rates (--lr)", rate, "positive and finite, also in float32", _is_rate)
+    if len(set(rates)) < len(rates):
+        raise UserError(f"learning_rates (--lr)={list(rates)}: one is given twice")
+    if seeds_at_once > len(seeds):
+        raise UserError(f"seeds_at_once (--seeds-at-once)={seeds_at_once}: there are only {len(seeds)} seeds")
+
+
+def _is_rate(rate: float) -> bool:
+    with np.errstate(over="ignore", under="ignore"):
+        return bool(0 < np.float32(rate) < np.inf)
+
 
 @dataclass(frozen=True)
-class PairConfig:
+class PairConfig(RunConfig):
     """One matched study. `model` is the base that arms change; its vocabulary is the stream's."""
 
-    name: str = "quick"
+    name: str = "pair"
     arms: tuple[str, ...] = ("dense", "leviathan-deep", "dense-tied-deep")
     settings: tuple[str, ...] = ()
     model: ModelConfig = ModelConfig()
     tuned: Tuned = Tuned()
     stream: StreamConfig = StreamConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
     seeds: int = 3
     steps: int = 240
     learning_rates: tuple[float, ...] = (3e-3,)
     margin: float = 0.01
     confidence: float = 0.95
-    pairing: Literal["full", "data-only"] = "full"
-    compute_dtype: ComputeDtype = "float32"
-    loop: Loop = "unrolled"
-    remat: Remat = "none"
-    seeds_at_once: int = 1
-    evaluations: int = 12
     sample_tokens: int = 96
 
     def __post_init__(self):
-        try:
-            check_choices(self)
-        except ValueError as error:
-            raise UserError(str(error)) from None
-        if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", self.name):
-            raise UserError(f"name={self.name!r}: letters, digits and any of . + - _, it names a folder")
+        super().__post_init__()
+        check_name(self.name)
         if len(self.arms) < 1:
             raise UserError("no arms: name at least one, the first is the reference")
-        if self.seeds < 1 or self.evaluations < 1:
-            raise UserError(f"seeds={self.seeds}, evaluations={self.evaluations}: both must be at least 1")
-        check_settings(range(self.seeds), self.steps, self.learning_rates, self.margin, self.confidence)
-        check_at_once(self.seeds_at_once)
+        check_integer("seeds", self.seeds, most=10_000)
+        check_design(range(self.seeds), self.learning_rates, self.seeds_at_once)
+        check_number("margin", self.margin, "a number of nats, at least 0", lambda margin: margin >= 0)
+        check_number("confidence", self.confidence, "between 0 and 1", lambda confidence: 0 < confidence < 1)
 
     @property
     def tokens(self) -> int:
@@ -104,38 +128,36 @@ class PairConfig:
 
     def labels(self) -> tuple[str, ...]:
         """The arms' names, made distinct: a second "dense" is "dense-2"."""
-        seen: dict[str, int] = {}
-        labels = []
-        for arm in self.arms:
-            seen[arm] = seen.get(arm, 0) + 1
-            labels.append(arm if seen[arm] == 1 else f"{arm}-{seen[arm]}")
+        labels: list[str] = []
+        for i, arm in enumerate(self.arms):
+            before = self.arms[:i].count(arm)
+            labels.append(f"{arm}-{before + 1}" if before else arm)
         return tuple(labels)
 
     def resolve(self, vocab_size: int, padding: int = 0) -> dict[str, Arm]:
         """Every arm's config at a vocabulary, of which `padding` ids stand for nothing, by label.
 
-        **Raises:** `UserError` for unknown arms and fields, and for sizes that do not fit.
+        **Raises:** `UserError` for unknown arms and fields, for sizes that do not fit, and for a setting that would
+        change nothing.
         """
+        labels = self.labels()
         try:
-            base = dataclasses.replace(
+            start = dataclasses.replace(
                 self.model, vocab_size=vocab_size, padding_ids=padding, context=self.stream.sequence_length
             )
         except ValueError as error:
             raise UserError(str(error)) from None
-        labels = self.labels()
-        per_arm: dict[str, list[str]] = {label: [] for label in labels}
-        for setting in self.settings:
-            arm, field = split_setting(setting, labels)
-            if arm == "all":
-                path, _, text = field.partition("=")
-                base = set_field(base, path, text)
-            else:
-                per_arm[arm].append(field)
-        arms = {
-            label: dataclasses.replace(make_arm(arm, base, self.tuned, tuple(per_arm[label])), name=label)
-            for label, arm in zip(labels, self.arms, strict=True)
-        }
-        for label, arm in arms.items():
+        settings = [split_setting(setting, labels) for setting in self.settings]
+        _check_twice(settings)
+        base = start
+        for _, field in (each for each in settings if each[0] == "all"):
+            base = _set_where_it_matters(base, field, labels, self.arms, self.tuned)
+        arms = {}
+        for label, name in zip(labels, self.arms, strict=True):
+            own = tuple(field for arm, field in settings if arm == label)
+            arm = arms[label] = dataclasses.replace(make_arm(name, base, self.tuned, own), name=label)
+            for field in (field for arm, field in settings if arm in (label, "all")):
+                _check_taper(label, arm.config, field)
             if (arm.config.vocab_size, arm.config.context) != (vocab_size, self.stream.sequence_length):
                 raise UserError(
                     f"arm {label}: vocab_size={arm.config.vocab_size}, context={arm.config.context}, but the data has "
@@ -143,6 +165,12 @@ class PairConfig:
                     "set them with --vocab-size and --sequence-length"
                 )
         return arms
+
+
+def check_name(name: str) -> None:
+    """Raises `UserError` for the name of a study that cannot name a folder."""
+    if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name) or len(name.encode()) > 100:
+        raise UserError(f"name={name[:120]!r}: letters, digits and any of . + - _, at most 100; it names a folder")
 
 
 def split_setting(setting: str, labels: tuple[str, ...]) -> tuple[str, str]:
@@ -153,6 +181,58 @@ def split_setting(setting: str, labels: tuple[str, ...]) -> tuple[str, str]:
     if match[1] != "all" and match[1] not in labels:
         raise UserError(f"--set {setting!r}: no arm {match[1]!r} in this study; allowed: all, {', '.join(labels)}")
     return match[1], match[2]
+
+
+def replaced_settings(settings: tuple[str, ...], new: tuple[str, ...]) -> tuple[str, ...]:
+    """Settings with new ones added, each in the place of an earlier one of the same field."""
+    fields = {setting.partition("=")[0] for setting in new}
+    return (*(setting for setting in settings if setting.partition("=")[0] not in fields), *new)
+
+
+def _check_twice(settings: Iterable[tuple[str, str]]) -> None:
+    seen: dict[tuple[str, str], str] = {}
+    for arm, field in settings:
+        path = field.partition("=")[0]
+        if (arm, path) in seen:
+            raise UserError(f"--set {arm}.{seen[arm, path]} has no effect: {arm}.{field} comes after it; give one")
+        seen[arm, path] = field
+
+
+def _set_where_it_matters(base: ModelConfig, field: str, labels: Any, names: Any, tuned: Tuned) -> ModelConfig:
+    """The base with a field set; `UserError` where an arm puts something of its own in that field's place."""
+    path, _, text = field.partition("=")
+    changed = set_field(base, path, text)
+    if changed != base:
+        for label, name in zip(labels, names, strict=True):
+            if not differences(make_arm(name, base, tuned).config, make_arm(name, changed, tuned).config):
+                raise UserError(
+                    f"--set all.{field} does not reach the arm {label}, which sets its own {path.partition('.')[0]}: "
+                    f"set the field by arm, such as {label}.{field}"
+                )
+    return changed
+
+
+def _check_taper(label: str, config: ModelConfig, field: str) -> None:
+    path = field.partition("=")[0]
+    if path.startswith("taper.") and path != "taper.schedule" and config.taper.schedule == "uniform":
+        raise UserError(
+            f"--set {label}.{field} has no effect: its taper.schedule is uniform; set {label}.taper.schedule"
+        )
+
+
+def read_config(path: Path) -> PairConfig:
+    """The config of a file that a run wrote; `UserError` where it cannot be one."""
+    data = read_json(path)
+    if isinstance(data, dict) and {"comparisons", "machine"} & data.keys():
+        raise UserError(f"{path} is a study's result, not its config: give the config.json beside it")
+    if isinstance(data, dict) and {"d_model", "mixer"} <= data.keys():
+        raise UserError(f"{path} is a model's config, not a study's: give the config.json of the run's folder")
+    if isinstance(data, dict) and not data.keys() - {"study"} >= {"name", "arms", "model", "stream", "steps"}:
+        raise UserError(f"{path} is no config of a study: give a config.json that a run wrote (name, arms, model, ...)")
+    try:
+        return from_dict(PairConfig, data)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 # Small shapes with small generators: at published sizes (1.2M parameters and 512 D) one would outweigh the table it
@@ -192,7 +272,7 @@ def preset(name: str) -> PairConfig:
     """
     if name in ("quick", "cpu"):
         return {"quick": QUICK, "cpu": CPU}[name]
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", name)
+    match = re.fullmatch(r"([1-9]\d{0,8})x([1-9]\d{0,8})", name)
     if match is None:
         raise UserError(f"unknown preset {name!r}; allowed: quick, cpu, or d_model x depth such as 256x6 or 768x12")
     d_model, depth = int(match[1]), int(match[2])

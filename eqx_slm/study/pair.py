@@ -1,38 +1,37 @@
-"""The matched pair: arms trained on the same tokens with the same seeds, compared with an interval."""
+"""The matched pair: arms trained on the same tokens with the same seeds, each compared with the first."""
 
 import dataclasses
-import os
-import platform
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
-from typing import Any, Literal
-
-import jax
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 from ..build import ModelConfig
-from ..data.stream import Stream
+from ..data import Stream
 from ..errors import UserError
-from ..files import json_ready
-from ..train.host import keep_freed_memory
-from ..train.loop import eval_steps
-from ..train.optimizer import OptimizerConfig
-from ..train.stack import Loop, Remat
-from ..train.step import ComputeDtype
-from .codec import differences
-from .compare import compare, control_comparisons
-from .config import check_at_once, check_settings
-from .summary import summary_text
-from .trials import Event, MakeModel, Trials
+from ..train.loop import RunConfig
+from .arms import Arm
+from .compare import CONTROLS, paired
+from .config import PairConfig, run_of
+from .report import summary
+from .results import Results
+from .runner import Event, MakeModel
+from .study import Analysis, Study, run_study
+from .terminal import plain_text
 
 
 @dataclass(frozen=True)
 class PairResult:
-    """The result of a study. `data` is what result.json holds; the rest reads it."""
+    """The result of a study: `results`, typed, and its `folder` where it has one."""
 
-    data: dict[str, Any]
+    results: Results
+    folder: Path | None = None
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """What result.json holds."""
+        return self.results.to_json()
 
     @property
     def comparisons(self) -> list[dict[str, Any]]:
@@ -42,10 +41,10 @@ class PairResult:
     @property
     def verdicts(self) -> dict[str, str]:
         """The verdict of every arm but the first, by name."""
-        return {comparison["arm"]: comparison["verdict"] for comparison in self.comparisons}
+        return {comparison.arm: comparison.verdict for comparison in self.results.comparisons}
 
     def __str__(self) -> str:
-        return summary_text(self.data)
+        return plain_text(summary(self.results))
 
 
 def pair(
@@ -53,20 +52,13 @@ def pair(
     stream: Stream,
     *,
     seeds: int | Sequence[int] = 3,
-    steps: int = 160,
     learning_rates: Sequence[float] = (3e-3,),
-    optimizer: OptimizerConfig | None = None,
     margin: float = 0.01,
     confidence: float = 0.95,
-    pairing: Literal["full", "data-only"] = "full",
-    compute_dtype: ComputeDtype = "float32",
-    loop: Loop = "unrolled",
-    remat: Remat = "none",
-    seeds_at_once: int = 1,
-    evaluations: int = 12,
-    sample_tokens: int = 0,
     notes: Mapping[str, str] | None = None,
+    out: str | Path | None = None,
     on_event: Callable[[Event], None] | None = None,
+    **run: Any,
 ) -> PairResult:
     """Trains every arm on the same tokens in the same order, seed by seed, and compares each with the first.
 
@@ -77,102 +69,66 @@ def pair(
     - `stream`: see `eqx_slm.data.open_data`; its sequence length is the context.
     - `seeds`: how many (0, 1, ...), or which. A seed sets initial values and data order; three or more give an interval
       worth having.
-    - `steps`: training steps of every run, each of `stream.batch_size * stream.sequence_length` tokens.
     - `learning_rates`: with several, every arm runs all of them and is judged at its own best (by mean final loss).
-    - `optimizer`: betas, decay, clipping, schedule.
     - `margin`: nats a token below which a difference does not matter; decided before the run.
     - `confidence`: of one interval; with several arms, of the family of tests (Holm).
-    - `pairing`: "full" starts leaves of equal path and shape equal in all arms; "data-only" gives every arm initial
-      values of its own (for null studies).
-    - `compute_dtype`: "float32" or "bfloat16".
-    - `loop`, `remat`: how blocks run and what their backward pass keeps, the same for all arms (see `stack_blocks`).
-    - `seeds_at_once`: how many seeds of an arm one program trains, by `vmap`: the same numbers but for the order of
-      sums. On a CPU it gains nothing (benchmarks/README.md).
-    - `evaluations`: how many log-spaced token counts are evaluated.
-    - `sample_tokens`: length of a generated sample per arm; 0 for none.
     - `notes`: a sentence an arm for the report.
+    - `out`: a folder for all that the command writes (report.md, result.json, models, ...); what is there already of
+      the same study is not run again.
     - `on_event`: told of everything that happens.
+    - `run`: the fields of `RunConfig`, such as `steps`, `optimizer`, `compute_dtype`, `seeds_at_once`.
 
     **Returns:** a `PairResult`; `print(result)` shows the verdict.
 
     **Raises:** `UserError` where the arms do not fit the stream; `RuntimeError` if two arms saw different tokens.
     """
-    keep_freed_memory()
     if not arms:
         raise UserError("no arms: give at least one, the first is the reference")
-    which = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
-    check_settings(which, steps, learning_rates, margin, confidence)
-    check_at_once(seeds_at_once)
-    trials = Trials(
-        arms=dict(arms),
-        stream=stream,
-        seeds=which,
-        steps=steps,
-        learning_rates=tuple(learning_rates),
-        optimizer=OptimizerConfig() if optimizer is None else optimizer,
-        pairing=pairing,
-        compute_dtype=compute_dtype,
-        loop=loop,
-        remat=remat,
-        seeds_at_once=seeds_at_once,
-        evaluate_at=eval_steps(steps, evaluations),
-        tell=on_event or (lambda event: None),
+    study = Study(
+        "pair",
+        arms,
+        seeds,
+        learning_rates,
+        analyses=_analyses(next(iter(arms)), margin, confidence),
+        run=RunConfig(**{name: value for name, value in run.items() if value is not None}),
+        notes=notes or {},
     )
-    started = time.perf_counter()
-    trials.check()
-    trials.run()
-    entries = {name: trials.entry(name, sample_tokens, (notes or {}).get(name)) for name in arms}
-    reference = next(iter(arms))
-    differ = {name: config_differences(arms[reference], arms[name]) for name in arms if name != reference}
-    swept = len(trials.learning_rates) > 1
-    data = {
-        "format": 1,
-        "name": "pair",
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": time.perf_counter() - started,
-        "stream": {**stream.info, "stream_hash": {str(seed): digest for seed, digest in trials.hashes.items()}},
-        "machine": machine(),
-        "settings": {
-            "seeds": list(trials.seeds),
-            "steps": steps,
-            "batch_size": stream.batch_size,
-            "sequence_length": stream.sequence_length,
-            "tokens": steps * stream.batch_size * stream.sequence_length,
-            "eval_tokens": sum(batch[:, 1:].size for batch in stream.eval_batches()),
-            "margin": margin,
-            "confidence": confidence,
-            "pairing": pairing,
-            "compute_dtype": compute_dtype,
-            "loop": loop,
-            "remat": remat,
-            "seeds_at_once": seeds_at_once,
-            "learning_rates": list(trials.learning_rates),
-            "swept": swept,
-            "optimizer": dataclasses.asdict(trials.optimizer),
-        },
-        "reference": reference,
-        "arms": entries,
-        "comparisons": compare(entries, reference, margin=margin, confidence=confidence, config_differences=differ),
-        "controls": control_comparisons(entries, reference, margin=margin, confidence=confidence),
-    }
-    return PairResult(json_ready(data))
+    document = {**study.document(), "stream": stream.info}  # a stream that was given is not described by a config
+    folder, results = run_study(study, stream, out=out, runs=None, document=document, on_event=on_event)
+    return PairResult(results, folder)
 
 
-def config_differences(reference: Any, other: Any) -> list[list[str]] | None:
-    """The fields in which two arms differ; empty for the same function; None where nobody can know."""
-    if isinstance(reference, ModelConfig) and isinstance(other, ModelConfig):
-        return [list(entry) for entry in differences(reference, other)]
-    return [] if reference is other else None
+def run_pair(
+    config: PairConfig, *, stream: Stream | None = None, out: str | Path | None = None, **options: Any
+) -> tuple[Path, PairResult]:
+    """Runs the study of a config and writes its folder; what is there of it is not run again.
+
+    **Arguments:** `config`: what to run; the rest: see `run_study`. **Returns:** the folder and the result.
+
+    **Raises:** `UserError` before anything is written where config, data or folder do not fit.
+    """
+    stream = config.stream.open() if stream is None else stream
+    study = study_of(config, config.resolve(stream.vocab_size, stream.padding))
+    folder, results = run_study(study, stream, out=out, document=config, **options)
+    assert folder is not None
+    return folder, PairResult(results, folder)
 
 
-def machine() -> dict[str, Any]:
-    """Versions and device, as a result carries them."""
-    packages = ("jax", "jaxlib", "equinox", "optax", "grain", "tiktoken", "numpy")
-    return {
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-        "platform": jax.default_backend(),
-        "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
+def study_of(config: PairConfig, arms: Mapping[str, Arm]) -> Study:
+    """The study that a config describes, its arms resolved."""
+    return Study(
+        config.name,
+        {name: arm.config for name, arm in arms.items()},
+        config.seeds,
+        config.learning_rates,
+        analyses=_analyses(next(iter(arms)), config.margin, config.confidence),
+        stream=config.stream,
+        run=run_of(config),
+        notes={name: arm.match_note for name, arm in arms.items() if arm.match_note},
+        replay="python experiments/pair.py --config {config}",
+    )
+
+
+def _analyses(reference: str, margin: float, confidence: float) -> list[Analysis]:
+    controls = [dataclasses.replace(each, margin=margin, confidence=confidence) for each in CONTROLS]
+    return [paired(reference, margin=margin, confidence=confidence), *controls]

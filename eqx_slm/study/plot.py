@@ -1,4 +1,4 @@
-"""The picture of a study: losses on the left, paired differences with their intervals on the right.
+"""The pictures of a study: losses and paired differences against tokens, and a forest of final differences.
 
 Figures are drawn without pyplot, so that nothing global is touched and no display is needed.
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
-from .runs import finite, has_diverged
-from .sentences import human, percent, plural
-from .statistics import Number
+from ..visible import visible
+from .results import ArmResult, Results
+from .sentences import human, percent, plural, signed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,10 +21,9 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette: told apart with every kind of colour vision. Black is the reference's; yellow is too faint
 # for a line on white and left out. After the sixth arm the colours come again with other dashes.
-REFERENCE_COLOUR = "#000000"
+BLACK, GREY = "#000000", "#5f5f5f"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1.2, 1.5)))
-GREY = "#5f5f5f"
 
 WIDTH, HEIGHT, DPI = 11.0, 4.2, 150
 FONT = 10.5
@@ -40,242 +40,176 @@ STYLE = {
     "xtick.color": "#444444",
     "ytick.color": "#444444",
     "axes.labelcolor": "#222222",
-    "axes.unicode_minus": True,
+    "text.parse_math": False,  # a "$" in an arm's name is a dollar
     # Fixed, so that the same result gives the same file.
     "svg.hashsalt": "eqx_slm",
     "svg.fonttype": "path",
 }
 
 
-class Look(NamedTuple):
-    """How one arm is drawn, the same in both panels."""
-
-    colour: str
-    dash: Any
-
-
-class Label(NamedTuple):
-    """A direct label at the right end of a line."""
-
-    text: str
-    colour: str
-    x: float
-    y: float
-
-
-def render_curves(result: Mapping[str, Any], *, file_format: str) -> bytes:
-    """Draw a result's curves.
-
-    **Arguments:** `result`: a study's result. `file_format`: "png" or "svg".
-
-    **Returns:** the file's bytes, the same each time for the same result and matplotlib.
-    """
+def render(draw: Callable[..., Figure], *arguments: Any) -> dict[str, bytes]:
+    """A figure's files by ending, PNG and SVG: the same bytes for the same results and matplotlib."""
     import matplotlib
 
-    metadata = {"png": {"Software": None}, "svg": {"Date": None}}
-    if file_format not in metadata:
-        raise ValueError(f"curves are drawn as png or svg, not as {file_format!r}")
-    with matplotlib.rc_context(cast("dict[Any, Any]", STYLE)):
-        buffer = io.BytesIO()
-        draw_curves(result).savefig(buffer, format=file_format, dpi=DPI, metadata=metadata[file_format])
-    return buffer.getvalue()
+    files = {}
+    for ending, metadata in {"png": {"Software": None}, "svg": {"Date": None}}.items():
+        with matplotlib.rc_context(cast("dict[Any, Any]", STYLE)), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script that the font lacks: boxes
+            buffer = io.BytesIO()
+            draw(*arguments).savefig(buffer, format=ending, dpi=DPI, metadata=metadata)
+            files[ending] = buffer.getvalue()
+    return files
 
 
-def draw_curves(result: Mapping[str, Any]) -> Figure:
-    """Draw validation losses (left) and paired differences to the reference (right) against tokens.
-
-    **Arguments:** `result`: a study's result; only "arms", "comparisons", "reference" and "settings" are read.
-
-    **Returns:** a matplotlib figure of 11 x 4.2 inches.
-    """
+def draw_curves(results: Results) -> Figure:
+    """Validation losses (left) and paired differences (right) against tokens, on 11 x 4.2 inches."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI)
-    # Direct labels stand right of each panel: the longest name decides how much room the panels leave.
-    room = 0.32 + 0.081 * max((len(_label(name, arm)) for name, arm in result["arms"].items()), default=0)
-    left, between = 0.72, 0.95
-    panel = (WIDTH - left - between - 2 * room) / 2
-    bottom, height = 0.62 / HEIGHT, (HEIGHT - 0.62 - 0.88) / HEIGHT
-    first = figure.add_axes((left / WIDTH, bottom, panel / WIDTH, height))
-    second = figure.add_axes(((left + panel + room + between) / WIDTH, bottom, panel / WIDTH, height))
-    looks = _looks(result)
-    _draw_losses(first, result, looks)
-    _draw_differences(second, result, looks)
+    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained")
+    first, second = figure.subplots(1, 2)
+    looks: dict[str, tuple[str, Any]] = {results.reference: (BLACK, "-")}
+    for index, name in enumerate(name for name in results.arms if name != results.reference):
+        looks[name] = COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
+    _draw_losses(first, results, looks)
+    _draw_differences(second, results, looks)
     return figure
 
 
-def _draw_losses(axes: Axes, result: Mapping[str, Any], looks: Mapping[str, Look]) -> None:
+def _draw_losses(axes: Axes, results: Results, looks: dict[str, tuple[str, Any]]) -> None:
     labels, everything, starts = [], [], []
-    for name, arm in result["arms"].items():
-        curves = [_loss_curve(run) for run in arm["runs"]]
-        for run, curve in zip(arm["runs"], curves, strict=True):
-            axes.plot(list(curve), list(curve.values()), color=looks[name].colour, linewidth=0.7, alpha=0.4)
-            if has_diverged(run) and curve:
-                end = list(curve.items())[-1]
-                axes.plot(*[[value] for value in end], marker="x", color=looks[name].colour, markersize=6)
+    for name, arm in results.arms.items():
+        colour, dash = looks[name]
+        for run in arm.runs:
+            curve = run.losses
+            axes.plot(list(curve), list(curve.values()), color=colour, linewidth=0.7, alpha=0.4)
+            if run.diverged and curve:
+                axes.plot(*zip(list(curve.items())[-1], strict=True), marker="x", color=colour, markersize=6)
             everything += curve.values()
             starts += list(curve.values())[:1]
-        shared = [count for count in curves[0] if all(count in curve for curve in curves)] if curves else []
-        means = [math.fsum(curve[count] for curve in curves) / len(curves) for count in shared]
+        shared = [count for count in arm.runs[0].losses if all(count in run.losses for run in arm.runs)]
+        means = [math.fsum(run.losses[count] for run in arm.runs) / len(arm.runs) for count in shared]
         if shared:
-            axes.plot(shared, means, color=looks[name].colour, linestyle=looks[name].dash, linewidth=1.9)
-            labels.append(Label(_label(name, arm), looks[name].colour, shared[-1], means[-1]))
+            (line,) = axes.plot(shared, means, color=colour, linestyle=dash, linewidth=1.9)
+            labels.append((means[-1], line, _label(arm)))
     if everything:
         # A run that blew up must not flatten all the others.
         low, high = min(everything), min(max(everything), 1.1 * max(starts))
         pad = 0.05 * (high - low) or 0.5
         axes.set_ylim(low - pad, high + pad)
-    seeds = plural(len(result["settings"].get("seeds", [])), "seed")
+    seeds = plural(len(results.settings["seeds"]), "seed")
     _title(axes, "Validation loss", [f"mean over {seeds}; thin lines: single seeds"])
     axes.set_ylabel("validation loss (nats per token)")
     _token_axis(axes)
     _label_ends(axes, labels)
 
 
-def _draw_differences(axes: Axes, result: Mapping[str, Any], looks: Mapping[str, Look]) -> None:
-    settings, reference = result["settings"], result["reference"]
-    margin, level = settings.get("margin") or 0.0, percent(settings.get("confidence", 0.95))
+def _draw_differences(axes: Axes, results: Results, looks: dict[str, tuple[str, Any]]) -> None:
+    margin = results.settings["margin"] or 0.0
     labels, limits = [], [-2.0 * margin, 2.0 * margin]
     axes.axhspan(-margin, margin, color="#dddddd", alpha=0.75, linewidth=0, zorder=0.5)
-    axes.axhline(0.0, color=REFERENCE_COLOUR, linewidth=1.1, zorder=2)
-    for comparison in result["comparisons"]:
-        name, look = comparison["arm"], looks[comparison["arm"]]
-        points = [point for point in comparison["curve"] if point["tokens"] > 0 and finite(point["mean"]) is not None]
-        if not points:
+    zero = axes.axhline(0.0, color=BLACK, linewidth=1.1, zorder=2)
+    for each in results.comparisons:
+        if not each.curve:
             continue
-        tokens, means = [point["tokens"] for point in points], [point["mean"] for point in points]
-        bounded = [point for point in points if finite(point["low"]) is not None and finite(point["high"]) is not None]
+        colour, dash = looks[each.arm]
+        tokens, means = [point.tokens or 0 for point in each.curve], [point.mean or 0.0 for point in each.curve]
+        bounded = [p for p in each.curve if p.low is not None and p.high is not None]
         if bounded:
-            lows, highs = [point["low"] for point in bounded], [point["high"] for point in bounded]
-            counts = [point["tokens"] for point in bounded]
-            axes.fill_between(counts, lows, highs, color=look.colour, alpha=0.16, linewidth=0, zorder=1)
+            lows, highs = [p.low or 0.0 for p in bounded], [p.high or 0.0 for p in bounded]
+            axes.fill_between(
+                [p.tokens or 0 for p in bounded], lows, highs, color=colour, alpha=0.16, linewidth=0, zorder=1
+            )
             # The last interval carries the verdict: it is always shown whole, the early and wide ones may be cut.
             limits += [lows[-1], highs[-1]]
-        axes.plot(tokens, means, color=look.colour, linestyle=look.dash, linewidth=1.9, zorder=3)
+        (line,) = axes.plot(tokens, means, color=colour, linestyle=dash, linewidth=1.9, zorder=3)
         limits += means
-        labels.append(Label(_label(name, result["arms"][name]), look.colour, tokens[-1], means[-1]))
+        labels.append((means[-1], line, _label(results.arms[each.arm])))
     low, high = min(limits), max(limits)
     pad = 0.07 * (high - low) or 0.01
     axes.set_ylim(low - pad, high + pad)
-    says = [f"below zero: better than {_shorten(reference)}" + (f"; grey: margin of ±{margin:g} nat" if margin else "")]
-    if len(settings.get("seeds", [])) > 1:
-        several = ", before Holm's correction" if len(result["comparisons"]) > 1 else ""
-        says.append(f"bands: {level} intervals over {plural(len(settings['seeds']), 'seed')}{several}")
+    than = list(dict.fromkeys(each.reference for each in results.comparisons)) or [results.reference]
+    name = _shorten(than[0]) if len(than) == 1 else "its reference"
+    says = [f"below zero: better than {name}" + (f"; grey: margin of ±{margin:g} nat" if margin else "")]
+    if len(results.settings["seeds"]) > 1:
+        several = ", before Holm's correction" if len(results.comparisons) > 1 else ""
+        level = percent(results.settings["confidence"])
+        says.append(f"bands: {level} intervals over {plural(len(results.settings['seeds']), 'seed')}{several}")
     else:
         says.append("one seed: there are no intervals")
-    _title(axes, f"Paired difference to {_shorten(reference)}", says)
+    _title(axes, f"Paired difference to {name}", says)
     axes.set_ylabel("difference in loss (nats per token)")
     if not labels:
         axes.set_xticks([])
         axes.text(0.5, 0.75, "nothing to compare", transform=axes.transAxes, ha="center", color=GREY)
         return
-    labels.append(Label(_shorten(reference), REFERENCE_COLOUR, max(label.x for label in labels), 0.0))
+    labels.append((0.0, zero, name))
     _token_axis(axes)
-    digits = _decimals([tick for tick in axes.get_yticks() if low - pad <= tick <= high + pad])
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:+.{digits}f}".replace("-", "\u2212") if value else "0")
+    _signed_axis(axes.yaxis)
     _label_ends(axes, labels)
 
 
-def _looks(result: Mapping[str, Any]) -> dict[str, Look]:
-    others = [name for name in result["arms"] if name != result["reference"]]
-    looks = {result["reference"]: Look(REFERENCE_COLOUR, "-")}
-    for index, name in enumerate(others):
-        looks[name] = Look(COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)])
-    return looks
+def draw_forest(results: Results, by: str) -> Figure:
+    """Every comparison's final difference with its corrected interval, a line each, grouped by a factor."""
+    from matplotlib.figure import Figure
 
+    def level(name: str) -> str:
+        return results.arms[name].levels.get(by, "")
 
-def _loss_curve(run: Mapping[str, Any]) -> dict[int, float]:
-    points = {int(point["tokens"]): finite(point["nll"]) for point in run["evals"] if point["tokens"] > 0}
-    return {count: nll for count, nll in points.items() if nll is not None}
+    compared = sorted(results.comparisons, key=lambda each: list(map(level, results.arms)).index(level(each.arm)))
+    figure = Figure(figsize=(WIDTH * 0.7, 1.5 + 0.33 * len(compared)), dpi=DPI, layout="constrained")
+    axes, groups = figure.add_subplot(), list(dict.fromkeys(level(each.arm) for each in compared))
+    margin = results.settings["margin"] or 0.0
+    axes.axvspan(-margin, margin, color="#dddddd", alpha=0.75, linewidth=0, zorder=0.5)
+    axes.axvline(0.0, color=BLACK, linewidth=1.1)
+    for at, each in enumerate(compared):
+        colour = COLOURS[groups.index(level(each.arm)) % len(COLOURS)]
+        if each.mean is not None:
+            axes.plot([each.mean], [at], marker="o", color=colour)
+        if each.corrected_low is not None and each.corrected_high is not None:
+            axes.plot([each.corrected_low, each.corrected_high], [at, at], color=colour, linewidth=1.9)
+        axes.annotate(
+            f"{signed(each.mean)}  {each.verdict}", (1.01, at), xycoords=("axes fraction", "data"), va="center"
+        )
+    axes.set_yticks(range(len(compared)), [f"{_shorten(c.arm)} - {_shorten(c.reference)}" for c in compared])
+    axes.invert_yaxis()
+    _signed_axis(axes.xaxis)
+    axes.set_xlabel("difference in loss (nats per token), corrected intervals; below zero: better")
+    return figure
 
 
 def _title(axes: Axes, title: str, lines: Sequence[str]) -> None:
-    for index, line in enumerate(lines):
-        offset = (0, 6 + 14 * (1 - index))
-        axes.annotate(line, (0, 1), offset, "axes fraction", "offset points", color=GREY, fontsize=FONT - 1)
-    axes.annotate(title, (0, 1), (0, 37), "axes fraction", "offset points", fontsize=FONT + 2, fontweight="bold")
+    axes.set_title("\n".join(lines), loc="left", color=GREY, fontsize=FONT - 1)
+    axes.annotate(title, (0, 1), (0, 12 + 13 * len(lines)), "axes fraction", "offset points", fontsize=FONT + 2)
 
 
 def _token_axis(axes: Axes) -> None:
-    from matplotlib.ticker import FixedLocator, NullLocator
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     axes.set_xscale("log")
     axes.set_xlabel("training tokens (log scale)")
     axes.margins(x=0.02)
     low, high = axes.get_xlim()
-    axes.xaxis.set_major_locator(FixedLocator(token_ticks(low, high)))
-    axes.xaxis.set_minor_locator(NullLocator())
+    subs = (1.0, 3.0) if high / low > 30 else (1.0, 2.0, 5.0) if high / low > 5 else range(1, 10)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=9))
     axes.xaxis.set_major_formatter(lambda value, _: human(value))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def token_ticks(low: Number, high: Number) -> list[float]:
-    """Round token counts within `[low, high]` for a log axis: the coarsest grid that has three, at most eight."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for steps in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), tuple(range(1, 10))):
-        ticks = [step * 10.0**decade for decade in decades for step in steps]
-        inside = [tick for tick in ticks if low <= tick <= high]
-        if len(inside) >= 3:
-            return inside if len(inside) <= 8 else inside[:: math.ceil(len(inside) / 8)]
-    return sorted({low, high})
+def _signed_axis(axis: Any) -> None:
+    axis.set_major_formatter(lambda value, _: f"{value:+.4g}".replace("-", "\u2212") if abs(value) > 1e-12 else "0")
 
 
-def _label_ends(axes: Axes, labels: Sequence[Label]) -> None:
-    # Names stand right of the panel, level with their lines' ends where there is room and spread where there is not.
-    height = axes.get_figure().get_figheight() * axes.get_position().height  # type: ignore[union-attr]
-    gap = 1.25 * FONT / 72 / height
-    low, high = axes.get_ylim()
-    ordered = sorted(labels, key=lambda label: label.y)
-    wanted = [min(1.0, max(0.0, (label.y - low) / (high - low))) for label in ordered]
-    for label, place in zip(ordered, spread(wanted, gap), strict=True):
-        axes.annotate(
-            label.text,
-            xy=(label.x, label.y),
-            xytext=(1.05, place),
-            textcoords="axes fraction",
-            color=label.colour,
-            fontsize=FONT,
-            va="center",
-            annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "relpos": (0.0, 0.5),  # the leader ends at the name's left edge
-                "linestyle": (0, (1, 1.5)),
-                "linewidth": 0.8,
-                "color": label.colour,
-                "shrinkA": 1,
-                "shrinkB": 1,
-            },
-        )
+def _label_ends(axes: Axes, labels: Sequence[tuple[float, Any, str]]) -> None:
+    # Right of the panel, in the order in which the lines end.
+    ordered = sorted(labels, key=lambda label: -label[0])
+    lines, names = [line for _, line, _ in ordered], [name for _, _, name in ordered]
+    axes.legend(lines, names, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, labelcolor="linecolor")
 
 
-def spread(places: Sequence[Number], gap: Number) -> list[float]:
-    """Move ascending places in [0, 1] apart, so that neighbours are at least `gap` from each other, by least squares.
-
-    Subtracting `i gap` from the i-th place turns it into fitting a rising sequence: pool adjacent violators, then
-    clip. If they cannot all fit, the gap shrinks until they do.
-    """
-    if not places:
-        return []
-    gap = min(gap, 1.0 / max(1, len(places) - 1))
-    blocks: list[tuple[float, int]] = []
-    for index, place in enumerate(places):
-        blocks.append((place - index * gap, 1))
-        while len(blocks) > 1 and blocks[-2][0] >= blocks[-1][0]:
-            (value, count), (before, number) = blocks.pop(), blocks.pop()
-            blocks.append(((value * count + before * number) / (count + number), count + number))
-    flat = [value for value, count in blocks for _ in range(count)]
-    top = 1.0 - (len(places) - 1) * gap
-    return [min(max(value, 0.0), top) + index * gap for index, value in enumerate(flat)]
-
-
-def _decimals(ticks: Sequence[Number]) -> int:
-    # As many decimals as every tick needs and no more.
-    return max((len(f"{tick:.8f}".rstrip("0").partition(".")[2]) for tick in ticks), default=2)
-
-
-def _label(name: str, arm: Mapping[str, Any]) -> str:
-    return _shorten(name) + (" (diverged)" if any(has_diverged(run) for run in arm["runs"]) else "")
+def _label(arm: ArmResult) -> str:
+    return _shorten(arm.name) + (" (diverged)" if arm.diverged else "")
 
 
 def _shorten(name: str) -> str:
+    name = visible(name)
     return name if len(name) <= 22 else f"{name[:12]}…{name[-9:]}"

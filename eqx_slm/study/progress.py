@@ -2,43 +2,40 @@
 
 import math
 import time
+from collections import defaultdict
 from typing import Any
 
-from .config import PairConfig
+from ..visible import visible
+from .runner import Event
 from .sentences import human
-from .trials import Event
 
 PLAIN_SECONDS = 10.0
+NAME, STATUS = 20, 46  # columns of the live line; the bar has what is left of the terminal's
 
 
 class Progress:
     """Turns events into lines on a rich console: arm, seed, loss, tokens a second, time left of the whole study."""
 
-    def __init__(self, config: PairConfig, console: Any):
-        """**Arguments:** `config`, for the number of runs; `console`, a `rich.console.Console`."""
-        self.config = config
-        self.console = console
-        self.total = len(config.arms) * config.seeds * len(config.learning_rates)
-        self.done = 0
-        self.started = time.perf_counter()
-        self.told = -math.inf
-        self.live = None
+    def __init__(self, arms: int, runs: int, steps: int, console: Any):
+        """**Arguments:** how many `arms`, `runs` of them in all and `steps` a run; a `rich.console.Console`."""
+        self.arms, self.runs, self.steps, self.console = arms, runs, steps, console
+        self.done: dict[str, int] = defaultdict(int)
+        self.compiled: dict[str, float] = {}
+        self.spent: dict[str, float] = defaultdict(float)  # seconds between two reports of one run: steps, evaluations
+        self.trained: dict[str, float] = defaultdict(float)  # and the runs, in parts of one, that they brought forward
+        self.mark: tuple[Event, float] | None = None
+        self.told, self.live = -math.inf, None
 
     def __enter__(self) -> "Progress":
         if self.console.is_terminal:
-            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+            from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar
 
-            self.live = Bar(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[status]}"),
-                TimeElapsedColumn(),
-                console=self.console,
-            )
+            bar = BarColumn(bar_width=min(40, max(6, self.console.width - NAME - STATUS - 2)))
+            texts = (TextColumn("{task." + name + "}", markup=False) for name in ("description", "fields[status]"))
+            self.live = Bar(next(texts), bar, next(texts), console=self.console)
             self.live.start()
-            steps = self.total * self.config.steps
-            self.task = self.live.add_task("compiling", total=steps, status="")
+            self.task = self.live.add_task("compiling", total=self.runs * self.steps, status="")
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -47,48 +44,68 @@ class Progress:
 
     def __call__(self, event: Event) -> None:
         """Shows an event."""
+        name = visible(f"{event.arm} seed {event.seed}")
+        if event.progress is None:
+            self.mark = None
         if event.kind == "compiled":
-            self.console.print(_compiled(event), highlight=False, soft_wrap=True)
-        elif event.kind == "run":
-            self.done += 1
-            self.console.print(self._finished(event), highlight=False, soft_wrap=True)
+            self.compiled[event.arm] = event.seconds
+            self._print(f"{visible(event.arm)}: step compiled in {event.seconds:.1f} s")
+        elif event.kind == "sampling":
+            self._show(name, "writing a sample of text")
+        elif event.kind in ("run", "kept"):
+            self.done[event.arm] += 1
+            said = f"done: {name}, lr {event.learning_rate:g}: {event.seconds:.0f} s"
+            said = f"was there: {name}, lr {event.learning_rate:g}" if event.kind == "kept" else said
+            self._print(f"run {sum(self.done.values())}/{self.runs} {said}")
+            last = sum(self.done.values()) == self.runs
+            self._show(name, "comparing and writing the report" if last else "starting the next run")
         elif event.progress is not None:
-            self._step(event)
+            self._step(name, event)
 
-    def _finished(self, event: Event) -> str:
-        rate = f", lr {event.learning_rate:g}" if len(self.config.learning_rates) > 1 else ""
-        return f"run {self.done}/{self.total} done: {event.arm}, seed {event.seed}{rate}: {event.seconds:.0f} s"
+    def left(self, event: Event) -> float | None:
+        """Seconds until the last run ends; None until steps have told how long one takes. Compiling is no step."""
+        known = {arm: self.spent[arm] / share for arm, share in self.trained.items() if share > 0}
+        if not known or event.progress is None:
+            return None
+        usual = sum(known.values()) / len(known)
+        each, left = self.runs / self.arms, 0.0
+        for arm in {*self.done, *self.compiled, event.arm}:
+            now = event.runs * event.progress.step / self.steps if arm == event.arm else 0.0
+            left += (each - self.done[arm] - now) * known.get(arm, usual)
+        others = self.arms - len({*self.done, *self.compiled, event.arm})
+        compiling = sum(self.compiled.values()) / max(1, len(self.compiled))
+        return left + others * (each * usual + compiling)
 
-    def _step(self, event: Event) -> None:
-        progress = event.progress
+    def _step(self, name: str, event: Event) -> None:
+        progress, now = event.progress, time.perf_counter()
         assert progress is not None
-        share = (self.done + event.runs * progress.step / self.config.steps) / self.total
-        elapsed = time.perf_counter() - self.started
-        left = elapsed * (1 - share) / share if share > 0 else math.nan
-        validation = f", validation {progress.evaluation.nll:.3f}" if progress.evaluation else ""
-        speed = "" if math.isnan(progress.tokens_per_second) else f", {human(progress.tokens_per_second)} tokens/s"
-        status = f"loss {progress.loss:.3f}{validation}{speed}, {_clock(left)} left"
-        name = f"{event.arm} seed {event.seed}"
+        if self.mark is not None:
+            before, then = self.mark
+            if before.progress and before.progress.step < progress.step:
+                self.spent[event.arm] += now - then
+                self.trained[event.arm] += event.runs * (progress.step - before.progress.step) / self.steps
+        if self.mark is None or not self.mark[0].progress or self.mark[0].progress.step < progress.step:
+            self.mark = event, now
+        left = self.left(event)
+        val = f" val {progress.evaluation.nll:.3f}" if progress.evaluation else ""
+        speed = "" if math.isnan(progress.tokens_per_second) else f" {human(progress.tokens_per_second)} tok/s"
+        status = f"loss {progress.loss:.3f}{val}{speed}" + ("" if left is None else f" {_clock(left)} left")
+        if self.live or now - self.told >= PLAIN_SECONDS or progress.step == self.steps:
+            self.told = now
+            done = int((sum(self.done.values()) + event.runs * progress.step / self.steps) * self.steps)
+            self._show(name, status, done)
+            if not self.live:
+                self._print(f"{name}: step {progress.step}/{self.steps}, {status}")
+
+    def _show(self, name: str, status: str, completed: int | None = None) -> None:
         if self.live:
-            completed = self.done * self.config.steps + event.runs * progress.step
+            name = name if len(name) <= NAME else f"{name[: NAME - 10]}..{name[-8:]}"
             self.live.update(self.task, completed=completed, description=name, status=status)
-        elif time.perf_counter() - self.told >= PLAIN_SECONDS or progress.step == self.config.steps:
-            self.told = time.perf_counter()
-            at = f"step {progress.step}/{self.config.steps}"
-            self.console.print(f"{name}: {at}, {status}", highlight=False, soft_wrap=True)
 
-
-def _compiled(event: Event) -> str:
-    parts = [f"{event.arm}: step compiled in {event.seconds:.1f} s"]
-    if event.report is not None and event.report.temporary_bytes is not None:
-        parts.append(f"{event.report.temporary_bytes / 2**20:,.0f} MiB of temporaries")
-    if event.report is not None and event.report.flops is not None:
-        parts.append(f"{human(event.report.flops)} FLOPs by XLA's count (a loop's body once)")
-    return ", ".join(parts)
+    def _print(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _clock(seconds: float) -> str:
-    if not math.isfinite(seconds):
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, rest = divmod(max(1, round(seconds)), 60)
     return f"{minutes}:{rest:02d}"

@@ -1,21 +1,20 @@
-"""A study's report: `report.md` with its verdicts first, and the picture beside it, from the result alone."""
+"""The sections of a report: each a function from `Results` to blocks; a study lists those that it wants."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
-from pathlib import Path
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..account.flops import CONVENTIONS
-from ..files import write_bytes_atomic, write_text_atomic
-from . import tables
-from .plot import render_curves
-from .sentences import comparison_sentences, number, percent, plural
-from .summary import print_summary, summary_text
+from .blocks import Block, Code, Folded, Heading, Mono, Paragraph, Picture, Strong, Table
+from .compare import Bounds, Comparison
+from .results import ArmResult, Results, Row
+from .sentences import UNKNOWN, comparison_sentences, counted, human, number, percent, plural, ratio, signed, size, span
 
-__all__ = ["print_summary", "report_markdown", "summary_text", "write_report"]
+Section = Callable[[Results], list[Block]]
+Columns = Mapping[str, Callable[[ArmResult], str]]
 
 TAX = (
     "The embedding tax is the share of all parameters that sits in tables with a row for each token. Buffers are "
@@ -26,8 +25,8 @@ DISTINCT = (
     "a batch, with their mean number as measured on this stream."
 )
 INTERVALS = (
-    "The corrected ones are Holm's: the arm with the i-th smallest p of m (i from 0) has its interval at level `1 - "
-    "alpha / (m - i)`, and from the first arm that is not told from zero the level stays. Verdicts are taken from "
+    "The corrected ones are Holm's: the arm with the i-th smallest p of m (i from 0) has its interval at level 1 - "
+    "alpha / (m - i), and from the first arm that is not told from zero the level stays. Verdicts are taken from "
     "the corrected interval: better or worse where it lies wholly beyond the margin, no difference beyond the "
     "margin where it lies wholly inside. Controls are not part of this family."
 )
@@ -35,196 +34,282 @@ SLOPES = (
     "Least-squares slope of each seed's difference on the logarithm of tokens, interval over the seeds; the curve "
     "need not be straight, so this is a mean trend over the whole run and no forecast:"
 )
+ELSEWHERE = (
+    "They do not cover other corpora, tokenizers, model sizes, lengths of training or other validation text: all "
+    "seeds are evaluated on the same part of the validation split."
+)
 
 
-def write_report(result: Mapping[str, Any], folder: str | Path) -> Path:
-    """Write `report.md`, `curves.png` and `curves.svg`, each of them whole or not at all.
-
-    **Arguments:** `result`: a study's result, of which nothing but plain values is needed. `folder`: where to; it is
-    made.
-
-    **Returns:** the path of `report.md`, which is written last.
-    """
-    folder, text = Path(folder), report_markdown(result)
-    for file_format in ("png", "svg"):
-        write_bytes_atomic(folder / f"curves.{file_format}", render_curves(result, file_format=file_format))
-    return write_text_atomic(folder / "report.md", text)
-
-
-def report_markdown(result: Mapping[str, Any]) -> str:
-    """The text of `report.md`.
-
-    **Arguments:** `result`: a study's result.
-
-    **Returns:** Markdown: verdicts, picture, what differs, parameters, budgets, losses, differences, samples, scope,
-    origin.
-    """
-    sections = [
-        f"# {result['name']}: {_versus(result)}\n",
-        _verdicts(result),
-        "![validation loss and paired differences against tokens](curves.png)\n",
-        _differences_of_configs(result),
-        _parameters(result),
-        _budgets(result),
-        _losses(result),
-        _curves(result),
-        _samples(result),
-        _scope(result),
-        _origin(result),
-    ]
-    return "\n".join(section for section in sections if section)
+def summary(results: Results) -> list[Block]:
+    """A table of the arms and a line a verdict: what the terminal shows at the end."""
+    s, compared = results.settings, {each.arm: each for each in results.comparisons}
+    columns: Columns = {
+        "params": lambda arm: human(arm.facts.parameters.get("total")),
+        "FLOPs/token": lambda arm: human((arm.facts.flops_per_token or {}).get("total")),
+        "loss": lambda arm: _mean(arm, "final_nll"),
+        "bits/byte": lambda arm: _mean(arm, "final_bits_per_byte"),
+        "diff": lambda arm: signed(compared[arm.name].mean) if arm.name in compared else "",
+        "verdict": lambda arm: compared[arm.name].verdict if arm.name in compared else "reference",
+    }
+    made = f"{plural(len(results.arms), 'arm')}, {plural(len(s['seeds']), 'seed')}, {human(s['tokens'])} tokens each"
+    rule = "" if s["margin"] is None else f"; margin {s['margin']:g} nat, {percent(s['confidence'])} intervals"
+    blocks: list[Block] = [Paragraph(Strong(f"{results.name}: {made}{rule}")), _by_arm(results, columns)]
+    blocks += [Paragraph(comparison_sentences(each, s["tokens"], short=True)) for each in results.comparisons]
+    for each in results.controls:
+        blocks.append(Paragraph(["Control: ", *comparison_sentences(each, s["tokens"], short=True)]))
+    told = f"Differences are in nats a token; below zero the arm is better than {_against(results)}."
+    return [*blocks, *([Paragraph(told)] if compared else [])]
 
 
-def _versus(result: Mapping[str, Any]) -> str:
-    others = [name for name in result["arms"] if name != result["reference"]]
-    return f"{', '.join(others)} against {result['reference']}" if others else result["reference"]
-
-
-def _verdicts(result: Mapping[str, Any]) -> str:
-    settings = result["settings"]
-    paragraphs = [comparison_sentences(each, settings, strong=_bold) for each in result["comparisons"]]
-    if not paragraphs:
-        paragraphs = ["There is one arm and nothing to compare it with."]
-    for control in result.get("controls") or []:
-        question = f" ({control['question']})" if control.get("question") else ""
-        paragraphs.append(f"Control{question}: " + comparison_sentences(control, settings, strong=_bold))
-    told = "Differences are arm minus reference in nats a token of validation loss: below zero the arm is better.\n"
-    return "\n\n".join(paragraphs) + "\n\n" + told
-
-
-def _differences_of_configs(result: Mapping[str, Any]) -> str:
-    lines = ["## What differs\n"]
-    for comparison in result["comparisons"]:
-        entries, arm, reference = comparison["config_difference"], comparison["arm"], comparison["reference"]
-        if entries is None:
-            lines.append(f"{arm}: the configs are not known, the arms were given as functions.\n")
-        elif not entries:
-            lines.append(f"{arm}: nothing, its config equals {reference}'s.\n")
-        else:
-            rows = [[f"`{entry[0]}`", *(tables.cell(value) for value in entry[1:3])] for entry in entries]
-            lines.append(tables.markdown_table(["field", reference, arm], rows, left=3))
-    for name, arm in result["arms"].items():
-        said = "; ".join(text for text in (arm.get("match"), arm.get("note")) if text)
-        if said:
-            lines.append(f"- {name}: {said}")
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _parameters(result: Mapping[str, Any]) -> str:
-    return (
-        f"## Parameters\n\n{tables.parameters_table(result)}\n{TAX}\n\n"
-        f"<details><summary>Ledger, place by place</summary>\n\n{tables.ledger_table(result)}\n</details>\n"
-    )
-
-
-def _budgets(result: Mapping[str, Any]) -> str:
-    settings, memory = result["settings"], tables.memory_table(result)
-    batch = f"{settings['batch_size']} sequences of {settings['sequence_length']}"
-    paragraphs = [
-        f"Every run was given {settings['tokens']:,} tokens: {settings['steps']:,} steps of {batch}.\n",
-        tables.budgets_table(result),
-        f"{CONVENTIONS} {DISTINCT}\n",
-        f"Memory of a training step:\n\n{memory}" if memory else "",
-        f"The whole study took {number(result.get('seconds'), digits=1)} seconds of wall time.\n",
-    ]
-    return "## Budgets\n\n" + "\n".join(text for text in paragraphs if text)
-
-
-def _losses(result: Mapping[str, Any]) -> str:
-    settings = result["settings"]
-    text = "## Losses\n\nFinal validation loss in nats a token.\n\n" + tables.losses_table(result)
-    if settings.get("swept"):
-        told = "Every arm was swept over the same learning rates and is shown at its own. Mean final loss at each:"
-        text += f"\n{told}\n\n{tables.sweep_table(result)}"
-    return text
-
-
-def _curves(result: Mapping[str, Any]) -> str:
-    compared = [*result["comparisons"], *(result.get("controls") or [])]
+def verdicts(results: Results) -> list[Block]:
+    """The title, and a paragraph a comparison."""
+    compared, tokens = [each.arm for each in results.comparisons], results.settings["tokens"]
+    title = f"{', '.join(compared)} against {_against(results)}" if compared else ", ".join(results.arms)
+    blocks: list[Block] = [Heading(f"{results.name}: {title}", 1)]
+    blocks += [Paragraph(comparison_sentences(each, tokens)) for each in results.comparisons]
     if not compared:
-        return ""
-    level = percent(result["settings"].get("confidence", 0.95))
-    return (
-        f"## Differences\n\n{tables.verdict_table(result)}\n"
-        f"Intervals are Student's t over the seeds at {level}. {INTERVALS}\n\n"
-        f"Along the run, with the plain interval at each token count:\n\n{tables.curve_table(compared)}\n"
-        f"{SLOPES}\n\n{tables.slope_table(compared)}"
-    )
+        blocks.append(Paragraph("There is nothing to compare."))
+    for each in results.controls:
+        blocks.append(Paragraph([f"Control ({each.question}): ", *comparison_sentences(each, tokens)]))
+    told = "Differences are arm minus reference in nats a token of validation loss: below zero the arm is better."
+    return [*blocks, Paragraph(told)]
 
 
-def _samples(result: Mapping[str, Any]) -> str:
-    blocks = []
-    for name, arm in result["arms"].items():
-        run = arm["runs"][0] if arm["runs"] else {}
-        if run.get("sample"):
-            fence = _fence(run["sample"])
-            blocks.append(f"{name}, seed {run['seed']}:\n\n{fence}text\n{run['sample'].rstrip()}\n{fence}\n")
-    return "## Samples\n\n" + "\n".join(blocks) if blocks else ""
+def curves(results: Results) -> list[Block]:
+    """The picture: losses, and differences to the reference, against tokens."""
+    from .plot import draw_curves, render
+
+    return [Picture("curves", "validation loss and paired differences against tokens", render(draw_curves, results))]
 
 
-def _scope(result: Mapping[str, Any]) -> str:
-    settings = result["settings"]
-    seeds = f"{plural(len(settings['seeds']), 'seed')}: {', '.join(map(str, settings['seeds']))}"
-    rates = ", ".join(f"{rate:g}" for rate in settings.get("learning_rates") or []) or "not recorded"
-    if settings.get("pairing") == "full":
-        shared = "every leaf that two arms share starts equal, and both read the same batches"
-    else:
+def forest(by: str = "") -> Section:
+    """A section with a picture: every comparison's interval on one axis, grouped by a factor."""
+
+    def section(results: Results) -> list[Block]:
+        from .plot import draw_forest, render
+
+        files = render(draw_forest, results, by) if results.comparisons else {}
+        return [Picture("forest", "the final difference of every arm with its interval", files)] if files else []
+
+    return section
+
+
+def what_differs(results: Results) -> list[Block]:
+    """The fields in which each arm's config differs from its reference's, and how it was matched."""
+    blocks: list[Block] = [Heading("What differs")]
+    for each in results.comparisons:
+        known = each.config_difference
+        if known:
+            rows = [(Mono(name), old, new) for name, old, new in known]
+            blocks.append(Table(("field", each.reference, each.arm), rows, left=3))
+        else:
+            equal = f"nothing, its config equals {each.reference}'s"
+            unknown = "the configs are not known, the arms were given as functions"
+            blocks.append(Paragraph(f"{each.arm}: {unknown if known is None else equal}."))
+    return blocks + [Paragraph(f"{a.name}: {a.match}", bullet=True) for a in results.arms.values() if a.match]
+
+
+def parameters(results: Results) -> list[Block]:
+    """Parameters by place, with the share that the vocabulary takes; the ledger behind a line."""
+    base = results.arms[results.reference].facts.parameters.get("total")
+    columns: dict[str, Callable[[ArmResult], str]] = {
+        part.replace("_", " "): lambda arm, part=part: counted(arm.facts.parameters.get(part))
+        for part in _names(results, lambda arm: arm.facts.parameters)
+    }
+    columns["ratio"] = lambda arm: ratio(arm.facts.parameters.get("total", 0) / base if base else None)
+    columns["embedding tax"] = lambda arm: number(arm.facts.embedding_tax, form=".1%")
+    columns["buffers"] = lambda arm: size(arm.facts.buffers_bytes)
+    ledgers = [dict(arm.facts.ledger) for arm in results.arms.values()]
+    paths = dict.fromkeys(path for ledger in ledgers for path in ledger)
+    places = [[Mono(path), *(counted(led[path]) if path in led else "" for led in ledgers)] for path in paths]
+    ledger = Folded("Ledger, place by place", [Table(["place", *results.arms], places)])
+    return [Heading("Parameters"), _by_arm(results, columns), Paragraph(TAX), ledger]
+
+
+def budgets(results: Results) -> list[Block]:
+    """What each arm costs: parameters, FLOPs a token, memory, time."""
+    s = results.settings
+    flops = {"FLOPs/token": "total", "embedding": "embedding", "blocks": "blocks", "head": "head"}
+    columns: Columns = {
+        "parameters": lambda arm: counted(arm.facts.parameters.get("total")),
+        **{
+            name: lambda arm, part=part: human((arm.facts.flops_per_token or {}).get(part))
+            for name, part in {**flops, "per distinct": "total_distinct"}.items()
+        },
+        "s/seed": lambda arm: number(arm.mean("train_seconds"), form=".1f"),
+        "tokens/s": lambda arm: human(arm.mean("tokens_per_second")),
+        "compile s": lambda arm: number(arm.compile_seconds, form=".1f"),
+    }
+    memory: Columns = {
+        "total": lambda arm: size(sum(count or 0 for count in arm.facts.memory_bytes.values())),
+        **{
+            part: lambda arm, part=part: size(arm.facts.memory_bytes.get(part))
+            for part in _names(results, lambda arm: arm.facts.memory_bytes)
+        },
+    }
+    batch = f"{s['steps']:,} steps of {s['batch_size']} sequences of {s['sequence_length']}"
+    took = f" The whole study took {results.seconds:.1f} seconds of wall time." if results.seconds else ""
+    return [
+        Heading("Budgets"),
+        Paragraph(f"Every run is given {s['tokens']:,} tokens: {batch}.{took}"),
+        _by_arm(results, columns),
+        Paragraph(f"{CONVENTIONS} {DISTINCT}"),
+        Paragraph("Memory of a training step:"),
+        _by_arm(results, memory),
+    ]
+
+
+def losses(results: Results) -> list[Block]:
+    """Final validation loss of each seed, with bits a byte where the tokenizer loses no byte; the sweep, if any."""
+    s = results.settings
+    columns: Columns = {
+        "learning rate": lambda arm: f"{arm.learning_rate:g}",
+        **{f"seed {n}": lambda arm, n=n: _final(r for r in arm.runs if r.seed == n) for n in s["seeds"]},
+        "mean": lambda arm: _mean(arm, "final_nll"),
+        "perplexity": lambda arm: number(math.exp(min(arm.mean("final_nll") or math.nan, 700)), form=".2f"),
+        "bits/byte": lambda arm: _mean(arm, "final_bits_per_byte"),
+    }
+    blocks: list[Block] = [Heading("Losses"), Paragraph("Final validation loss in nats a token.")]
+    blocks.append(_by_arm(results, columns))
+    if s["swept"]:
+        told = "Every arm was swept over the same learning rates and is shown at its own. Mean final loss at each:"
+        tried: Columns = {
+            f"{rate:g}": lambda arm, rate=rate: _final(r for r in arm.all_runs if r.learning_rate == rate)
+            for rate in s["learning_rates"]
+        }
+        blocks += [Paragraph(told), _by_arm(results, tried)]
+    return blocks
+
+
+def differences(results: Results) -> list[Block]:
+    """Every comparison in figures: at the end, along the run, and its trend."""
+    compared = [*results.comparisons, *results.controls]
+    if not compared:
+        return []
+    ends = [
+        [c.arm, c.reference, c.verdict, signed(c.mean), span(c.low, c.high), span(c.corrected_low, c.corrected_high)]
+        + [_p(c.p), _p(c.p_holm), ratio(c.parameter_ratio), ratio(c.flops_ratio), ratio(c.time_ratio)]
+        for c in results.comparisons
+    ]
+    header = ["arm", "against", "verdict", "difference", "interval", "Holm-corrected", "p", "p (Holm)"]
+    curves = [{point.tokens: point for point in c.curve} for c in compared]
+    counts = sorted({count for curve in curves for count in curve if count is not None})
+    along = [[f"{count:,}", *(_point(curve.get(count)) for curve in curves)] for count in counts]
+    names = [f"{c.arm} minus {c.reference}" for c in compared]
+    level = percent(results.settings["confidence"])
+    trends = [[name, *_slope(c)] for name, c in zip(names, compared, strict=True)]
+    return [
+        Heading("Differences"),
+        Table([*header, "parameters", "FLOPs", "time"], ends, left=3),
+        Paragraph(f"Intervals are Student's t over the seeds at {level}. {INTERVALS}"),
+        Paragraph("Along the run, with the plain interval at each token count:"),
+        Table(["tokens", *names], along, left=0),
+        Paragraph(SLOPES),
+        Table(["difference", "nat per doubling", "interval", "mean crossed zero at"], trends),
+    ]
+
+
+def samples(results: Results) -> list[Block]:
+    """What each arm's first seed wrote."""
+    told = [run for arm in results.arms.values() for run in arm.runs if run.sample]
+    blocks: list[Block] = [Heading("Samples")] if told else []
+    return blocks + [b for run in told for b in (Paragraph(f"{run.arm}, seed {run.seed}:"), Code(run.sample))]
+
+
+def scope(results: Results) -> list[Block]:
+    """What the intervals cover, and what they do not."""
+    s = results.settings
+    rates, seeds = (", ".join(f"{value:g}" for value in s[name]) for name in ("learning_rates", "seeds"))
+    swept = [Strong("Learning rates were not swept"), f" (all arms: {rates}); another rate may favour another arm."]
+    if s["swept"]:
+        swept = f"Learning rates were swept over the same grid for every arm ({rates}); rates outside are not covered."
+    shared = "every leaf that two arms share starts equal, and both read the same batches"
+    if s["pairing"] != "full":
         shared = "both arms read the same batches; their initial values are their own"
-    if settings.get("swept"):
-        swept = (
-            f"Learning rates were swept over the same grid for every arm ({rates}); rates outside it are not covered."
-        )
-    else:
-        swept = f"**Learning rates were not swept** (all arms: {rates}); another rate may favour another arm."
-    paragraphs = [
-        "## What the intervals cover, and what they do not",
-        f"They cover the seeds ({seeds}): initial values and the order of the data. Pairing is "
-        f"`{settings.get('pairing')}`: within a seed {shared}.",
-        "They do not cover other corpora, tokenizers, model sizes, lengths of training or other validation text: all "
-        "seeds are evaluated on the same part of the validation split.",
-        swept,
+    blocks: list[Block] = [
+        Heading("What the intervals cover, and what they do not"),
+        Paragraph(
+            f"They cover the seeds ({plural(len(s['seeds']), 'seed')}: {seeds}): initial values and the order of the "
+            f"data. Pairing is {s['pairing']}: within a seed {shared}."
+        ),
+        Paragraph(ELSEWHERE),
+        Paragraph(swept),
     ]
-    if result["machine"].get("platform") not in (None, "cpu"):
-        paragraphs.append(
-            "An arm against itself is promised an exact zero on a CPU; elsewhere only with deterministic operations."
-        )
-    return "\n\n".join(paragraphs) + "\n"
+    told = "An arm against itself is promised an exact zero on a CPU; elsewhere only with deterministic operations."
+    return blocks if results.machine.get("platform") == "cpu" else [*blocks, Paragraph(told)]
 
 
-def _origin(result: Mapping[str, Any]) -> str:
-    stream = {key: value for key, value in result["stream"].items() if key != "stream_hash"}
-    hashes = result["stream"].get("stream_hash") or {}
-    rows = [[f"seed {seed}", f"`{value}`"] for seed, value in hashes.items()]
-    replay = result.get("replay")
-    config = json.dumps(result.get("config", {}), indent=2, ensure_ascii=False, default=str)
-    paragraphs = [
-        "## Origin and replay",
-        f"eqx_slm {result.get('version', 'of an unnamed version')}, {result['created']}; {_flat(result['machine'])}.",
-        f"Stream: {_flat(stream)}.",
-        "The batches that every arm read:" if rows else "",
-        tables.markdown_table(["seed", "stream hash"], rows, left=2).rstrip() if rows else "",
-        f"To run it again:\n\n```\n{replay}\n```" if replay else "",
-        f"<details><summary>Config</summary>\n\n```json\n{config}\n```\n\n</details>" if "config" in result else "",
+def origin(results: Results) -> list[Block]:
+    """Versions, the stream with its hashes, the config and how to run it again."""
+    stream = {name: value for name, value in results.stream.items() if name != "stream_hash"}
+    hashes = [[f"seed {seed}", Mono(digest)] for seed, digest in results.stream["stream_hash"].items()]
+    blocks: list[Block] = [
+        Heading("Origin and replay"),
+        Paragraph(f"eqx_slm {results.version}, {results.created}; {_flat(results.machine)}."),
+        Paragraph(f"Stream: {_flat(stream)}. The batches that every arm read:"),
+        Table(["seed", "stream hash"], hashes, left=2),
     ]
-    return "\n\n".join(text for text in paragraphs if text) + "\n"
+    if results.replay:
+        blocks += [Paragraph("To run it again:"), Code(results.replay)]
+    if results.config is not None:
+        text = json.dumps(results.config, indent=2, ensure_ascii=False, default=str)
+        blocks.append(Folded("Config", [Code(text, "json")]))
+    return blocks
+
+
+PAIR: tuple[Section, ...] = (
+    *(verdicts, curves, what_differs, parameters, budgets),
+    *(losses, differences, samples, scope, origin),
+)
+
+
+def _by_arm(results: Results, columns: Columns) -> Table:
+    """A row an arm; a column that is unknown of all of them is left out."""
+    cells = {name: [column(arm) for arm in results.arms.values()] for name, column in columns.items()}
+    cells = {name: column for name, column in cells.items() if set(column) != {UNKNOWN}}
+    return Table(["arm", *cells], [list(row) for row in zip(results.arms, *cells.values(), strict=True)])
+
+
+def _against(results: Results) -> str:
+    return " and ".join(dict.fromkeys(each.reference for each in results.comparisons))
+
+
+def _names(results: Results, group: Callable[[ArmResult], Mapping[str, Any]]) -> list[str]:
+    # Every name that some arm has, in the order of appearance, with the total last.
+    names = dict.fromkeys(name for arm in results.arms.values() for name in group(arm))
+    return [name for name in names if name != "total"] + ["total"] * ("total" in names)
+
+
+def _mean(arm: ArmResult, name: str) -> str:
+    return "diverged" if arm.diverged else number(arm.mean(name))
+
+
+def _final(runs: Any) -> str:
+    found: Sequence[Row] = list(runs)
+    known = [run.final_nll for run in found if run.final_nll is not None]
+    return "diverged" if len(known) < len(found) else number(math.fsum(known) / len(known) if known else None)
+
+
+def _point(point: Bounds | None) -> str:
+    if point is None or point.mean is None:
+        return UNKNOWN
+    return signed(point.mean) + ("" if point.low is None else f" ({span(point.low, point.high)})")
+
+
+def _slope(c: Comparison) -> list[str]:
+    crossed = ", ".join(human(count) for count in c.crossings) or "never"
+    mean, low, high = (None if v is None else v * math.log(2) for v in (c.slope.mean, c.slope.low, c.slope.high))
+    return [signed(mean), UNKNOWN if mean is None else span(low, high), UNKNOWN if c.mean is None else crossed]
+
+
+def _p(value: float | None) -> str:
+    return number(value) if value is None or value >= 0.0001 else "<0.0001"
 
 
 def _flat(values: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{key.replace('_', ' ')} {_inline(value)}" for key, value in values.items() if value not in (None, "")
-    )
+    told = ((key.replace("_", " "), value) for key, value in values.items() if value not in (None, ""))
+    return ", ".join(f"{k} ({_flat(v)})" if isinstance(v, Mapping) else f"{k} {_value(v)}" for k, v in told)
 
 
-def _inline(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "(" + _flat(value) + ")"
+def _value(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-def _bold(text: str) -> str:
-    return f"**{text}**"
-
-
-def _fence(text: str) -> str:
-    # Longer than any run of backticks inside, so that a sample cannot end its own block.
-    return "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))

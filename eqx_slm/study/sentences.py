@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-from .runs import finite
+from .blocks import Strong
+from .compare import Comparison
+from .results import finite
 from .statistics import Number
 
 UNKNOWN = "n/a"
@@ -21,16 +21,26 @@ def signed(value: Number | None, *, digits: int = 4) -> str:
     return f"{value:+.{digits}f}" if abs(value) >= 0.5 * 10**-digits else f"{value:+.1e}"
 
 
-def span(low: Number | None, high: Number | None, *, digits: int = 4) -> str:
+def span(low: Number | None, high: Number | None) -> str:
     """An interval, `+0.0310 to +0.0530`; without bounds (one seed) it says so."""
-    if finite(low) is None or finite(high) is None:
-        return "unbounded"
-    return f"{signed(low, digits=digits)} to {signed(high, digits=digits)}"
+    return "unbounded" if finite(low) is None or finite(high) is None else f"{signed(low)} to {signed(high)}"
 
 
-def number(value: Number | None, *, digits: int = 4) -> str:
-    """A plain number with fixed digits."""
-    return UNKNOWN if finite(value) is None else f"{value:.{digits}f}"
+def number(value: Number | None, *, form: str = ".4f") -> str:
+    """A plain number in a format."""
+    return UNKNOWN if finite(value) is None else f"{value:{form}}"
+
+
+def counted(value: Number | None) -> str:
+    """A whole number, `393,536`."""
+    return number(value, form=",.0f")
+
+
+def size(value: Number | None) -> str:
+    """Bytes, `18.2 KiB`."""
+    if value is None:
+        return UNKNOWN
+    return f"{value / 2**20:,.1f} MiB" if value >= 2**20 else f"{value / 2**10:,.1f} KiB" if value else "0"
 
 
 def human(value: Number | None) -> str:
@@ -38,18 +48,17 @@ def human(value: Number | None) -> str:
     if finite(value) is None or value is None:
         return UNKNOWN
     size, suffix = float(value), ""
-    for suffix in ("", "k", "M", "G", "T", "P", "E"):
+    for suffix in ("", "k", "M", "B", "T", "P", "E"):  # a billion, as tokens and parameters are counted
         # 999.5 would print as 1e+03: it belongs to the next unit.
         if abs(size) < 999.5 or suffix == "E":
             break
         size /= 1000.0
-    suffix = {"G": "B"}.get(suffix, suffix)  # a billion, as tokens and parameters are counted
     return f"{size:.3g}{suffix}"
 
 
 def ratio(value: Number | None) -> str:
     """A ratio, `1.02x`."""
-    return UNKNOWN if finite(value) is None else f"{value:.2f}x"
+    return number(value, form=".2f") + "x" * (value is not None)
 
 
 def plural(count: int, noun: str) -> str:
@@ -62,132 +71,96 @@ def percent(confidence: float) -> str:
     return f"{100 * confidence:.4g}%"
 
 
-def comparison_sentences(
-    comparison: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    *,
-    strong: Callable[[str], str] = str,
-    short: bool = False,
-) -> str:
-    """One paragraph on one comparison: the difference, its interval and verdict, the way there, the costs.
+def comparison_sentences(comparison: Comparison, tokens: int, *, short: bool = False) -> list[str]:
+    """One paragraph on one comparison, in parts: the difference, its interval and verdict, the way there, the costs.
 
-    **Arguments:** `comparison`: a dict as `compare` gives it (or `control_comparison`). `settings`: the "settings"
-    part of a result. `strong`: how to stress a verdict, for example in Markdown. `short`: only the difference and the
-    verdict.
+    **Arguments:** `tokens`: how many every run was trained on. `short`: only the difference and the verdict.
 
-    **Returns:** plain sentences, without a line break.
+    **Returns:** plain parts, the verdict `Strong`.
     """
-    said = [_headline(comparison, settings, strong)]
-    if not short and comparison["verdict"] != "identical arms":
-        said += [_journey(comparison), _trend(comparison, settings), _costs(comparison)]
-    if comparison.get("meaning"):
-        said.append(_sentence(f"So {comparison['meaning']}"))
-    if comparison.get("note"):
-        said.append(_sentence(f"Note: {comparison['note']}"))
-    return " ".join(sentence for sentence in said if sentence)
+    said = _headline(comparison, tokens)
+    if not short and comparison.verdict != "identical arms":
+        said += [" " + text for text in (_journey(comparison), _trend(comparison), _costs(comparison)) if text]
+    if comparison.meaning:
+        said.append(f" So {comparison.meaning}.")
+    if comparison.note:
+        said.append(f" Note: {comparison.note}.")
+    return said
 
 
-def _headline(comparison: Mapping[str, Any], settings: Mapping[str, Any], strong: Callable[[str], str]) -> str:
-    names = f"{comparison['arm']} against {comparison['reference']}"
-    after = f"{names} after {human(settings.get('tokens'))} tokens"
-    word, seeds = comparison["verdict"], plural(len(comparison["differences"]), "seed")
+def _headline(c: Comparison, tokens: int) -> list[str]:
+    after, seeds = f"{c.arm} against {c.reference} after {human(tokens)} tokens: ", plural(len(c.seeds), "seed")
+    word = Strong(c.verdict)
     if word == "identical arms":
-        return f"{after}: {strong(word)}. The configs are equal and every difference is exactly zero ({seeds})."
-    if comparison["mean"] is None:
-        return f"{after}: {strong(word)}, because a run diverged."
-    figures = f"{after}: {signed(comparison['mean'])} nat a token"
-    if comparison["low"] is None:
-        return f"{figures} ({seeds}, so there is no interval): {strong(word)}."
-    level = percent(settings.get("confidence", 0.95))
-    bounds = f"{level} interval {span(comparison['low'], comparison['high'])}, {seeds}"
-    if _is_corrected(comparison):
-        bounds += f"; Holm-corrected {span(comparison['corrected_low'], comparison['corrected_high'])}"
-    return f"{figures} ({bounds}): {strong(word)}{_because(comparison, settings)}."
+        return [after, word, f". The configs are equal and every difference is exactly zero ({seeds})."]
+    if c.mean is None:
+        return [after, word, ", because a run diverged."]
+    figures = f"{after}{signed(c.mean)} nat a token"
+    if c.low is None:
+        return [f"{figures} ({seeds}, so there is no interval): ", word, "."]
+    bounds = f"{percent(c.confidence)} interval {span(c.low, c.high)}, {seeds}"
+    if is_corrected(c):
+        bounds += f"; Holm-corrected {span(c.corrected_low, c.corrected_high)}"
+    return [f"{figures} ({bounds}): ", word, f"{_because(c)}."]
 
 
-def _because(comparison: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    margin = settings.get("margin")
-    if margin is None:
-        return ""
-    if comparison["verdict"] == "no difference beyond the margin":
-        return f" of {margin:g} nat"
-    if comparison["verdict"] != "not resolved":
-        return f", beyond the margin of {margin:g} nat"
-    interval = "corrected interval" if _is_corrected(comparison) else "interval"
-    low, high = comparison["corrected_low"], comparison["corrected_high"]
-    if low < -margin and high > margin:
-        return f", the {interval} reaches beyond the margin of {margin:g} nat on both sides"
-    return f", the {interval} lies neither wholly inside nor wholly beyond the margin of {margin:g} nat"
+def _because(c: Comparison) -> str:
+    if c.verdict == "no difference beyond the margin":
+        return f" of {c.margin:g} nat"
+    if c.verdict != "not resolved":
+        return f", beyond the margin of {c.margin:g} nat"
+    interval = "corrected interval" if is_corrected(c) else "interval"
+    if (c.corrected_low or 0) < -c.margin and (c.corrected_high or 0) > c.margin:
+        return f", the {interval} reaches beyond the margin of {c.margin:g} nat on both sides"
+    return f", the {interval} lies neither wholly inside nor wholly beyond the margin of {c.margin:g} nat"
 
 
-def _journey(comparison: Mapping[str, Any]) -> str:
+def _journey(c: Comparison) -> str:
     # Where the arm started and whether its mean difference changed sides on the way.
-    points = [point for point in comparison["curve"] if point["tokens"] > 0 and point["mean"] is not None]
-    if len(points) < 2 or comparison["mean"] is None:
+    if len(c.curve) < 2 or c.mean is None:
         return ""
-    first, last = points[0], points[-1]
-    where = f"{signed(first['mean'])} at {human(first['tokens'])} tokens"
-    crossed: Sequence[float] = comparison.get("crossings") or ()
-    if crossed:
-        times = "once, at" if len(crossed) == 1 else f"{len(crossed)} times, last at"
-        way = f"; its mean difference crossed zero {times} about {human(crossed[-1])} tokens"
-    elif last["mean"] > 0:
-        way = " and had not crossed zero by the end"
+    first, last = c.curve[0], c.curve[-1].mean or 0.0
+    where = f"{signed(first.mean)} at {human(first.tokens)} tokens"
+    if c.crossings:
+        times = "once, at" if len(c.crossings) == 1 else f"{len(c.crossings)} times, last at"
+        way = f"; its mean difference crossed zero {times} about {human(c.crossings[-1])} tokens"
     else:
-        way = " and its mean difference never crossed zero"
-    start = "behind" if first["mean"] > 0 else "ahead" if first["mean"] < 0 else "level"
-    bounded = first["low"] is not None and first["high"] is not None
-    if bounded and first["low"] <= 0.0 <= first["high"] and first["mean"] != 0.0:
-        start += ", by no more than the spread of the seeds"
-        where = f"({where})"
-        return f"It started {start} {where}{way}."
-    return f"It started {start} ({where}){way}."
+        way = " and had not crossed zero by the end" if last > 0 else " and its mean difference never crossed zero"
+    start = first.mean or 0.0
+    side = "behind" if start > 0 else "ahead" if start < 0 else "level"
+    if start and first.low is not None and first.high is not None and first.low <= 0.0 <= first.high:
+        side += ", by no more than the spread of the seeds"
+    return f"It started {side} ({where}){way}."
 
 
-def _trend(comparison: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    slope = comparison.get("slope") or {}
-    mean, low, high = slope.get("mean"), slope.get("low"), slope.get("high")
-    if mean is None:
+def _trend(c: Comparison) -> str:
+    if c.slope.mean is None:
         return ""
     doubling = math.log(2.0)
-    level = percent(settings.get("confidence", 0.95))
-    change = f"{signed(mean * doubling)} nat per doubling of tokens"
-    if low is None or high is None:
+    mean, level = c.slope.mean * doubling, percent(c.confidence)
+    change = f"{signed(mean)} nat per doubling of tokens"
+    if c.slope.low is None or c.slope.high is None:
         return f"Its slope is {change} (one seed, no interval)."
-    change += f" ({level} interval {span(low * doubling, high * doubling)})"
+    low, high = c.slope.low * doubling, c.slope.high * doubling
+    change += f" ({level} interval {span(low, high)})"
     if low <= 0.0 <= high:
         return f"The difference shows no trend that the seeds resolve: {change}."
-    near, far = sorted((abs(low) * doubling, abs(high) * doubling))
-    size = f"{abs(mean) * doubling:.4f} nat per doubling of tokens ({level} interval {near:.4f} to {far:.4f})"
-    final = comparison["mean"]
-    if comparison.get("crossings") or not final:
-        favour = comparison["arm"] if mean < 0 else comparison["reference"]
-        return f"On average the difference moved by {change}, in favour of {favour}."
-    if final > 0:
-        return f"The gap {'shrinks' if mean < 0 else 'grows'} by {size}."
-    return f"The advantage {'grows' if mean < 0 else 'shrinks'} by {size}."
+    if c.crossings or not c.mean:
+        return f"On average the difference moved by {change}, in favour of {c.arm if mean < 0 else c.reference}."
+    near, far = sorted((abs(low), abs(high)))
+    what = "The gap" if c.mean > 0 else "The advantage"
+    how = "grows" if (mean > 0) == (c.mean > 0) else "shrinks"
+    return f"{what} {how} by {abs(mean):.4f} nat per doubling of tokens ({level} interval {near:.4f} to {far:.4f})."
 
 
-def _costs(comparison: Mapping[str, Any]) -> str:
-    parts = [
-        f"{ratio(comparison.get(key))} the {what}"
-        for key, what in (
-            ("parameter_ratio", "parameters"),
-            ("flops_ratio", "FLOPs a token"),
-            ("time_ratio", "training time"),
-        )
-        if comparison.get(key) is not None
-    ]
-    if not parts:
-        return ""
-    listed = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
-    return f"It takes {listed} of {comparison['reference']}."
+def _costs(c: Comparison) -> str:
+    told = ((c.parameter_ratio, "parameters"), (c.flops_ratio, "FLOPs a token"), (c.time_ratio, "training time"))
+    parts = [f"{ratio(value)} the {what}" for value, what in told if value is not None]
+    listed = " and ".join(", ".join(parts).rsplit(", ", 1))
+    return f"It takes {listed} of {c.reference}." if parts else ""
 
 
-def _is_corrected(comparison: Mapping[str, Any]) -> bool:
-    bounds = (comparison["corrected_low"], comparison["corrected_high"])
-    return bounds != (comparison["low"], comparison["high"]) and None not in bounds
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:].rstrip(".") + "."
+def is_corrected(c: Comparison) -> bool:
+    """Whether Holm's correction changed the interval."""
+    bounds = (c.corrected_low, c.corrected_high)
+    return bounds != (c.low, c.high) and None not in bounds

@@ -26,10 +26,10 @@ class Interval(NamedTuple):
 def paired_interval(differences: Sequence[Number], *, confidence: float = 0.95) -> Interval:
     """Student's t interval of the mean difference, `mean ± t(n - 1) s / sqrt(n)`.
 
-    **Arguments:** `differences`: one finite number a seed, nats. `confidence`: the level, between 0 and 1.
+    **Arguments:** `differences`: one finite number a seed, nats. `confidence`: between 0 and 1.
 
-    **Returns:** the interval. One difference says nothing about its spread: the bounds are then infinite. Differences
-    that are all exactly equal give an interval of zero width. Raises `ValueError` for no or non-finite differences.
+    **Returns:** the interval: infinite for one difference, which says nothing about its spread, and of zero width for
+    differences that are exactly equal. Raises `ValueError` for no or non-finite differences.
     """
     values = _finite(differences)
     _check_confidence(confidence)
@@ -51,10 +51,7 @@ def p_value(differences: Sequence[Number], *, margin: Number = 0.0) -> float:
     `p = min(1, 2 P(T > (|mean| - margin) sqrt(n) / s))`: the smallest `1 - confidence` at which
     [`paired_interval`][] still touches `[-margin, margin]`.
 
-    **Arguments:** `differences`: one finite number a seed, nats. `margin`: not negative, nats.
-
-    **Returns:** p. One difference: 1. All differences exactly equal: 0 where they are beyond the margin, else 1.
-    Raises `ValueError` for no or non-finite differences.
+    **Returns:** p: 1 for one difference; for differences exactly equal 0 where they are beyond the margin, else 1.
     """
     values = _finite(differences)
     _check_margin(margin)
@@ -72,16 +69,12 @@ def p_value(differences: Sequence[Number], *, margin: Number = 0.0) -> float:
 def holm(p_values: Sequence[Number]) -> list[float]:
     """Holm's step-down adjusted p-values: `max over j <= i of min(1, (m - j) p_(j))`, with ranks from 0.
 
-    **Arguments:** `p_values`: one a hypothesis, each in [0, 1].
-
     **Returns:** the adjusted values, in the order given; a hypothesis is rejected at a family-wise level where its
     adjusted value is at most that level. Raises `ValueError` for a p-value outside [0, 1].
-
-    Holm, *A simple sequentially rejective multiple test procedure*, Scandinavian Journal of Statistics 6 (1979).
+    (Holm, Scandinavian Journal of Statistics 6, 1979.)
     """
-    order = _ascending(p_values)
+    order, running = _ascending(p_values), 0.0
     adjusted = [1.0] * len(order)
-    running = 0.0
     for rank, index in enumerate(order):
         running = max(running, min(1.0, (len(order) - rank) * p_values[index]))
         adjusted[index] = running
@@ -94,16 +87,10 @@ def holm_levels(p_values: Sequence[Number], *, confidence: float = 0.95) -> list
     The arm with the i-th smallest p of m (ranks from 0) gets `1 - (1 - confidence) / (m - i)`. The procedure steps
     down: at the first arm that is not rejected it stops, and the arms after it keep that arm's level. So an arm's
     interval excludes zero exactly where its adjusted p is below `1 - confidence`.
-
-    **Arguments:** `p_values`: one an arm, as from [`p_value`][]. `confidence`: the family-wise level.
-
-    **Returns:** one level an arm, in the order given; with one arm, `confidence` itself.
     """
-    order = _ascending(p_values)
     _check_confidence(confidence)
-    levels = [confidence] * len(order)
-    alpha = 1.0 - confidence
-    steps = len(order)
+    order, alpha, steps = _ascending(p_values), 1.0 - confidence, len(p_values)
+    levels = [confidence] * steps
     for index in order:
         levels[index] = confidence if steps == 1 else 1.0 - alpha / steps
         if p_values[index] <= alpha / steps and steps > 1:
@@ -121,10 +108,7 @@ def verdict(interval: Interval, *, margin: Number, identical: bool = False) -> V
     - "identical arms": `identical` and the interval is [0, 0] (or one seed's difference is exactly 0);
     - "not resolved": everything else, and whatever is not a number.
 
-    **Arguments:** `interval`: nats a token. `margin`: not negative, nats a token. `identical`: whether the configs
-    are equal.
-
-    **Returns:** one of the five. Raises `ValueError` for a negative or non-finite margin.
+    `identical` says whether the configs are equal. Raises `ValueError` for a negative or non-finite margin.
     """
     _check_margin(margin)
     exact = interval.mean == 0.0 and (interval.n == 1 or interval.low == interval.high == 0.0)
@@ -147,8 +131,7 @@ def slope_against_log_tokens(
     Points of one seed are correlated, so that a residual-based error would be too small; seeds are independent, and the
     interval is over them.
 
-    **Arguments:** `tokens`: at least two distinct positive counts. `per_seed_differences`: for each seed one finite
-    difference (nats) at each count.
+    **Arguments:** `tokens`: at least two distinct positive counts. `per_seed_differences`: for each seed one at each.
 
     **Returns:** the slope in nats a natural-log unit of tokens (times `log(2)`: a doubling). Raises `ValueError` where
     lengths disagree or no slope is defined.
@@ -161,9 +144,7 @@ def slope_against_log_tokens(
     slopes = []
     for differences in per_seed_differences:
         if len(differences) != len(logs):
-            raise ValueError(
-                f"a seed has {len(differences)} differences for {len(logs)} token counts; give one for each"
-            )
+            raise ValueError(f"a seed has {len(differences)} differences for {len(logs)} token counts; give each one")
         # sum((x - centre) y) is the slope whatever y's mean; subtracting y's first value keeps a constant's slope at 0.
         base = differences[0]
         products = [(x - centre) * (y - base) for x, y in zip(logs, differences, strict=True)]

@@ -6,18 +6,61 @@ import operator
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jaxtyping import Array, Int32, PyTree
 
+from ..configs import check_choices, check_integer
 from .host import keep_freed_memory
 from .optimizer import OptimizerConfig
-from .step import Metrics, Program, TrainState
+from .stack import Loop, Remat
+from .step import ComputeDtype, Metrics, Program, TrainState
 
 # Steps left out of a run's speed: the first ones pay for warming caches up.
 WARM_STEPS = 3
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How a run is trained, whatever its model, data, seed and learning rate.
+
+    **Arguments:**
+
+    - `steps`: training steps, each of `batch_size * sequence_length` tokens.
+    - `optimizer`: betas, decay, clipping, schedule.
+    - `pairing`: "full" starts leaves of equal path and shape equal in all arms; "data-only" gives every arm initial
+      values of its own (for null studies).
+    - `compute_dtype`: what parameters are cast to inside the step.
+    - `loop`, `remat`: how blocks run and what their backward pass keeps (see `stack_blocks`).
+    - `seeds_at_once`: how many seeds of an arm one program trains, by `vmap`: the same numbers but for the order of
+      sums. On a CPU it gains nothing (benchmarks/README.md).
+    - `evaluations`: how many log-spaced token counts are evaluated.
+    - `sample_tokens`: length of the text that the first seed's model writes; 0 for none.
+    """
+
+    steps: int = 160
+    optimizer: OptimizerConfig = OptimizerConfig()
+    pairing: Literal["full", "data-only"] = "full"
+    compute_dtype: ComputeDtype = "float32"
+    loop: Loop = "unrolled"
+    remat: Remat = "none"
+    seeds_at_once: int = 1
+    evaluations: int = 12
+    sample_tokens: int = 0
+
+    def __post_init__(self):
+        check_choices(self)
+        check_integer("steps", self.steps)
+        check_integer("seeds_at_once (--seeds-at-once)", self.seeds_at_once, most=10_000)
+        check_integer("evaluations", self.evaluations, most=10_000)
+        check_integer("sample_tokens", self.sample_tokens, least=0, most=100_000)
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of a number within the step."""
+        return 2 if self.compute_dtype == "bfloat16" else 4
 
 
 @runtime_checkable

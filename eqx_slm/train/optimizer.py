@@ -7,10 +7,12 @@ from typing import Any, Literal
 
 import equinox as eqx
 import jax
+import numpy as np
 import optax
 
 from ..account.ledger import path_name
-from ..choices import check_choices
+from ..configs import check_choices, check_number
+from ..errors import UserError
 from .stack import first_blocks
 
 
@@ -33,17 +35,26 @@ class OptimizerConfig:
 
     def __post_init__(self):
         check_choices(self)
-        decay_fits = self.schedule != "wsd" or 0 < self.decay <= 1 - self.warmup
-        if not 0 <= self.warmup < 1 or not decay_fits or not 0 <= self.floor <= 1:
-            raise ValueError(
-                f"warmup={self.warmup}, decay={self.decay}, floor={self.floor}: warm-up and decay are shares of the "
-                "run that fit into it, floor a share of the peak rate"
+        # As float32, which the step computes in: there 1 - 1e-9 is 1, and Adam divides by 1 - beta2^t.
+        for name in ("beta1", "beta2"):
+            check_number(name, getattr(self, name), "at least 0 and below 1 in float32", _is_average)
+        check_number("eps", self.eps, "positive, also in float32", lambda eps: np.float32(eps) > 0)
+        check_number("weight_decay", self.weight_decay, "at least 0", lambda decay: decay >= 0)
+        check_number("clip_norm", self.clip_norm, "positive and finite, a norm", lambda norm: norm > 0)
+        for name in ("warmup", "decay", "floor"):
+            check_number(name, getattr(self, name), "a share from 0 to 1", lambda share: 0 <= share <= 1)
+        if self.warmup == 1 or (self.schedule == "wsd" and not 0 < self.decay <= 1 - self.warmup):
+            raise UserError(
+                f"warmup={self.warmup}, decay={self.decay}: warm-up and decay are shares of the run that fit into it"
             )
-        if self.clip_norm <= 0:
-            raise ValueError(f"clip_norm={self.clip_norm}: it must be positive")
 
     def multiplier(self, step: int, steps: int) -> float:
-        """The learning rate of step `step` (from 0) of `steps`, over the peak; in (0, 1], 0 only at a `floor` of 0."""
+        """The learning rate of step `step` (from 0) of `steps`, over the peak; in (0, 1], 0 only at a `floor` of 0.
+
+        Warm-up of w steps takes `(step + 1) / (w + 1)`, from which the schedule goes on: no step is lost at 0, and the
+        last one is still below the peak (8/9 of it for w = 8). So step i here is step i + 1 of
+        `optax.linear_schedule(0, 1, w + 1)`; optax's own warm-up of w steps begins with a step at 0 and ends at 1.
+        """
         warmup = max(1, round(self.warmup * steps)) if self.warmup else 0
         if step < warmup:
             return (step + 1) / (warmup + 1)
@@ -55,6 +66,10 @@ class OptimizerConfig:
             return 1 - (1 - self.floor) * min(1.0, progress)
         progress = (step + 1 - warmup) / max(1, steps - warmup)
         return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def _is_average(beta: float) -> bool:
+    return 0 <= beta and bool(np.float32(beta) < 1)
 
 
 def parameter_groups(model: Any) -> dict[str, Literal["decay", "no decay"]]:

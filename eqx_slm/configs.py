@@ -1,13 +1,118 @@
-"""Frozen dataclasses to and from plain JSON values; single fields set from text; two configs compared."""
+"""Frozen dataclasses to and from JSON; single fields set from text; what a config checks of its own fields."""
 
 import dataclasses
+import functools
+import json
 import math
 import operator
 import types
 import typing
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
 
-from ..errors import UserError
+import numpy as np
+
+from .errors import UserError
+
+
+def check_choices(config: Any) -> None:
+    """Raises `UserError` where a field of a dataclass, or of one inside it, is none of the words of its `Literal`.
+
+    A misspelt word would be another model.
+    """
+    for name, words in _choices(type(config)).items():
+        value = getattr(config, name)
+        if value not in words:
+            raise UserError(f"{name}={value!r}: it is one of {', '.join(map(str, words))}")
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            check_choices(value)
+
+
+@functools.cache
+def _choices(cls: type) -> dict[str, tuple[Any, ...]]:
+    """The allowed values of every field that is a `Literal`, with None or without."""
+    try:
+        hints = typing.get_type_hints(cls)
+    except NameError:  # a config of the user's own, with annotations that are not there at run time
+        return {}
+    found = {}
+    for field in dataclasses.fields(cls):
+        parts = typing.get_args(hints[field.name]) or ()
+        options = [hints[field.name], *parts]
+        words = [word for part in options if typing.get_origin(part) is Literal for word in typing.get_args(part)]
+        if words:
+            found[field.name] = (*words, None) if type(None) in parts else tuple(words)
+    return found
+
+
+def check_integer(name: str, value: Any, least: int = 1, most: int = 2**31 - 1) -> None:
+    """Raises `UserError` for what is no integer from `least` to `most`, at first sight and not in a step's arithmetic.
+
+    The default bound is what 32 bits count: steps, ids and sizes do not go beyond it.
+    """
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+        raise UserError(f"{name}={value!r}: it must be an integer, at least {least}")
+    if value > most:
+        raise UserError(f"{name}={_short(value)}: it must be at most {most:,}")
+
+
+def check_number(name: str, value: Any, allowed: str, fits: Callable[[float], Any]) -> None:
+    """Raises `UserError` for what is no finite number or does not fit; `allowed` says in words what does."""
+    real = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not real or not math.isfinite(value) or not fits(float(value)):
+        raise UserError(f"{name}={value!r}: it must be {allowed}")
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file, a byte order mark before it or not.
+
+    **Raises:** `UserError` where it cannot be read, is not JSON, or holds what JSON does not allow and Python's reader
+    does (NaN, a number beyond a float's range, a name twice in one object), with the place.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        value = json.loads(text, object_pairs_hook=_Pairs, parse_constant=_NoNumber)
+        return _strict(value, "", path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+
+
+class _Pairs(list):
+    """An object as it stands in the file, names that come twice and all."""
+
+
+class _NoNumber(str):
+    """NaN, Infinity or -Infinity."""
+
+
+def _strict(value: Any, where: str, path: Path) -> Any:
+    if isinstance(value, _NoNumber) or (isinstance(value, float) and not math.isfinite(value)):
+        raise UserError(f"{path}: {where or 'the value'} is {value}: JSON has finite numbers only")
+    if isinstance(value, _Pairs):
+        found: dict[str, Any] = {}
+        for name, item in value:
+            if name in found:
+                raise UserError(f"{path}: {_join(where, name)} is given twice")
+            found[name] = _strict(item, _join(where, name), path)
+        return found
+    if isinstance(value, list):
+        return [_strict(item, f"{where}[{i}]", path) for i, item in enumerate(value)]
+    return value
+
+
+def _short(value: Any) -> str:
+    try:
+        text = str(value)
+    except ValueError:  # more digits than Python writes
+        return "a number of thousands of digits"
+    return text if len(text) <= 40 else f"{text[:12]}... ({len(text)} digits)"
 
 
 def to_dict(config: Any) -> Any:
@@ -82,6 +187,7 @@ def _join(prefix: str, name: str) -> str:
 
 def _set(config: Any, path: list[str], text: str, whole: str) -> Any:
     name, rest = path[0], path[1:]
+    above = ".".join(whole.split(".")[: -len(path)])
     names = [f.name for f in dataclasses.fields(config)]
     if name not in names:
         raise UserError(f"unknown field {whole!r}: {name!r} is not one of {', '.join(names)}")
@@ -90,14 +196,14 @@ def _set(config: Any, path: list[str], text: str, whole: str) -> Any:
     if not rest:
         if dataclasses.is_dataclass(current):
             raise UserError(f"{whole!r} is a group of fields: set one of {whole}.{{{','.join(_names(current))}}}")
-        return _make(type(config), _values(config) | {name: _decode(hint, _parse(hint, text), whole)}, whole)
+        return _make(type(config), _values(config) | {name: _decode(hint, _parse(hint, text), whole)}, above)
     if not dataclasses.is_dataclass(current):
         raise UserError(f"unknown field {whole!r}: {name!r} has no fields of its own")
     if rest == ["kind"] and len(_parts(hint)) > 1:
         value = _like(_decode(hint, {"kind": text}, _join("", name)), current)
     else:
         value = _set(current, rest, text, whole)
-    return _make(type(config), _values(config) | {name: value}, whole)
+    return _make(type(config), _values(config) | {name: value}, above)
 
 
 def _like(part: Any, replaced: Any) -> Any:
@@ -124,10 +230,9 @@ def _values(config: Any) -> dict[str, Any]:
 def _make(cls: type, values: dict[str, Any], where: str) -> Any:
     try:
         return cls(**values)
-    except UserError:
-        raise
     except (ValueError, TypeError) as error:
-        raise UserError(f"{error}") from None
+        named = str(error).partition("=")[0] in values  # "depth=0: ...": it says of which field it speaks
+        raise UserError(_join(where, str(error)) if named or not where else f"{where}: {error}") from None
 
 
 def _parse(hint: Any, text: str) -> Any:

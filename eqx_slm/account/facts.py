@@ -1,0 +1,54 @@
+"""All that the accounts say of a model before it is trained, in one place, as plain data."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..build import ModelConfig
+from .flops import counted_flops, flops
+from .ledger import parameter_ledger
+from .memory import memory
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Parameters by kind and place, FLOPs a token and bytes of a step by part; None where only a config would tell."""
+
+    parameters: dict[str, int]
+    ledger: tuple[tuple[str, int], ...] = ()
+    embedding_tax: float | None = None
+    buffers_bytes: int = 0
+    flops_per_token: dict[str, Any] | None = None
+    memory_bytes: dict[str, int | None] = field(default_factory=dict)
+
+
+def facts(
+    model: Any, *, batch_size: int, context: int, width: int = 4, share: float | None = None, extra: int | None = None
+) -> Facts:
+    """The facts of a config, in closed form, or of a model.
+
+    **Arguments:**
+
+    - `model`: a `ModelConfig`, or a model, whose FLOPs XLA then counts.
+    - `batch_size`, `context`: sequences a batch, tokens a sequence.
+    - `width`: bytes of an activation. `share`: of a batch's tokens, how many are distinct.
+    - `extra`: the bytes that XLA says a compiled step takes for temporaries.
+    """
+    ledger = parameter_ledger(model)
+    optimizer, activations, counted = 8 * ledger.total, None, None
+    if isinstance(model, ModelConfig):
+        needs = memory(model, batch_size=batch_size, context=context, activation_bytes=width)
+        optimizer, activations = needs.optimizer, needs.activations
+        f = flops(model, context=context, distinct_share=share)
+        counted = {"total": f.total, "embedding": f.embedding, "blocks": sum(f.blocks), "head": f.head}
+        counted |= {"total_distinct": f.total_distinct}
+    elif (total := counted_flops(model, context=context)) is not None:
+        counted = {"total": total, "counted_by": "XLA"}
+    held = {"parameters": 4 * ledger.total, "gradients": 4 * ledger.total, "optimizer": optimizer}
+    return Facts(
+        parameters=ledger.summary(),
+        ledger=ledger.entries,
+        embedding_tax=ledger.embedding_tax,
+        buffers_bytes=ledger.buffer_bytes,
+        flops_per_token=counted,
+        memory_bytes={**held, "activations": activations, "temporary": extra},
+    )

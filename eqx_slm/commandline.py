@@ -1,0 +1,108 @@
+"""What the commands share: options read or refused in one line, and output that cannot end a run."""
+
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from .visible import visible
+
+
+def parse(options: Any, arguments: Sequence[str] | None, prog: str) -> Any:
+    """`options` (a dataclass) from a command line; exits with code 2 and one line where that cannot be read."""
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(options, args=arguments, prog=prog)
+    except SystemExit as stop:
+        if stop.code:
+            complain(f"{one_line(said.getvalue())} (see {prog} --help)")
+        raise
+
+
+def complain(message: Any) -> None:
+    """One line on standard error, whatever the message holds."""
+    print(f"error: {visible(str(message))}", file=sys.stderr)
+
+
+def one_line(box: str) -> str:
+    """The message in tyro's box, drawn in lines or in ASCII: what follows the title, up to the next rule or gap."""
+    texts = [line.strip("\u2502| ") for line in box.splitlines() if line.strip()]
+    message: list[str] = []
+    for text in texts[1:]:  # the first is the title
+        ends = not text or re.search("[\u2500-]{3}", text) is not None
+        if ends and message:
+            break
+        if not ends:
+            message.append(text)
+    return " ".join(message).rstrip(".") or "the options cannot be read"
+
+
+class _Nowhere(io.TextIOBase):
+    encoding = "utf-8"
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+class Patient:
+    """A text stream that takes everything: what its encoding lacks as an escape, and nothing once nobody reads.
+
+    A run of hours must not end because `| head -1` has left, the terminal has gone or the disk under a log is full.
+    """
+
+    def __init__(self, stream: Any):
+        """**Arguments:** `stream`: what to write to; None writes nowhere."""
+        self._stream = _Nowhere() if stream is None or stream.closed else stream
+
+    def write(self, text: str) -> int:
+        """Writes, or does not."""
+        try:
+            return self._stream.write(text)
+        except UnicodeEncodeError:
+            encoding = self._stream.encoding
+            return self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        except (OSError, ValueError):
+            self._leave()
+            return len(text)
+
+    def flush(self) -> None:
+        """Flushes, or does not."""
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._leave()
+
+    def _leave(self) -> None:
+        # What is buffered has to go somewhere, or the interpreter complains at its end and exits with 120.
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+        self._stream = _Nowhere()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def patient_streams() -> Iterator[None]:
+    """Standard output and error as `Patient` streams, for as long as a command runs."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed (`>&-`): the next file to be opened would get this number, and what is printed
+            os.open(os.devnull, os.O_RDWR)
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (Patient(stream) for stream in before)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before

@@ -1,0 +1,185 @@
+"""A study on disk: the folder, the rows that are done, the models; and models read back."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from ..build import ModelConfig, build
+from ..configs import differences, from_dict, read_json, to_dict
+from ..errors import UserError
+from ..files import LOCK, Lock, folder_name, json_ready, write_json_atomic
+from ..train.checkpoint import load_model, save_model
+from .results import Row
+from .runner import Event, Run
+
+# What may grow in a folder: the runs that are there stay what they are.
+GROWING = ("arms", "settings", "seeds", "learning_rates")
+
+
+def config_hash(document: Any) -> str:
+    """Eight hex digits of everything in a config."""
+    return hashlib.sha256(json.dumps(json_ready(to_dict(document)), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def check_folder(path: Path, document: Any) -> None:
+    """Raises `UserError` where a study with this config document cannot go into, or go on in, a folder."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--out {path} is a file: name a folder")
+    above = path
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        why = "no permission to write there" if above.is_dir() else "it is a file"
+        raise UserError(f"cannot make the run folder {path} in {above}: {why}")
+    if above == path:
+        _check_contents(path, document)
+        if (path / "config.json").exists():
+            Lock(path).release()  # whoever works there is told of now, not when the data are read
+
+
+def _check_contents(path: Path, document: Any) -> None:
+    if not (path / "config.json").exists():
+        if any(name != LOCK for name in os.listdir(path)):
+            raise UserError(f"--out {path} holds files that are no run: name a new or an empty folder")
+        return
+    both = read_json(path / "config.json"), json_ready(to_dict(document))
+    if not isinstance(both[0], dict):
+        raise UserError(f"{path / 'config.json'} is no config of a study: name another folder")
+    changed = differences(*({k: v for k, v in data.items() if k not in GROWING} for data in both))
+    if changed:
+        shown = "; ".join(f"{field} {old} -> {new}" for field, old, new in changed[:5])
+        raise UserError(f"--out {path} holds a run of another config ({shown}): name another folder")
+
+
+class Folder:
+    """A run folder while a study runs: config.json, runs.jsonl, metrics.jsonl, and a model a run."""
+
+    def __init__(self, out: str | Path | None, document: Any, *, name: str = "study", runs: Path = Path("runs")):
+        """**Arguments:** `out`: the folder, new, empty, or one of this study; None makes `runs/<name>-<hash>-<n>` with
+        the first free n. `document`: what config.json holds.
+
+        **Raises:** `UserError` where the folder holds something else, or another process works in it.
+        """
+        try:
+            self.path = _new_folder(runs, f"{name}-{config_hash(document)}") if out is None else Path(out)
+            check_folder(self.path, document)
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock = Lock(self.path)
+        except OSError as error:
+            raise UserError(f"cannot make the run folder {out or runs}: {error.strerror}") from None
+        try:
+            _check_contents(self.path, document)
+            self.rows = read_rows(self.path / "runs.jsonl")
+            write_json_atomic(self.path / "config.json", to_dict(document))
+            self.metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")
+        except BaseException:
+            self.lock.release()
+            raise
+
+    def __enter__(self) -> "Folder":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.metrics.close()
+        self.lock.release()
+
+    def kept(self, keys: Mapping[Run, str]) -> list[Row]:
+        """The rows of runs that need not be run again; `UserError` where one is there that was another run."""
+        for row in self.rows:
+            if keys.get((row.arm, row.seed, row.learning_rate), row.key) != row.key:
+                raise UserError(
+                    f"{self.path} holds a run of {row.arm!r}, seed {row.seed}, rate {row.learning_rate:g}, with "
+                    "another config, other data or another version: name another folder"
+                )
+        return self.rows
+
+    def note(self, event: Event, made_of: Any) -> None:
+        """Writes what an event brings: progress to metrics.jsonl; a run's model, and then its row."""
+        if event.progress is not None:
+            told = {"arm": event.arm, "seed": event.seed, "learning_rate": event.learning_rate}
+            line = json_ready({**told, **dataclasses.asdict(event.progress)})
+            self.metrics.write(json.dumps(line, allow_nan=False) + "\n")
+            self.metrics.flush()
+        if event.kind == "run" and event.row is not None:
+            at = self.path / folder_name(event.arm) / f"seed-{event.seed}" / f"lr-{event.learning_rate!r}"
+            if isinstance(made_of, ModelConfig):
+                write_json_atomic(at / "model.json", to_dict(made_of))
+            save_model(at / "model.safetensors", event.model, metadata={"arm": event.arm, "seed": event.seed})
+            with open(self.path / "runs.jsonl", "a", encoding="utf-8") as file:
+                file.write(event.row.line)
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a runs.jsonl, none without a file; a last line that was cut while it was written is dropped."""
+    data = path.read_bytes() if path.exists() else b""
+    whole = data[: data.rfind(b"\n") + 1]
+    if whole != data:
+        os.truncate(path, len(whole))
+    rows: dict[Run, Row] = {}
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            row = Row.of(line)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise UserError(f"{path}, line {number}: this is no run; remove the line, or name another folder") from None
+        rows[row.arm, row.seed, row.learning_rate] = row
+    return list(rows.values())
+
+
+def load_run(path: str | Path, *, arm: str | None = None, seed: int | None = None, rate: float | None = None) -> Any:
+    """The trained model of a run.
+
+    **Arguments:**
+
+    - `path`: a run folder, or a folder in it that holds one model (`<arm>/seed-<n>`).
+    - `arm`, `seed`, `rate`: which model of a run folder; None is the first arm, seed 0, and the learning rate that the
+      study chose for the arm.
+
+    **Returns:** the `LanguageModel`.
+
+    **Raises:** `UserError` where there is no such model, naming those there are, or where the arm was a function.
+    """
+    folder = Path(path)
+    models = {file.parent.relative_to(folder).as_posix(): file.parent for file in folder.glob("**/model.safetensors")}
+    if not models:
+        raise UserError(f"{folder} holds no run: no <arm>/seed-<n>/lr-<rate>/model.safetensors in it")
+    if (folder / "config.json").exists():
+        rows = read_rows(folder / "runs.jsonl")
+        arm = rows[0].arm if arm is None and rows else arm or ""
+        wanted = f"{folder_name(arm)}/seed-{0 if seed is None else seed}"
+        if rate is None and (folder / "result.json").exists():
+            rate = read_json(folder / "result.json")["arms"].get(arm, {}).get("learning_rate")
+        found = {name: at for name, at in models.items() if name.startswith(wanted + "/")}
+        if not found:
+            there = ", ".join(sorted({name.rpartition("/")[0] for name in models}))
+            raise UserError(f"{folder} has no model {wanted}; there are: {there}")
+        models = found
+    chosen = [at for name, at in models.items() if rate is None or at.name == f"lr-{float(rate)!r}"]
+    if len(chosen) != 1:
+        raise UserError(f"{folder}: {len(chosen)} models fit; say which of {', '.join(sorted(models))}")
+    if not (chosen[0] / "model.json").exists():
+        raise UserError(f"{chosen[0]}: its arm was a function, use eqx_slm.train.load_model(file, like)")
+    config = from_dict(ModelConfig, read_json(chosen[0] / "model.json"))
+    order = jnp.arange(config.vocab_size, dtype=jnp.int32)  # its values come from the file
+    like = eqx.filter_eval_shape(lambda key: build(config, order=order, key=key), jax.random.key(0))
+    return load_model(chosen[0] / "model.safetensors", like)
+
+
+def _new_folder(runs: Path, stem: str) -> Path:
+    runs.mkdir(parents=True, exist_ok=True)
+    n = 0
+    while True:
+        try:  # making a folder is one step: of two that start at once each gets its own
+            (runs / f"{stem}-{n}").mkdir()
+            return runs / f"{stem}-{n}"
+        except FileExistsError:
+            n += 1

@@ -1,0 +1,75 @@
+"""Arms as a grid: the levels of one field, times those of another, with a label for every point."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..build import ModelConfig
+from ..configs import set_field
+from ..errors import UserError
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Points, each some levels of factors: `(factor, label, field, value)`. `*` crosses two grids, `+` joins them."""
+
+    points: tuple[tuple[tuple[str, str, str, Any], ...], ...]
+
+    def __mul__(self, other: Grid) -> Grid:
+        return Grid(tuple(a + b for a, b in itertools.product(self.points, other.points)))
+
+    def __add__(self, other: Grid) -> Grid:
+        return Grid(self.points + other.points)
+
+    def arms(self, base: ModelConfig) -> Iterator[tuple[str, ModelConfig, dict[str, str]]]:
+        """(name, config, factor -> level) of every point, its fields set in `base` from left to right.
+
+        **Raises:** `UserError` for a field, a value or sizes that do not fit, and for a name that comes twice.
+        """
+        seen = set()
+        for point in self.points:
+            name, config = "-".join(label for _, label, _, _ in point), base
+            for _, _, field, value in point:
+                config = set_field(config, field, value) if isinstance(value, str) else _set(config, field, value)
+            if name in seen:
+                raise UserError(f"two arms of the grid are called {name}: give the levels labels that tell them apart")
+            seen.add(name)
+            yield name, config, {factor: label for factor, label, _, _ in point}
+
+
+def grid(field: str, levels: Iterable[Any] | Mapping[str, Any], *, factor: str | None = None) -> Grid:
+    """A grid of one factor.
+
+    **Arguments:**
+
+    - `field`: the dotted path of a `ModelConfig`'s field, such as "mixer.kind", "taper" or "embedding.rank".
+    - `levels`: its values, or label -> value: texts as typed after `--set`, numbers, or parts (`TaperConfig(...)`).
+    - `factor`: what the factor is called; by default the field, without ".kind".
+
+    **Returns:** a `Grid`; `grid("mixer.kind", MIXERS) * grid("taper", TAPERS)` has every pair.
+    """
+    name = factor or field.removesuffix(".kind")
+    if not isinstance(levels, Mapping):
+        last = name.rpartition(".")[2]
+        levels = {level if isinstance(level, str) else f"{last}={level}": level for level in levels}
+    if not levels:
+        raise UserError(f"grid {field!r} has no levels: give at least one")
+    return Grid(tuple(((name, str(label), field, value),) for label, value in levels.items()))
+
+
+def _set(config: Any, path: str, value: Any) -> Any:
+    """A copy of a config with the part or number at a path replaced."""
+    if not dataclasses.is_dataclass(value):
+        return set_field(config, path, str(value))
+    name, _, rest = path.partition(".")
+    if name not in {field.name for field in dataclasses.fields(config)}:
+        raise UserError(f"unknown field {path!r}: {name!r} is not one of a {type(config).__name__}'s")
+    inner = _set(getattr(config, name), rest, value) if rest else value
+    try:
+        return dataclasses.replace(config, **{name: inner})
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None

@@ -1,0 +1,159 @@
+"""What a study leaves, typed: a `Row` a run, an arm with its runs, and all of it for analyses and reports to read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..account.facts import Facts
+from ..configs import to_dict
+from ..files import json_ready
+from ..train.loop import Evaluation
+
+if TYPE_CHECKING:
+    from .compare import Comparison
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run. `key` is the hash of everything that decides it: a row of the same key is the same run."""
+
+    key: str
+    arm: str
+    seed: int
+    learning_rate: float
+    evals: tuple[Evaluation, ...]
+    stream_hash: str
+    train_seconds: float = 0.0
+    tokens_per_second: float = 0.0
+    compile_seconds: float = 0.0
+    temporary_bytes: int | None = None
+    seeds_at_once: int = 1
+    sample: str = ""
+
+    @property
+    def final_nll(self) -> float | None:
+        """The last validation loss, nats a token; None where it is not finite."""
+        return finite(self.evals[-1].nll)
+
+    @property
+    def final_bits_per_byte(self) -> float | None:
+        """The same in bits a byte; None where the tokenizer loses bytes."""
+        return finite(self.evals[-1].bits_per_byte)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the run ended at a loss that is not finite."""
+        return self.final_nll is None
+
+    @property
+    def losses(self) -> dict[int, float]:
+        """Token count -> validation loss, where that is finite."""
+        return {each.tokens: each.nll for each in self.evals if finite(each.nll) is not None}
+
+    @property
+    def line(self) -> str:
+        """The row as a line of runs.jsonl."""
+        return json.dumps(json_ready(to_dict(self)), allow_nan=False) + "\n"
+
+    @staticmethod
+    def of(line: str | bytes) -> Row:
+        """The row of a line; raises `ValueError`, `TypeError` or `KeyError` for a line that is none."""
+        data = json.loads(line)
+        evals = [{**each, "nll": math.nan if each["nll"] is None else each["nll"]} for each in data["evals"]]
+        return Row(**{**data, "evals": tuple(Evaluation(**each) for each in evals)})
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """An arm with its runs: `runs` at its learning rate, the best of those tried, `all_runs` at every rate.
+
+    `levels` says where it stands in a grid, `match` how its budget was matched. `made_of` is its config or function.
+    """
+
+    name: str
+    facts: Facts
+    learning_rate: float
+    runs: tuple[Row, ...] = ()
+    all_runs: tuple[Row, ...] = ()
+    levels: Mapping[str, str] = field(default_factory=dict)
+    match: str | None = None
+    made_of: Any = None
+
+    @property
+    def diverged(self) -> bool:
+        """Whether any of its runs did."""
+        return any(run.diverged for run in self.runs)
+
+    @property
+    def compile_seconds(self) -> float | None:
+        """Seconds that the first of its runs waited for its program."""
+        return self.runs[0].compile_seconds if self.runs else None
+
+    def mean(self, name: str) -> float | None:
+        """The mean of a run's number; None where a run has none."""
+        values = [value for run in self.runs if (value := finite(getattr(run, name))) is not None]
+        return math.fsum(values) / len(values) if values and len(values) == len(self.runs) else None
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that analyses and reports read. `settings`: the fields of `RunConfig`, seeds, learning rates, margin,
+    confidence, and the sizes of the stream."""
+
+    name: str
+    arms: dict[str, ArmResult]
+    settings: dict[str, Any]
+    stream: dict[str, Any] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+    comparisons: tuple[Comparison, ...] = ()
+    controls: tuple[Comparison, ...] = ()
+    config: Any = None
+    replay: str = ""
+    version: str = ""
+    created: str = ""
+    seconds: float = 0.0
+
+    @property
+    def reference(self) -> str:
+        """The first arm."""
+        return next(iter(self.arms))
+
+    def to_json(self) -> dict[str, Any]:
+        """What result.json holds."""
+        data = {name: value for name, value in vars(self).items() if value not in (None, "")}
+        data |= {name: [to_dict(each) for each in data[name]] for name in ("comparisons", "controls")}
+        return json_ready(
+            {"format": 2, "reference": self.reference, **data, "arms": dict(map(_arm, self.arms.items()))}
+        )
+
+
+def _arm(item: tuple[str, ArmResult]) -> tuple[str, dict[str, Any]]:
+    name, arm = item
+    config = None if callable(arm.made_of) else to_dict(arm.made_of)
+    own = {each: getattr(arm, each) for each in ("levels", "match", "learning_rate", "compile_seconds")}
+    own |= {"seeds_at_once": arm.runs[0].seeds_at_once, "config": config}
+    return name, to_dict(arm.facts) | own | {w: [_run(r) for r in getattr(arm, w)] for w in ("runs", "all_runs")}
+
+
+def _run(run: Row) -> dict[str, Any]:
+    ends = {name: getattr(run, name) for name in ("final_nll", "final_bits_per_byte", "diverged")}
+    return {name: value for name, value in to_dict(run).items() if name not in ("arm", "key")} | ends
+
+
+def best_rate(rows: Sequence[Row], rates: Sequence[float]) -> float:
+    """The rate with the lowest mean final loss over the seeds; a diverged run counts as infinite."""
+
+    def loss(rate: float) -> float:
+        finals = [math.inf if row.final_nll is None else row.final_nll for row in rows if row.learning_rate == rate]
+        return sum(finals) / max(len(finals), 1)
+
+    return min(rates, key=loss)
+
+
+def finite(value: Any) -> float | None:
+    """A number as a float; None for None, NaN and infinities."""
+    return None if value is None or not math.isfinite(value) else float(value)

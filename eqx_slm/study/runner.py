@@ -1,0 +1,222 @@
+"""The runs of a study: every arm, seed and learning rate trained on the same tokens, one row each."""
+
+import hashlib
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from ..build import ModelConfig, build, order_for
+from ..configs import to_dict
+from ..data import Stream
+from ..errors import UserError
+from ..infer.generate import generate
+from ..nn.initial import subkey
+from ..train.checkpoint import named_arrays
+from ..train.loop import Progress, RunConfig, eval_steps, train_runs
+from ..train.stack import stack_blocks
+from ..train.step import CompileReport, Program, compile_step, make_program
+from .results import Row
+
+MakeModel = Callable[[PRNGKeyArray], Any]
+Arms = Mapping[str, MakeModel | ModelConfig]
+Run = tuple[str, int, float]  # arm, seed, learning rate
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in a study.
+
+    "kept" (a run that was there), "compiled" (with its report), "progress", "sampling" and "sample" (with its text),
+    "run" (with the model and its row). `runs`: how many runs, one a seed, are at the step that "progress" tells of.
+    """
+
+    kind: Literal["kept", "compiled", "progress", "sampling", "sample", "run"]
+    arm: str
+    seed: int = 0
+    learning_rate: float = 0.0
+    progress: Progress | None = None
+    report: CompileReport | None = None
+    seconds: float = 0.0
+    model: Any = None
+    row: Row | None = None
+    text: str = ""
+    runs: int = 1
+
+
+class Runner:
+    """Trains what is missing of a study."""
+
+    def __init__(self, arms: Arms, stream: Stream, config: RunConfig, tell: Callable[[Event], None]):
+        """**Arguments:** `arms` by name, the `stream`, how every run is trained, and who is told of events.
+
+        **Raises:** `UserError` where an arm does not fit the stream.
+        """
+        self.arms, self.stream, self.config, self.tell = arms, stream, config, tell
+        self.data = _fingerprint(stream)
+        self.orders: dict[str, Any] = {}
+        self.programs: dict[Any, list[tuple[Program, CompileReport]]] = {}
+        self.hashes: dict[int, str] = {}
+        for name, arm in arms.items():
+            if not isinstance(arm, ModelConfig):
+                continue
+            if arm.vocab_size < stream.vocab_size:
+                raise UserError(
+                    f"arm {name} has a vocabulary of {arm.vocab_size}, the stream has ids up to "
+                    f"{stream.vocab_size - 1}: raise the model's vocab_size to at least {stream.vocab_size}"
+                )
+            self.orders[name] = order_for(arm, stream)
+
+    def run(self, seeds: Sequence[int], keys: Mapping[Run, str], there: Sequence[Row] = ()) -> list[Row]:
+        """All runs but those that are `there`, a group of seeds after the other: a study that stops has whole pairs.
+
+        **Returns:** the rows of all of them. **Raises:** `RuntimeError` if two arms saw different tokens.
+        """
+        rows = {(row.arm, row.seed, row.learning_rate): row for row in there if row.key in keys.values()}
+        for row in rows.values():
+            self._check_tokens(row.arm, row.seed, row.stream_hash)
+            self.tell(Event("kept", row.arm, row.seed, row.learning_rate, row=row))
+        at_once = self.config.seeds_at_once
+        for start in range(0, len(seeds), at_once):
+            for name, rate in dict.fromkeys((name, rate) for name, _, rate in keys):
+                group = [seed for seed in seeds[start : start + at_once] if (name, seed, rate) not in rows]
+                for row in self._train(name, group, rate, keys, seeds[0]) if group else ():
+                    rows[name, row.seed, rate] = row
+        return [rows[run] for run in keys]
+
+    def keys(self, seeds: Sequence[int], rates: Sequence[float]) -> dict[Run, str]:
+        """For every run the hash of what decides it: the arm, how it is trained, its seed and rate, the data."""
+        from .. import __version__
+
+        keys = {}
+        for name, arm in self.arms.items():
+            for seed in seeds:
+                what = to_dict(arm) if isinstance(arm, ModelConfig) else _print_of(arm, self.initial(name, seed))
+                for rate in rates:
+                    all_of_it = [name, what, to_dict(self.config), seed, rate, self.data, __version__]
+                    text = json.dumps(all_of_it, sort_keys=True, default=str)
+                    keys[name, seed, rate] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return keys
+
+    def initial(self, name: str, seed: int) -> Any:
+        """The model before training."""
+        arm, key = self.arms[name], jax.random.key(seed)
+        if self.config.pairing == "data-only":
+            key = subkey(key, name)
+        model = build(arm, order=self.orders[name], key=key) if isinstance(arm, ModelConfig) else arm(key)
+        vocab = getattr(getattr(model, "embedding", None), "vocab_size", self.stream.vocab_size)
+        if vocab < self.stream.vocab_size:
+            raise UserError(f"arm {name} embeds {vocab} ids, the stream has {self.stream.vocab_size}")
+        return model
+
+    def _train(self, name: str, seeds: list[int], rate: float, keys: Mapping[Run, str], first: int) -> list[Row]:
+        """The seeds of a group, at once where one program fits them all."""
+        models = [self.initial(name, seed) for seed in seeds]
+        if len(seeds) > 1 and not _one_structure(models):
+            return [row for seed in seeds for row in self._train(name, [seed], rate, keys, first)]
+        program, compiled = self._program(name, models[0], len(seeds))
+        records = train_runs(
+            program,
+            models,
+            self.stream,
+            seeds=seeds,
+            steps=self.config.steps,
+            learning_rate=rate,
+            optimizer=self.config.optimizer,
+            evaluate_at=eval_steps(self.config.steps, self.config.evaluations),
+            on_progress=lambda seed, p: self.tell(Event("progress", name, seed, rate, progress=p, runs=len(seeds))),
+        )
+        rows = []
+        for record in records:
+            self._check_tokens(name, record.seed, record.stream_hash)
+            model, record.params = program.model(record.params), None
+            row = Row(
+                key=keys[name, record.seed, rate],
+                arm=name,
+                seed=record.seed,
+                learning_rate=rate,
+                evals=tuple(record.evals),
+                stream_hash=record.stream_hash,
+                train_seconds=record.train_seconds,
+                tokens_per_second=record.tokens_per_second,
+                compile_seconds=compiled.seconds,
+                temporary_bytes=compiled.temporary_bytes,
+                seeds_at_once=len(seeds),
+                sample=self._sample(name, model, rate, first) if record.seed == first else "",
+            )
+            rows.append(row)
+            self.tell(Event("run", name, record.seed, rate, seconds=record.train_seconds, model=model, row=row))
+        return rows
+
+    def _check_tokens(self, name: str, seed: int, digest: str) -> None:
+        if self.hashes.setdefault(seed, digest) != digest:
+            raise RuntimeError(f"arm {name}, seed {seed}: its tokens differ from those of the arm before it")
+
+    def _program(self, name: str, model: Any, replicates: int) -> tuple[Program, CompileReport]:
+        """The compiled step of an arm; equal configs share one, and so do models that differ in parameters only.
+
+        A user's function may give every seed buffers of its own (a coordinate order, say): those are part of a program.
+        """
+        arm, config = self.arms[name], self.config
+        known = self.programs.setdefault(arm if isinstance(arm, ModelConfig) else id(arm), [])
+        static = eqx.partition(stack_blocks(model, loop=config.loop, remat=config.remat), eqx.is_inexact_array)[1]
+        for program, report in known:
+            if program.replicates == replicates and eqx.tree_equal(program.static, static):
+                return program, report
+        how: dict[str, Any] = {"compute_dtype": config.compute_dtype, "loop": config.loop, "remat": config.remat}
+        program = make_program(model, config.optimizer, **how, replicates=replicates)
+        compiled = compile_step(program, model, self.stream.eval_batches()[0])
+        known.append((compiled.program, compiled.report))
+        self.tell(Event("compiled", name, seconds=compiled.report.seconds, report=compiled.report))
+        return known[-1]
+
+    def _sample(self, name: str, model: Any, rate: float, seed: int) -> str:
+        tokens, prompt = self.config.sample_tokens, self.stream.eval_batches()[0][0, :16]
+        if not tokens:
+            return ""
+        self.tell(Event("sampling", name, seed, rate))
+        start, size = jax.numpy.asarray(prompt), self.stream.sequence_length
+        ids = generate(model, start, tokens=tokens, context=size, temperature=0.8, key=jax.random.key(0))
+        text = f"{self.stream.decode(prompt)}⟦…⟧{self.stream.decode(np.asarray(ids))}"
+        self.tell(Event("sample", name, seed, rate, text=text))
+        return text
+
+
+def distinct_share(stream: Stream, *, batches: int = 16) -> float:
+    """Mean number of distinct input tokens of a batch over its tokens, from the first batches of seed 0."""
+    inputs = (batch[:, :-1] for _, batch in zip(range(batches), stream.batches(0), strict=False))
+    return float(np.mean([np.unique(part).size / part.size for part in inputs]))
+
+
+def _fingerprint(stream: Stream) -> str:
+    """The hash of the first training batch, the validation batches, and what the stream says of its corpus."""
+    digest = hashlib.sha256(f"{stream.vocab_size} {stream.info.get('corpus_hash')}".encode())
+    for batch in (next(iter(stream.batches(0))), *stream.eval_batches()):
+        digest.update(f"{batch.shape}".encode() + np.ascontiguousarray(batch).tobytes())
+    return digest.hexdigest()
+
+
+def _print_of(make: MakeModel, model: Any) -> str:
+    """The hash of a function's arm: its source where there is one, and the initial model that it gives."""
+    try:
+        source = inspect.getsource(make)
+    except (OSError, TypeError):
+        source = ""
+    structure = re.sub(" at 0x[0-9a-f]+", "", str(jax.tree.structure(model)))  # functions lie elsewhere next time
+    digest = hashlib.sha256(f"{source} {structure}".encode("utf-8", "surrogatepass"))
+    for path, leaf in named_arrays(model).items():
+        digest.update(f"{path} {leaf.dtype} {leaf.shape}".encode() + np.asarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def _one_structure(models: list[Any]) -> bool:
+    """Whether models differ in parameters only."""
+    first, *others = (eqx.filter(model, eqx.is_inexact_array, inverse=True) for model in models)
+    return all(bool(eqx.tree_equal(first, other)) for other in others)

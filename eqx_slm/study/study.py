@@ -1,0 +1,229 @@
+"""One idea for all studies: arms x seeds x learning rates -> rows -> analyses -> blocks -> a report."""
+
+import dataclasses
+import os
+import platform
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ..account.facts import facts
+from ..build import ModelConfig
+from ..configs import check_integer, to_dict
+from ..data import Stream
+from ..errors import UserError
+from ..files import write_json_atomic
+from ..train.host import keep_freed_memory
+from ..train.loop import RunConfig
+from .blocks import Block, write_report
+from .compare import Comparison, Control, paired
+from .config import QUICK, StreamConfig, check_design, check_name, run_of
+from .folder import Folder
+from .grid import Grid
+from .report import PAIR
+from .results import ArmResult, Results, Row, best_rate
+from .runner import Arms, Event, MakeModel, Runner, distinct_share
+
+Analysis = Callable[[Mapping[str, ArmResult]], list[Comparison]]
+Section = Callable[[Results], list[Block]]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study, as plain as it can be said: what is compared, how it is trained, what is asked, what is reported.
+
+    **Arguments:**
+
+    - `name`: of the study and its folder.
+    - `arms`: a grid over fields of `model`; or by name, configs or functions `make(key) -> LanguageModel`. The first
+      is the reference of the report's ratios.
+    - `seeds`: how many, 0, 1, ..., or which; a seed sets initial values and data order.
+    - `rates`: peak learning rates; with several, every arm runs all of them and is judged at its own best.
+    - `analyses`: from the arms' results to comparisons (`paired`, `Control`).
+    - `report`: sections, from `Results` to blocks.
+    - `model`: what a grid's points change; its vocabulary and context are the stream's.
+    - `stream`, `run`: the data, and how every run is trained.
+    - `notes`: a sentence an arm for the report.
+    - `replay`: the command that runs it again, `{config}` in the place of its config.json.
+    """
+
+    name: str
+    arms: Grid | Mapping[str, MakeModel | ModelConfig]
+    seeds: int | Sequence[int] = 3
+    rates: Sequence[float] = (3e-3,)
+    analyses: Sequence[Analysis] = ()
+    report: Sequence[Section] = PAIR
+    model: ModelConfig = QUICK.model
+    stream: StreamConfig = QUICK.stream
+    run: RunConfig = run_of(QUICK)
+    notes: Mapping[str, str] = field(default_factory=dict)
+    replay: str = ""
+
+    def __post_init__(self):
+        check_name(self.name)
+        if not (self.arms.points if isinstance(self.arms, Grid) else self.arms):
+            raise UserError("no arms: give at least one, the first is the reference")
+        if not isinstance(self.seeds, Sequence):
+            check_integer("seeds", self.seeds, most=10_000)
+        check_design(self.which, self.rates, self.run.seeds_at_once)
+
+    @property
+    def which(self) -> Sequence[int]:
+        """The seeds."""
+        return self.seeds if isinstance(self.seeds, Sequence) else range(self.seeds)
+
+    def resolve(self, vocab_size: int, context: int, padding: int = 0) -> tuple[Arms, dict[str, dict[str, str]]]:
+        """The arms at a stream's sizes, and the levels of each, by name; `UserError` for what cannot be."""
+        arms: dict[str, Any] = {}
+        levels: dict[str, dict[str, str]] = {}
+        if isinstance(self.arms, Grid):
+            sizes = {"vocab_size": vocab_size, "context": context, "padding_ids": padding}
+            for name, config, own in self.arms.arms(dataclasses.replace(self.model, **sizes)):
+                arms[name], levels[name] = config, own
+        else:
+            arms, levels = dict(self.arms), {name: {"arm": name} for name in self.arms}
+        for analysis in self.analyses:
+            if isinstance(analysis, paired):
+                analysis.pairs(levels)
+        return arms, levels
+
+    def document(self) -> dict[str, Any]:
+        """What config.json holds: all of the study that is data."""
+        arms = self.resolve(self.model.vocab_size, self.model.context)[0].items()
+        return {
+            "name": self.name,
+            "arms": {name: to_dict(arm) if isinstance(arm, ModelConfig) else "a function" for name, arm in arms},
+            "seeds": list(self.which),
+            "learning_rates": list(self.rates),
+            "stream": to_dict(self.stream),
+            "run": to_dict(self.run),
+            "analyses": [to_dict(each) for each in self.analyses if dataclasses.is_dataclass(each)],
+        }
+
+
+def run_study(
+    study: Study,
+    stream: Stream | None = None,
+    *,
+    out: str | Path | None = None,
+    runs: Path | None = Path("runs"),
+    document: Any = None,
+    on_event: Callable[[Event], None] | None = None,
+    on_folder: Callable[[Path], None] | None = None,
+) -> tuple[Path | None, Results]:
+    """Runs what is missing of a study, analyses its rows and writes its folder.
+
+    **Arguments:**
+
+    - `stream`: the study's stream where the caller has it already.
+    - `out`: the folder; None makes `runs/<name>-<config hash>-<n>`, and nothing where `runs` is None.
+    - `document`: what config.json holds, by default `study.document()`.
+    - `on_event`: told of everything that happens; `on_folder`: told the folder before training.
+
+    **Returns:** the folder and the results. The folder holds config.json, runs.jsonl (a row a run: one that is there is
+    not run again), metrics.jsonl, result.json, report.md with its pictures, and
+    `<arm>/seed-<n>/lr-<rate>/model.safetensors`.
+
+    **Raises:** `UserError` before anything is written where arms, data or folder do not fit.
+    """
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        raise UserError("JAX_DISABLE_JIT is set: a study trains compiled programs only; unset it")
+    keep_freed_memory()
+    stream, started = study.stream.open() if stream is None else stream, time.perf_counter()
+    arms, levels = study.resolve(stream.vocab_size, stream.sequence_length, stream.padding)
+    tell = on_event or (lambda event: None)
+    runner = Runner(arms, stream, study.run, tell)
+    keys = runner.keys(study.which, study.rates)
+    if out is None and runs is None:
+        return None, _results(study, runner, runner.run(study.which, keys), levels, started)
+    document = study.document() if document is None else document
+    with Folder(out, document, name=study.name, runs=runs or Path("runs")) as folder:
+        there = folder.kept(keys)
+        if on_folder:
+            on_folder(folder.path)
+
+        def note(event: Event) -> None:
+            folder.note(event, arms[event.arm])
+            tell(event)
+
+        runner.tell = note
+        results = _results(study, runner, runner.run(study.which, keys, there), levels, started)
+        replay = study.replay.replace("{config}", shlex.quote(str(folder.path / "config.json")))
+        results = dataclasses.replace(results, config=to_dict(document), replay=replay)
+        write_json_atomic(folder.path / "result.json", results.to_json())
+        write_report([block for section in study.report for block in section(results)], folder.path)
+    return folder.path, results
+
+
+def _results(study: Study, runner: Runner, rows: Sequence[Row], levels: Mapping[str, Any], started: float) -> Results:
+    """The rows of a study with what is known of its arms, and what its analyses say."""
+    stream = runner.stream
+    sizes = {"batch_size": stream.batch_size, "context": stream.sequence_length, "share": distinct_share(stream)}
+    arms = {}
+    for name, arm in runner.arms.items():
+        own = tuple(row for row in rows if row.arm == name)
+        rate = best_rate(own, study.rates)
+        runs = tuple(row for row in own if row.learning_rate == rate)
+        known = arm if isinstance(arm, ModelConfig) else runner.initial(name, study.which[0])
+        arms[name] = ArmResult(
+            name=name,
+            facts=facts(known, **sizes, width=study.run.activation_bytes, extra=runs[0].temporary_bytes),
+            learning_rate=rate,
+            runs=runs,
+            all_runs=own if len(study.rates) > 1 else (),
+            levels=levels[name],
+            match=study.notes.get(name),
+            made_of=arm,
+        )
+    found = [(isinstance(analysis, Control), analysis(arms)) for analysis in study.analyses]
+    from .. import __version__
+
+    return Results(
+        name=study.name,
+        arms=arms,
+        settings=settings_of(study, stream.batch_size, stream.sequence_length)
+        | {"eval_tokens": sum(batch[:, 1:].size for batch in stream.eval_batches())},
+        stream={**stream.info, "stream_hash": {str(seed): digest for seed, digest in runner.hashes.items()}},
+        machine=machine(),
+        comparisons=tuple(each for control, said in found for each in said if not control),
+        controls=tuple(each for control, said in found for each in said if control),
+        version=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def settings_of(study: Study, batch_size: int, sequence_length: int) -> dict[str, Any]:
+    """What results say of how their runs were made; margin and confidence are the first paired analysis'."""
+    asked = next((each for each in study.analyses if isinstance(each, paired)), None)
+    return {
+        **to_dict(study.run),
+        "seeds": list(study.which),
+        "learning_rates": list(study.rates),
+        "swept": len(study.rates) > 1,
+        "margin": asked.margin if asked else None,
+        "confidence": asked.confidence if asked else 0.95,
+        "batch_size": batch_size,
+        "sequence_length": sequence_length,
+        "tokens": study.run.steps * batch_size * sequence_length,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Versions and device, as a result carries them."""
+    packages = ("jax", "jaxlib", "equinox", "optax", "grain", "tiktoken", "numpy")
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+        "platform": jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
