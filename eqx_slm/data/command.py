@@ -149,8 +149,8 @@ def _export(options: Export) -> Path:
 def _lines(table: dict[str, Any]) -> str:
     padding = f", padded to {table['padded_vocab_size']:,} (+{table['padding']:,})" if table["padding"] else ""
     names = ("documents", "characters", "bytes", "tokens", "bytes_per_token")
-    lines = [f"{table['name']}: split {table['split_rule']}; tokenizer {table['tokenizer']}"]
-    lines += [f"vocabulary {table['vocab_size']:,}{padding}"]
+    lines = [f"{table['name']}: tokenizer {table['tokenizer']}, vocabulary {table['vocab_size']:,}{padding}"]
+    lines += [f"splits: {table['split_rule']}"]
     lines += ["split" + "".join(f"{name.replace('_per_', ' a '):>15s}" for name in names)]
     for split, row in table["splits"].items():
         cells = ["-" if row[name] is None else f"{row[name]:,}" for name in names]
