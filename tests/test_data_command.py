@@ -14,8 +14,7 @@ from text_files import json_line, some_texts, write_texts
 from eqx_slm import ModelConfig, TableConfig, build, count_parameters, parameter_ledger
 from eqx_slm.data import open_data
 from eqx_slm.data.command import main
-from eqx_slm.data.feed import Feed, host_distinct
-from eqx_slm.nn.embed_batch import distinct_tokens
+from eqx_slm.data.feed import Feed
 from eqx_slm.nn.head import HeadConfig
 from eqx_slm.study.command import main as pair_main
 from eqx_slm.train.loop import Batches
@@ -130,12 +129,6 @@ def test_export(prepared, capsys):
         assert (prepared / name).stat().st_size > 1000
 
 
-def test_help():
-    code = "import sys\nsys.argv[1:] = ['--help']\nimport runpy\nrunpy.run_module('eqx_slm.data', run_name='__main__')"
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and "describe" in done.stdout and done.stderr == ""
-
-
 def test_a_script_with_workers_ends(prepared):
     """Silent, and without closing anything."""
     code = f"""
@@ -209,17 +202,6 @@ def test_padding_must_leave_an_id():
 # Feeding
 
 
-def test_host_and_device_find_the_same_distinct_tokens():
-    rng = np.random.default_rng(0)
-    on_device = jax.jit(distinct_tokens, static_argnums=1)
-    for vocab, high in ((50, 50), (50, 3), (1000, 1000), (1000, 1)):
-        for _ in range(8):
-            tokens = rng.integers(0, high, (4, 16)).astype(np.int32)
-            for ours, theirs in zip(host_distinct(tokens, vocab), on_device(tokens, vocab), strict=True):
-                assert ours.dtype == theirs.dtype
-                np.testing.assert_array_equal(ours, theirs)
-
-
 @pytest.mark.parametrize("ahead", [0, 2, 4])
 def test_feeding_ahead_changes_neither_batches_nor_state(prepared, ahead):
     streams = [
@@ -229,15 +211,13 @@ def test_feeding_ahead_changes_neither_batches_nor_state(prepared, ahead):
     for stream in streams:
         assert isinstance(stream, Batches)
         plain = list(itertools.islice(stream.batches(2), 12))
-        feed = Feed(stream.batches(2), ahead=ahead, distinct=stream.vocab_size)
+        feed = Feed(stream.batches(2), ahead=ahead)
         for batch in plain[:6]:
             fed = next(feed)
-            assert isinstance(fed.tokens, jax.Array) and fed.distinct is not None
-            np.testing.assert_array_equal(fed.tokens, batch)
-            np.testing.assert_array_equal(fed.distinct.ids[fed.distinct.inverse], batch[:, :-1].reshape(-1))
+            assert isinstance(fed, jax.Array)
+            np.testing.assert_array_equal(fed, batch)
         resumed = Feed(stream.resume(feed.state()), ahead=ahead)
         for batch in plain[6:]:
-            np.testing.assert_array_equal(next(resumed).tokens, batch)
-            assert fed.distinct.number <= 64
+            np.testing.assert_array_equal(next(resumed), batch)
     with pytest.raises(ValueError, match="give 0 to 4"):
         Feed(streams[0].batches(0), ahead=5)

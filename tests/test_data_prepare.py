@@ -10,6 +10,7 @@ from text_files import json_line, some_texts, write_texts
 
 from eqx_slm.data import (
     Corpus,
+    StreamingStream,
     TokenStream,
     make_stream,
     make_tokenizer,
@@ -18,12 +19,13 @@ from eqx_slm.data import (
     open_source,
     prepare,
 )
-from eqx_slm.data.documents import MemorySource
-from eqx_slm.data.preparing import PROGRESS
+from eqx_slm.data.documents import START, Document, MemorySource
+from eqx_slm.data.preparing import PROGRESS, describe
 from eqx_slm.data.shards import Manifest
 from eqx_slm.data.splits import SplitRule, split_rule
 from eqx_slm.data.tokenizer import ByteTokenizer
 from eqx_slm.errors import UserError
+from eqx_slm.files import Lock
 
 OFFICIAL = SplitRule("official")
 
@@ -165,6 +167,58 @@ def test_bad_records_are_skipped_once_whatever_interrupts(tmp_path):
     assert sum(counts.documents for counts in manifest.counts.values()) == 60
     prepare(source, ByteTokenizer(), tmp_path / "whole", on_error="skip", **options)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+class Picky(ByteTokenizer):
+    """Refuses texts with an x."""
+
+    def encode(self, text):
+        if "x" in text:
+            raise UserError("picky cannot encode the text")
+        return super().encode(text)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_a_tokenizer_refuses_is_named_and_can_be_skipped(tmp_path, workers):
+    """In `describe`, `prepare` and a streamed source: with file and line, and counted where it may be left out."""
+    texts = [text.replace("x", "") for text in some_texts(80)]
+    rule = SplitRule("content", 0.3, 0.1)
+    one = Document("an x", b"an x", START, "", "")
+    texts[40] = next(t for t in (f"{i} x" for i in range(99)) if rule(one._replace(data=t.encode())) == "train")
+    source = open_source(str(write_texts(tmp_path / "a.jsonl", texts)))
+    options = {"rule": rule, "workers": workers}
+    sizes = {"rules": rule, "sequence_length": 8, "batch_size": 2, "workers": workers, "eval_tokens": 32}
+
+    def batches(on_error):
+        return StreamingStream(source, Picky(), on_error=on_error, **sizes).batches(0)
+
+    message = r"a.jsonl, line 41: picky cannot encode the text; .*--on-error skip"
+    for call in (
+        lambda: prepare(source, Picky(), tmp_path / "out", **options),
+        lambda: describe(source, Picky(), rule, workers=workers),
+        lambda: next(batches("stop")),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            call()
+        one_line(error)
+    manifest = prepare(source, Picky(), tmp_path / "out", on_error="skip", **options)
+    assert manifest.skipped["counts"] == {"tokenizer": 1} and "line 41" in manifest.skipped["first"][0]
+    assert sum(counts.documents for counts in manifest.counts.values()) == 79
+    assert describe(source, Picky(), rule, on_error="skip")["skipped"] == manifest.skipped
+    skipping = batches("skip")
+    next(skipping)
+    assert skipping.skipped["tokenizer"] >= 1
+
+
+def test_one_process_a_folder(tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    lock = Lock(folder)
+    with pytest.raises(UserError, match="is in use by process .*: wait for it, or name another folder") as error:
+        prepared(folder)
+    one_line(error)
+    lock.release()
+    prepared(folder)
 
 
 def test_leaks_are_found(tmp_path):

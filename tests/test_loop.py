@@ -98,7 +98,7 @@ def test_every_step_gets_its_batch_and_its_rate(program, schedule):
 
 
 def test_an_epoch_can_end_within_a_run(program):
-    stream = dataclasses.replace(STREAM, train=STREAM.train[: 13 * LENGTH + 1])
+    stream = tiny_stream(train_tokens=13 * LENGTH + 1)
     assert stream.steps_per_epoch == 3
     spy = Spy(program.step)
     run(dataclasses.replace(program, step=spy), stream=stream, steps=5)

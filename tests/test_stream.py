@@ -64,6 +64,29 @@ def test_batches_continue_exactly(seed, start):
         assert isinstance(batch, np.ndarray) and batch.dtype == np.int32 and batch.shape == (4, 9)
 
 
+def test_a_grain_pipeline_reads_the_same_batches():
+    """In Grain's own threads, and gone on from its own state."""
+    stream = counting()
+    pipeline = stream.dataset(3, start=2).map(lambda batch: batch[:, 1:]).to_iter_dataset()
+    iterator = iter(pipeline)
+    for index in range(2, 8):
+        np.testing.assert_array_equal(next(iterator), stream.batch(3, index)[:, 1:])
+    state = json.loads(json.dumps(iterator.get_state()))
+    again = iter(pipeline)
+    again.set_state(state)
+    for index in range(8, 11):
+        np.testing.assert_array_equal(next(again), stream.batch(3, index)[:, 1:])
+
+
+def test_a_state_goes_on_over_the_ends_of_epochs():
+    """Also for one of two processes; an epoch has 6 batches here."""
+    stream = counting(25 * 8 + 1, process_index=1, process_count=2)
+    batches = stream.batches(3)
+    taken = [next(batches) for _ in range(14)]
+    np.testing.assert_array_equal(np.stack(taken), [stream.batch(3, i) for i in range(14)])
+    np.testing.assert_array_equal(next(stream.resume(batches.state(back=3))), taken[11])
+
+
 def test_batches_are_the_callers_own():
     stream = counting()
     first = stream.batch(0, 0)

@@ -43,10 +43,19 @@ def tiny_tokens(count, *, seed=0, vocab_size=VOCAB):
     return tokens
 
 
-def tiny_stream(*, seed=0, lossless=True, vocab_size=VOCAB, sequence_length=LENGTH, batch_size=ROWS, eval_tokens=128):
+def tiny_stream(
+    *,
+    seed=0,
+    lossless=True,
+    vocab_size=VOCAB,
+    sequence_length=LENGTH,
+    batch_size=ROWS,
+    eval_tokens=128,
+    train_tokens=2000,
+):
     """2,000 training and 600 validation tokens; token i stands for 1 + i % 3 bytes, or for none anyone knows."""
     return TokenStream.from_tokens(
-        tiny_tokens(2000, seed=seed, vocab_size=vocab_size),
+        tiny_tokens(train_tokens, seed=seed, vocab_size=vocab_size),
         tiny_tokens(600, seed=seed + 1000, vocab_size=vocab_size),
         vocab_size=vocab_size,
         sequence_length=sequence_length,

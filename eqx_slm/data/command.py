@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from ..errors import UserError, parse
+from ..commandline import complain, parse, patient_streams
+from ..errors import UserError
 from .formats import Fields
 from .preparing import Progress, describe, describe_prepared, prepare
 from .shards import VOCABULARY, is_prepared
@@ -78,30 +78,21 @@ Command = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, or 2 for what the user can mend (one line on standard error)."""
-    try:
-        options = parse(Command, arguments, "python -m eqx_slm.data")
-        if isinstance(options, Export):
-            _say(str(_export(options)))
-        else:
-            table = _describe(options) if isinstance(options, Describe) else _prepare(options)
-            _say(json.dumps(table, indent=1, ensure_ascii=False) if options.json else _lines(table))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; give the same command again to go on", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # | head: nobody reads on, and Python's own flush at the end must not say so
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    with patient_streams():
+        try:
+            options = parse(Command, arguments, "python -m eqx_slm.data")
+            if isinstance(options, Export):
+                print(_export(options))
+            else:
+                table = _describe(options) if isinstance(options, Describe) else _prepare(options)
+                print(json.dumps(table, indent=1, ensure_ascii=False) if options.json else _lines(table))
+        except UserError as error:
+            complain(error)
+            return 2
+        except KeyboardInterrupt:
+            print("stopped; give the same command again to go on", file=sys.stderr)
+            return 130
     return 0
-
-
-def _say(text: str) -> None:
-    """Prints whatever the terminal can show of a text, or nothing where there is no standard output."""
-    if sys.stdout is not None:
-        encoding = sys.stdout.encoding or "utf-8"
-        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def _open(options: Text) -> tuple[Any, Any, Any]:
@@ -158,8 +149,8 @@ def _export(options: Export) -> Path:
 def _lines(table: dict[str, Any]) -> str:
     padding = f", padded to {table['padded_vocab_size']:,} (+{table['padding']:,})" if table["padding"] else ""
     names = ("documents", "characters", "bytes", "tokens", "bytes_per_token")
-    lines = [f"{table['name']}: split {table['split_rule']}; tokenizer {table['tokenizer']}"]
-    lines += [f"vocabulary {table['vocab_size']:,}{padding}"]
+    lines = [f"{table['name']}: tokenizer {table['tokenizer']}, vocabulary {table['vocab_size']:,}{padding}"]
+    lines += [f"splits: {table['split_rule']}"]
     lines += ["split" + "".join(f"{name.replace('_per_', ' a '):>15s}" for name in names)]
     for split, row in table["splits"].items():
         cells = ["-" if row[name] is None else f"{row[name]:,}" for name in names]

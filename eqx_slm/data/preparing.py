@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import UserError
-from ..files import write_json_atomic
+from ..files import LOCK, Lock, write_json_atomic
 from .documents import START, Document, OnError, Position, Problem, Skipped, Source
 from .shards import MANIFEST, SHARD_TOKENS, VOCABULARY, Manifest, ShardWriter, SplitCounts, is_prepared, token_dtype
 from .sources import lasting
@@ -78,7 +78,8 @@ def prepare(
     check_sizes(0, workers=workers or 0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder), contextlib.ExitStack() as files:
+        with contextlib.ExitStack() as files:
+            files.callback(Lock(folder).release)
             run = _Run(source, tokenizer, folder, rule, on_error, shard_tokens)
             if is_prepared(folder):
                 return run.finished()
@@ -90,22 +91,6 @@ def prepare(
             f"cannot write {error.filename or folder}: {error.strerror or error}; nothing half-written has its final "
             "name. Make room and give the same command again: it goes on where it stopped"
         ) from error
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Keeps a second process from writing into the same folder; gone when the process is."""
-    try:
-        import fcntl
-    except ImportError:  # no such locks here: nothing is promised
-        yield
-        return
-    with open(folder / ".lock", "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process is preparing {folder}: wait for it, or name another folder") from None
-        yield
 
 
 class _Run:
@@ -166,7 +151,7 @@ class _Run:
             return state
         for other in self.folder.iterdir():  # a run that was killed at its very start leaves these
             ours = other.name.startswith((f".{VOCABULARY}.", f".{PROGRESS}.", f".{MANIFEST}."))
-            if other.name not in (".lock", VOCABULARY) and not ours:
+            if other.name not in (LOCK, VOCABULARY) and not ours:
                 raise UserError(
                     f"{self.folder} holds {other.name!r}, which is not prepared data: name a new or empty folder"
                 )
