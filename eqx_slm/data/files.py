@@ -59,7 +59,9 @@ class InputFile:
 
     @property
     def format(self) -> str:
-        """ "jsonl", "json", "parquet", "array_record", "text" or, of a kind that is not read, "unread"."""
+        """ "jsonl", "json", "parquet", "array_record", "hub", "text" or, of a kind that is not read, "unread"."""
+        if self.path.startswith("hf:"):
+            return "hub"
         form = _RECORDS.get(self.ending, "unread" if self.ending in _UNREAD else "text")
         return "unread" if self.packing and form in ("parquet", "array_record") else form
 
@@ -74,8 +76,8 @@ class InputFile:
         return _COMPANION.fullmatch(self.name.rsplit("/", 1)[-1].lower()) is not None
 
 
-def need(module: str, what: str) -> Any:
-    """Imports a module of the `data` extra.
+def need(module: str, what: str, extra: str = "data") -> Any:
+    """Imports a module of an extra.
 
     **Raises:** `UserError` naming the extra where it is not installed.
     """
@@ -86,7 +88,7 @@ def need(module: str, what: str) -> Any:
     except ImportError:
         raise UserError(
             f"{what} needs the package {module.split('.')[0]}, which is not installed: "
-            "install the extra, pip install 'eqx_slm[data]'"
+            f"install the extra, pip install 'eqx_slm[{extra}]'"
         ) from None
 
 

@@ -12,7 +12,7 @@ from ..errors import UserError
 from .documents import Document, MemorySource, OnError, Position, Problem, Skipped, Source
 from .order import draw, label_start
 from .pack import Packer, ShuffleBuffer, Tokenized
-from .sources import FileSource, HuggingFaceSource
+from .sources import FileSource
 from .splits import SplitRule
 from .workers import Chunk, TokenizingPool, chunks
 
@@ -123,6 +123,4 @@ def only(source: Source, rule: SplitRule, split: str) -> Source:
         return dataclasses.replace(source, files=files, splits=splits)
     if isinstance(source, MemorySource):
         return dataclasses.replace(source, splits={split: source.splits.get(split, ())})
-    if isinstance(source, HuggingFaceSource):
-        return source  # passing over a split costs its reading only
     return source
