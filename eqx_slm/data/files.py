@@ -9,6 +9,7 @@ import re
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +47,18 @@ class InputFile:
         """Whether fsspec opens it."""
         return "://" in self.path
 
-    @property
+    @cached_property
     def packing(self) -> str:
         """ "gz", "zst" or ""."""
-        return _PACKINGS.get(Path(self.name).suffix.lower(), "")
+        return _PACKINGS.get(os.path.splitext(self.name)[1].lower(), "")
 
     @property
     def ending(self) -> str:
         """The ending of its name in lower case, without that of the packing: ".jsonl"."""
-        name = Path(self.name)
-        return Path(name.stem if self.packing else name.name).suffix.lower()
+        stem, ending = os.path.splitext(self.name)
+        return (os.path.splitext(stem)[1] if self.packing else ending).lower()
 
-    @property
+    @cached_property
     def format(self) -> str:
         """ "jsonl", "json", "parquet", "array_record", "hub", "text" or, of a kind that is not read, "unread"."""
         if self.path.startswith("hf:"):

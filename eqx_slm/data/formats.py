@@ -122,7 +122,7 @@ def _whole_file(place: Place, stream: io.BufferedReader, largest: int) -> Iterat
         text = "\n".join(line.lstrip("\ufeff") for line in text.split("\n"))
     text = text.replace("\r\n", "\n")
     if text and not text.isspace():
-        yield place.document(text.encode("utf-8"), byte=0)
+        yield place.document(text.encode("utf-8"), text=text)
     if damage:
         place.offset, place.line = place.offset + len(data), place.line + data.count(b"\n")
         raise damage
@@ -139,8 +139,8 @@ def _lines(place: Place, stream: io.BufferedReader) -> Iterator[Item]:
             damage, line = error, b""
         bare = line
         while bare.startswith(BOM):
-            bare = bare.removeprefix(BOM)
-        blank, long = not bare.strip(), len(line) > LARGEST
+            bare = bare[len(BOM) :]
+        blank, long = not bare or bare.isspace(), len(line) > LARGEST
         if held and (blank or long or not paragraphs):
             joined = b"".join(held)
             yield first.document(joined, byte=first.offset) if size <= LARGEST else first.large("paragraph")

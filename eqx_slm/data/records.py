@@ -55,10 +55,10 @@ class Place:
         """A problem of size."""
         return self.bad("large", f"more than {LARGEST >> 20} MiB in one {what}")
 
-    def document(self, data: bytes, group: str = "", byte: int | None = None) -> Item:
-        """A document of UTF-8 bytes."""
+    def document(self, data: bytes, group: str = "", byte: int | None = None, *, text: str | None = None) -> Item:
+        """A document of UTF-8 bytes (`text`: decoded already)."""
         try:
-            text = data.decode("utf-8")
+            text = data.decode("utf-8") if text is None else text
         except UnicodeDecodeError as error:
             return self.bad("utf-8", f"not UTF-8, {error.reason}", (byte or 0) + error.start)
         if not text or text.isspace():
@@ -88,7 +88,7 @@ class Place:
             data = text.encode("utf-8")
         except UnicodeEncodeError:
             return self.bad("utf-8", "the text holds half a surrogate pair, which is no character", byte)
-        return self.document(data, group if isinstance(group, str) else "", byte)
+        return self.document(data, group if isinstance(group, str) else "", byte, text=text)
 
 
 def field_of(value: Any, path: str) -> Any:

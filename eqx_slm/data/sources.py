@@ -190,8 +190,8 @@ def _find(name: str, data_root: str | Path | None) -> str:
         return name
     corpus = None if data_root is None else Path(data_root).expanduser() / name
     three = corpus is not None and all((corpus / f"{split}.txt").is_file() for split in SPLITS)
-    if not three and (Path(name).expanduser().exists() or glob.has_magic(name)):
-        return name
+    if not three and ((path := Path(name).expanduser()).exists() or glob.has_magic(name)):
+        return str(path)
     if corpus is not None and corpus.exists():
         return str(corpus)
     where = "no data root was given" if data_root is None else f"{data_root} has no such folder with three splits"
@@ -207,7 +207,7 @@ def _files(paths: Sequence[str]) -> tuple[InputFile, ...]:
     for path in paths:
         for file in find_files(path):
             files.setdefault(file.path if file.remote else os.path.realpath(file.path), file)
-    return without_companions(tuple(files.values()), {str(Path(path).expanduser()) for path in paths} | {*paths})
+    return without_companions(tuple(files.values()), set(paths))
 
 
 def _three(files: Sequence[InputFile]) -> tuple[InputFile, ...]:
@@ -218,8 +218,8 @@ def _three(files: Sequence[InputFile]) -> tuple[InputFile, ...]:
 
 
 def _label(path: str) -> str:
-    if "://" not in path and Path(path).expanduser().exists():
-        return shown(Path(path).expanduser().resolve().name)
+    if "://" not in path and Path(path).exists():
+        return shown(Path(path).resolve().name)
     parts = [part for part in path.split("/") if part and not glob.has_magic(part)]
     return shown(parts[-1]) if parts else path
 
