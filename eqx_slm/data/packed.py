@@ -12,7 +12,7 @@ from .files import InputFile, need
 
 Readable = Any  # binary files; what fsspec opens has the methods and not the type
 BLOCK = 1 << 17
-_PACKED = 1 << 15  # bytes of a gzip file at once: at most 32 MiB of text
+_PACKED = 1 << 14  # bytes of a gzip file at once: at most 16 MiB of text
 
 
 class Damaged(Exception):
