@@ -18,8 +18,8 @@ from eqx_slm import (
     flops,
     parameter_ledger,
 )
+from eqx_slm.configs import differences
 from eqx_slm.study.arms import RECIPES, make_arm
-from eqx_slm.study.codec import differences
 from eqx_slm.study.config import preset
 from eqx_slm.train.checkpoint import named_arrays
 

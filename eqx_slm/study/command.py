@@ -104,6 +104,8 @@ def resolve(options: Options) -> "PairConfig":
     from ..data.open import prepared_tokenizer
     from .config import StreamConfig, preset, read_config, replaced_settings
 
+    if options.config is not None and not options.config.strip():
+        raise UserError("--config is empty: name a config.json, or leave it out")
     if options.config and options.preset != "quick":
         raise UserError(f"--config and --preset {options.preset} are given: a config replaces the preset")
     if options.steps is not None and options.tokens is not None:

@@ -26,7 +26,7 @@ from .blocks import Block, write_report
 from .compare import Comparison, Control, paired
 from .config import QUICK, StreamConfig, check_design, check_name, run_of
 from .folder import Folder
-from .grid import Grid
+from .grids import Grid
 from .report import PAIR
 from .results import ArmResult, Results, Row, best_rate
 from .runner import Arms, Event, MakeModel, Runner, distinct_share
