@@ -11,7 +11,6 @@ import numpy as np
 from ..errors import UserError
 from .documents import START, OnError, Position, Problem, Skipped, Source
 from .order import draw, label_start
-from .sources import FileSource
 from .splits import SplitRule
 from .tokenizer import Tokenizer
 from .tokenizing import tokenized

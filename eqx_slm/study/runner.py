@@ -18,7 +18,7 @@ from ..configs import to_dict
 from ..data import Stream
 from ..errors import UserError
 from ..infer.generate import generate
-from ..nn.initial import subkey
+from ..nn.init import subkey
 from ..train.checkpoint import named_arrays
 from ..train.loop import Progress, RunConfig, eval_steps, train_runs
 from ..train.stack import stack_blocks
