@@ -6,9 +6,9 @@ import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Int32, PRNGKeyArray
 
 from .checks import check_whole, real
@@ -186,7 +186,7 @@ def _order(config: ModelConfig, order: Int32[np.ndarray | Array, " v"] | None) -
         raise ValueError(f'embedding.order="{kind}" depends on a corpus: give build(..., order=) its permutation')
     if order.shape != (config.vocab_size,):
         raise ValueError(f"order has {order.shape[0]} entries, the vocabulary {config.vocab_size}")
-    if not isinstance(order, jax.core.Tracer) and (np.sort(order) != np.arange(config.vocab_size)).any():
+    if not isinstance(order, Tracer) and (np.sort(order) != np.arange(config.vocab_size)).any():
         raise ValueError(f"order is no permutation: every id from 0 to {config.vocab_size - 1} stands in it once")
     return jnp.asarray(order, jnp.int32)
 

@@ -30,7 +30,7 @@ def real(name: str, value: Any, *, positive: bool = False) -> None:
 
 def share(name: str, value: Any, what: str) -> None:
     """**Raises:** `UserError` where `value` is no number from 0 to 1: the share of what."""
-    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= value <= 1:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= float(value) <= 1:
         raise UserError(f"{name}={shown(value)}: it is a share of {what}, from 0 to 1")
 
 

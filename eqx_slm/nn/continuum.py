@@ -76,6 +76,7 @@ class ContinuumConfig:
         if levels == 1:
             return (total,)
         shares = (1,) * levels if self.shares is None else self.shares
+        # Largest remainders in whole numbers: a float quota would decide ties by its rounding.
         units, left = divmod(total, self.multiple)
         widths = [units * share // sum(shares) for share in shares]
         remainders = sorted(range(levels), key=lambda s: (-(units * shares[s] % sum(shares)), s))
@@ -177,6 +178,8 @@ class ContinuumMemory(Channel):
             raise UserError(f"{len(widths)} widths and {len(periods)} periods: give one of each a level")
         levels = []
         for s, (width, period) in enumerate(zip(widths, periods, strict=True)):
+            # The first level takes the channel's own key and no norm of its own: with one level the leaves, their draws
+            # and the arithmetic are then those of the MLP in this place.
             level_key = key if s == 0 else subkey(subkey(key, "levels"), s)
             level_mlp = MLP(d_model, width, output_scale=output_scale, key=level_key, **mlp)
             own = make_norm(norm, d_model) if s and form == "chain" else None
@@ -188,6 +191,7 @@ class ContinuumMemory(Channel):
 
     def __call__(self, x: Float[Array, "t {self.d_model}"]) -> Float[Array, "t {self.d_model}"]:
         """What the levels add, for an input that is normed already; a block gives a chain the stream instead."""
+        # In a chain a level sees what the levels before it added, as `stream` would show it.
         total = jnp.zeros_like(x)
         for s, level in enumerate(self.levels):
             if self.beta is not None:

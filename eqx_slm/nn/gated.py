@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -67,7 +66,6 @@ class GatedAttention(Attention):
     """
 
     w_gate: Float[Array, "{self.d_model} _"]
-    config: GatedAttentionConfig = eqx.field(static=True)
     no_decay: ClassVar[tuple[str, ...]] = Attention.no_decay
     config_type: ClassVar[type[HeadsConfig]] = GatedAttentionConfig
 

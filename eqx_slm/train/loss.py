@@ -87,7 +87,7 @@ def cross_entropy(
     wide = inner_dtype(flat)
     share = jnp.ones(target.shape, wide) if weights is None else weights.reshape(-1).astype(wide)
     tokens = share.sum()
-    share = share / jnp.where(tokens == 0, 1, tokens)
+    share = share / jnp.where(tokens == 0, 1, tokens)  # of the mean; 0 where nothing counts, not 0 / 0
     size = _chunk_size(flat.shape[0], weight.shape[0], chunk)
     real("z_loss", z_loss)
     form = _Form(size, _checked_cap(soft_cap), z_loss, vocab_axis, vocab_size)
@@ -177,6 +177,7 @@ def _check_rows(weight: Array, vocab_axis: str | None, vocab_size: int | None) -
 def _places(form: _Form, weight: Array, targets: Array) -> tuple[Array, Array]:
     """The rows of the targets in `weight`, and which of them are there: not another device's, and ids at all."""
     rows = weight.shape[0]
+    # A gather clamps what is out of range, silently: `here` tells what it gave for an id that is none.
     places = targets if form.vocab_axis is None else targets - jax.lax.axis_index(form.vocab_axis) * rows
     return jnp.clip(places, 0, rows - 1), (places >= 0) & (places < rows)
 
@@ -277,6 +278,7 @@ def _weighted_nll_forward(
 
 
 def _weighted_nll_backward(form: _Form, residuals: tuple[Array, Array], cotangent: Array) -> tuple:
+    # All work is done: the loss is one number, and its cotangent a factor.
     grad_x, grad_weight = residuals
     return (grad_x * cotangent.astype(grad_x.dtype), grad_weight * cotangent.astype(grad_weight.dtype), None, None)
 

@@ -55,20 +55,20 @@ class TitansMAGConfig:
 
     def flops(self, d_model: int, context: int) -> int:
         """Forward FLOPs a token: memory, projections, and the scores and values of the tokens in sight."""
-        seen = min(self.config.window, context)
+        seen = min(self.window, context)
         sums = 4 * d_model * seen * (2 * context - seen) // (2 * context) + 4 * d_model * self.memory.persistent
         prefix = 4 * d_model**2 * self.memory.persistent // context
         return self.memory.flops(d_model, context) + 8 * d_model**2 + sums + prefix
 
     def activations(self, d_model: int, context: int) -> int:
         """Numbers kept a token: the memory's, the attention's over its window, and both normed branches."""
-        inner = replace(self.attention(), window=self.config.window).activations(d_model, context)
+        inner = replace(self.attention(), window=self.window).activations(d_model, context)
         inner += 2 * self.memory.n_heads * self.memory.persistent  # scores and weights of the prefix
         return self.memory.activations(d_model, context) + inner + 2 * d_model
 
     def state_numbers(self, d_model: int, context: int) -> int:
         """Numbers of decode state: the memory's, and a key and a value a head and token of the window."""
-        return self.memory.state_numbers(d_model, context) + 2 * min(self.config.window, context) * d_model
+        return self.memory.state_numbers(d_model, context) + 2 * min(self.window, context) * d_model
 
     def build(self, d_model: int, *, rotary: bool = True, output_scale: float = 1.0, key: PRNGKeyArray) -> "TitansMAG":
         """The module; `rotary=False` where positions come from elsewhere; `output_scale` multiplies both w_o."""
