@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from ..errors import UserError
 OnError = Literal["stop", "skip"]
 
 
+@functools.lru_cache(1024)  # the same few names stand in many documents
 def shown(name: str) -> str:
     """A name that can be printed and written: what is no character or would break a line stands as its escape."""
     try:

@@ -9,6 +9,7 @@ import re
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,20 +47,22 @@ class InputFile:
         """Whether fsspec opens it."""
         return "://" in self.path
 
-    @property
+    @cached_property
     def packing(self) -> str:
         """ "gz", "zst" or ""."""
-        return _PACKINGS.get(Path(self.name).suffix.lower(), "")
+        return _PACKINGS.get(os.path.splitext(self.name)[1].lower(), "")
 
     @property
     def ending(self) -> str:
         """The ending of its name in lower case, without that of the packing: ".jsonl"."""
-        name = Path(self.name)
-        return Path(name.stem if self.packing else name.name).suffix.lower()
+        stem, ending = os.path.splitext(self.name)
+        return (os.path.splitext(stem)[1] if self.packing else ending).lower()
 
-    @property
+    @cached_property
     def format(self) -> str:
-        """ "jsonl", "json", "parquet", "array_record", "text" or, of a kind that is not read, "unread"."""
+        """ "jsonl", "json", "parquet", "array_record", "hub", "text" or, of a kind that is not read, "unread"."""
+        if self.path.startswith("hf:"):
+            return "hub"
         form = _RECORDS.get(self.ending, "unread" if self.ending in _UNREAD else "text")
         return "unread" if self.packing and form in ("parquet", "array_record") else form
 
@@ -74,8 +77,8 @@ class InputFile:
         return _COMPANION.fullmatch(self.name.rsplit("/", 1)[-1].lower()) is not None
 
 
-def need(module: str, what: str) -> Any:
-    """Imports a module of the `data` extra.
+def need(module: str, what: str, extra: str = "data") -> Any:
+    """Imports a module of an extra.
 
     **Raises:** `UserError` naming the extra where it is not installed.
     """
@@ -86,7 +89,7 @@ def need(module: str, what: str) -> Any:
     except ImportError:
         raise UserError(
             f"{what} needs the package {module.split('.')[0]}, which is not installed: "
-            "install the extra, pip install 'eqx_slm[data]'"
+            f"install the extra, pip install 'eqx_slm[{extra}]'"
         ) from None
 
 

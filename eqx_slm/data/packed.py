@@ -11,7 +11,7 @@ from typing import Any
 from .files import InputFile, need
 
 Readable = Any  # binary files; what fsspec opens has the methods and not the type
-BLOCK = 1 << 20
+BLOCK = 1 << 17
 _PACKED = 1 << 14  # bytes of a gzip file at once: at most 16 MiB of text
 
 

@@ -17,8 +17,8 @@ from typing import Any
 from ..errors import UserError
 from .corpora import Corpus, Named, in_memory, installed_packages, split_by, standard_library
 from .documents import START, Item, MemorySource, Position, Problem, Source, shown
-from .files import InputFile, find_files
-from .formats import LARGEST, Fields, Place, read_items
+from .files import InputFile, find_files, need
+from .formats import LARGEST, Fields, read_items
 from .splits import SPLITS, hashed_split, official_splits, split_of_name, split_rule, without_companions
 
 _PYTHON = {"stdlib": standard_library, "site-packages": installed_packages}
@@ -62,55 +62,6 @@ class FileSource:
             split = self.splits[number] if self.splits else ""
             first = start if number == start.file else Position(number)
             yield from read_items(self.files[number], number, self.fields, split, first, largest=self.largest)
-
-
-@dataclass(frozen=True)
-class HuggingFaceSource:
-    """A data set of the Hugging Face hub, streamed; splits are official where it has train and validation."""
-
-    name: str
-    path: str
-    config: str | None = None
-    splits: tuple[str, ...] = ("train",)
-    fields: Fields = Fields()
-    whole_files: bool = False
-
-    @property
-    def official(self) -> bool:
-        """Whether the data set has a validation split of its own."""
-        return len(self.splits) > 1
-
-    @property
-    def spec(self) -> dict:
-        """The data set's name."""
-        return {"kind": "hugging-face", "path": self.path, "config": self.config, "splits": [*self.splits]}
-
-    def items(self, start: Position = START) -> Iterator[Item]:
-        """Documents and problems from a position on; what lies before is passed over by the hub's own reader."""
-        datasets = _datasets()
-        for number in range(start.file, len(self.splits)):
-            first = start.offset if number == start.file else 0
-            rows = datasets.load_dataset(self.path, self.config, split=self.splits[number], streaming=True)
-            file = InputFile(f"hf:{self.path}/{self.splits[number]}", self.path, 0)
-            split = split_of_name(self.splits[number]) if self.official else ""
-            place = Place(file, number, self.fields, split, word="row")
-            for index, row in enumerate(rows.skip(first) if first else rows, first):
-                place.offset, place.line = index, index + 1
-                try:
-                    yield place.value(row)
-                except (TypeError, ValueError) as error:
-                    yield Problem("field", f"{place.where()}: {error}", place.at())
-
-
-def _datasets() -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(
-            "an hf: source needs the package datasets, which is not installed: "
-            "install the extra, pip install 'eqx_slm[hf]'"
-        ) from None
-    return datasets
 
 
 def open_source(
@@ -239,8 +190,8 @@ def _find(name: str, data_root: str | Path | None) -> str:
         return name
     corpus = None if data_root is None else Path(data_root).expanduser() / name
     three = corpus is not None and all((corpus / f"{split}.txt").is_file() for split in SPLITS)
-    if not three and (Path(name).expanduser().exists() or glob.has_magic(name)):
-        return name
+    if not three and ((path := Path(name).expanduser()).exists() or glob.has_magic(name)):
+        return str(path)
     if corpus is not None and corpus.exists():
         return str(corpus)
     where = "no data root was given" if data_root is None else f"{data_root} has no such folder with three splits"
@@ -256,7 +207,7 @@ def _files(paths: Sequence[str]) -> tuple[InputFile, ...]:
     for path in paths:
         for file in find_files(path):
             files.setdefault(file.path if file.remote else os.path.realpath(file.path), file)
-    return without_companions(tuple(files.values()), {str(Path(path).expanduser()) for path in paths} | {*paths})
+    return without_companions(tuple(files.values()), set(paths))
 
 
 def _three(files: Sequence[InputFile]) -> tuple[InputFile, ...]:
@@ -267,24 +218,26 @@ def _three(files: Sequence[InputFile]) -> tuple[InputFile, ...]:
 
 
 def _label(path: str) -> str:
-    if "://" not in path and Path(path).expanduser().exists():
-        return shown(Path(path).expanduser().resolve().name)
+    if "://" not in path and Path(path).exists():
+        return shown(Path(path).resolve().name)
     parts = [part for part in path.split("/") if part and not glob.has_magic(part)]
     return shown(parts[-1]) if parts else path
 
 
-def _hugging_face(name: str, fields: Fields) -> HuggingFaceSource:
+def _hugging_face(name: str, fields: Fields) -> FileSource:
+    """A data set of the hub: its splits are its files; without a validation split, the training one alone."""
     path, _, config = name.removeprefix("hf:").partition(":")
     if not path.strip():
         raise UserError(f"{name!r} names no data set: write hf:NAME or hf:NAME:CONFIG")
-    datasets = _datasets()
+    datasets = need("datasets", "an hf: source", "hf")
     try:
         there = list(datasets.get_dataset_split_names(path, config or None))
     except Exception as error:  # whatever the hub's client raises
-        reason = (str(error).splitlines() or [""])[0]
-        raise UserError(f"cannot open {name!r}: {type(error).__name__}: {reason}") from None
+        raise UserError(
+            f"cannot open {name!r}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        ) from None
     said = {split: split_of_name(split) for split in there}
-    named = {*said.values()}
-    # Without a validation split the training one is split by content, and a test split is not read.
-    kept = [split for split in there if said[split] and ({"train", "valid"} <= named or said[split] == "train")]
-    return HuggingFaceSource(path.split("/")[-1], path, config or None, tuple(kept or there), fields)
+    official = {"train", "valid"} <= {*said.values()}
+    kept = [split for split in there if (said[split] if official else said[split] == "train")] or there
+    files = tuple(InputFile(f"hf:{path}:{config}:{split}", f"{path}:{config}:{split}", 0) for split in kept)
+    return FileSource(path.split("/")[-1], files, fields, tuple(said[split] for split in kept) if official else ())

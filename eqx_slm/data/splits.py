@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from ..errors import UserError
@@ -108,7 +108,7 @@ def split_of_name(name: str) -> str:
     """
     said = set()
     for part in re.sub("h[eo]ld[-_]?out", "heldout", name.lower()).split("/"):
-        while (ending := Path(part).suffix[1:]) in _DATA and ending:
+        while (ending := os.path.splitext(part)[1][1:]) in _DATA and ending:
             part = part[: -len(ending) - 1]
         words = re.split(r"[^a-z0-9]+", part)
         while len(words) > 1 and _NUMBERING.fullmatch(words[-1]):
