@@ -128,9 +128,9 @@ def _prepare(options: Prepare) -> dict[str, Any]:
             rate = told.own_tokens / max(told.seconds, 1e-9)
             bar.update(task, completed=told.bytes, rate=rate, read=told.bytes / 1e6)
 
-        common: dict[str, Any] = {"workers": options.workers, "on_error": options.on_error, "on_leak": options.on_leak}
-        sizes = {"shard_tokens": options.shard_tokens}
-        prepare(source, tokenizer, options.out, rule=rule, on_progress=tell, **common, **sizes)
+        names = ("workers", "on_error", "on_leak", "shard_tokens")
+        common: dict[str, Any] = {name: getattr(options, name) for name in names}
+        prepare(source, tokenizer, options.out, rule=rule, on_progress=tell, **common)
     return describe_prepared(options.out.expanduser(), pad_vocab_to=options.pad_vocab_to)
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from .documents import START, OnError, Position, Problem, Skipped, Source
+from .documents import START, MemorySource, OnError, Position, Problem, Skipped, Source
 from .order import draw, label_start
+from .sources import FileSource
 from .splits import SplitRule
 from .tokenizer import Tokenizer
 from .tokenizing import tokenized
@@ -137,10 +138,10 @@ class Lane:
 
 def only(source: Source, rule: SplitRule, split: str) -> Source:
     """The part of a source that can hold a split: with official splits, no file of the others is read."""
-    if rule.kind == "official" and hasattr(source, "files"):
+    if rule.kind == "official" and isinstance(source, FileSource):
         kept = [i for i, there in enumerate(source.splits) if there == split]
-        parts = {name: tuple(getattr(source, name)[i] for i in kept) for name in ("files", "splits")}
-        return dataclasses.replace(source, **parts)
-    if rule.kind == "official" and isinstance(getattr(source, "splits", None), dict):
+        files, splits = tuple(source.files[i] for i in kept), tuple(source.splits[i] for i in kept)
+        return dataclasses.replace(source, files=files, splits=splits)
+    if rule.kind == "official" and isinstance(source, MemorySource):
         return dataclasses.replace(source, splits={split: source.splits.get(split, ())})
     return source

@@ -100,7 +100,8 @@ class _Run:
         self, source: Source, tokenizer: Tokenizer, folder: Path, rule: SplitRule, on_error: OnError, shard_tokens: int
     ) -> None:
         self.source, self.tokenizer, self.folder, self.rule = source, tokenizer, folder, rule
-        self.on_error, self.shard_tokens = on_error, shard_tokens
+        self.on_error: OnError = on_error
+        self.shard_tokens = shard_tokens
         self.plan = {"source": source.spec, "split_rule": str(rule), "tokenizer": tokenizer.hash}
         self.plan = json.loads(json.dumps({**self.plan, "shard_tokens": shard_tokens}))  # as it comes back from a file
         self.made_of = {**lasting(self.plan["source"]), "shard_tokens": shard_tokens}

@@ -67,7 +67,8 @@ class StreamingStream(Stream):
         self.sources: tuple[Source, ...] = (sources,) if isinstance(sources, Source) else tuple(sources)
         one = isinstance(rules, SplitRule)
         self.rules: tuple[SplitRule, ...] = (rules,) * len(self.sources) if one else tuple(rules)
-        self.workers, self.on_error = workers, on_error
+        self.workers = workers
+        self.on_error: OnError = on_error
         self.mixture = Mixture([1] * len(self.sources) if weights is None else weights)
         if len(self.mixture) != len(self.sources) or len(self.rules) != len(self.sources):
             raise UserError(f"{len(self.sources)} sources, {len(self.mixture)} weights, {len(self.rules)} rules")
