@@ -197,6 +197,7 @@ def test_the_same_arm_twice_has_two_labels():
 @pytest.mark.parametrize(
     ("arms", "settings", "told"),
     [
+        (("dense", "dense-tied"), ("all.embedding.kind=leviathan",), ["arm dense-tied", 'head "tied" needs a table']),
         (("dense", "leviathn"), (), ["'leviathn'", "leviathan-flop", "rising"]),
         (("dense",), ("dense.depht=3",), ["'depht'", "depth"]),
         (("dense",), ("all.depht=3",), ["'depht'", "depth"]),

@@ -1,5 +1,6 @@
 """The command line in this process: one line and exit code 2 for bad input, a dry run, a real one."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -117,8 +118,8 @@ def told_before_reading(arguments):
         (["--arms", "dense", "tapered", "--set", "all.taper.schedule=linear"], "does not reach the arm tapered"),
         (["--arms", "dense", "rising", "--set", "all.taper.start=1.25"], "does not reach the arm rising"),
         (["--arms", "dense", "leviathan", "--set", "all.embedding.std=0.1"], "does not reach the arm leviathan"),
-        (["--arms", "dense", "gated", "--set", "all.mixer.kind=titans"], "does not reach the arm gated"),
-        (["--set", "dense.taper.start=2"], "has no effect: taper.schedule is uniform"),
+        (["--arms", "dense", "gated-wide", "--set", "all.mixer.kind=titans"], "does not reach the arm gated-wide"),
+        (["--set", "dense.taper.start=2"], "dense.taper.start=2 has no effect: dense.taper.schedule is uniform"),
         (["--steps", "3", "--tokens", "1000"], "--steps and --tokens are both given"),
         (["--steps", "0"], "steps=0"),
         (["--preset", "200x6"], "preset 200x6, .*d_model=200 is not divisible"),
@@ -135,6 +136,15 @@ def told_before_reading(arguments):
 def test_bad_arguments_are_refused_in_one_line(arguments, told, here, capsys):
     assert re.search(told, refused(told_before_reading(arguments), capsys))
     assert list(here.iterdir()) == []
+
+
+def test_a_setting_that_reaches_every_arm_is_taken():
+    """By its match too, whatever that comes out at: a base of one layer where the matched depth is one either way."""
+    from eqx_slm.study.config import preset
+
+    for settings in (SMALL, ["all.depth=3", "dense.depth=4"], ["all.taper.schedule=cosine"], ["all.depth=2"]):
+        config = dataclasses.replace(preset("quick"), settings=tuple(settings))
+        assert set(config.resolve(2048)) == set(config.arms)
 
 
 @pytest.mark.parametrize("arguments", [["--steps", "many"], ["--pairing", "none"], ["--levithan"], ["--lr", "x"]])
@@ -365,9 +375,9 @@ def test_the_text_field_reaches_the_data(monkeypatch):
     assert given["text_field"] is None
 
 
-def test_compiled_programs_are_needed(here, text, capsys):
+def test_compiled_programs_are_needed(here, capsys):
     import jax
 
     with jax.disable_jit():
-        assert "JAX_DISABLE_JIT is set" in refused(["--data", text, *TINY, "--set", *SMALL], capsys)
+        assert "JAX_DISABLE_JIT is set" in refused(told_before_reading([]), capsys)
     assert list(here.iterdir()) == []

@@ -17,7 +17,7 @@ from ..nn.attention import AttentionConfig
 from ..nn.leviathan import LeviathanConfig
 from ..nn.table import TableConfig
 from ..train.loop import RunConfig
-from .arms import Arm, Tuned, make_arm
+from .arms import Arm, Tuned, changed, make_arm
 
 if TYPE_CHECKING:
     from ..data import Stream
@@ -197,14 +197,16 @@ def replaced_settings(settings: tuple[str, ...], new: tuple[str, ...]) -> tuple[
 
 def _base_with(base: ModelConfig, field: str, arms: Mapping[str, str], tuned: Tuned) -> ModelConfig:
     """The base with a field set; `UserError` where an arm puts something of its own in that field's place."""
-    changed = set_field(base, *field.split("=", 1))
-    for label, name in arms.items() if changed != base else ():
-        if make_arm(name, base, tuned).config == make_arm(name, changed, tuned).config:
+    path, _, text = field.partition("=")
+    new = set_field(base, path, text)
+    for label, name in arms.items() if new != base else ():
+        # Without its match, which may come out alike by chance.
+        if changed(name, base, tuned) == changed(name, new, tuned):
             raise UserError(
-                f"--set all.{field} does not reach the arm {label}, which sets its own {field.partition('.')[0]}: set "
+                f"--set all.{field} does not reach the arm {label}, which sets its own {path.partition('.')[0]}: set "
                 f"the field by arm, such as {label}.{field}"
             )
-    return changed
+    return new
 
 
 def read_config(path: Path) -> PairConfig:
