@@ -15,13 +15,13 @@ from .checks import check_whole, real
 from .choices import check_choices
 from .nn.block import Block, ChannelConfig, MixerConfig, Placement
 from .nn.compositional import CompositionalConfig
-from .nn.coordinates import random_order
 from .nn.head import HeadConfig
 from .nn.init import subkey
 from .nn.leviathan import LeviathanConfig
 from .nn.lm import LanguageModel
 from .nn.low_rank import LowRankConfig
 from .nn.norm import NormKind, make_norm
+from .nn.orders import random_order
 from .nn.positions import LearnedPositions, PositionKind
 from .nn.table import TableConfig
 from .taper import taper_widths

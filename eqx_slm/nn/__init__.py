@@ -15,14 +15,7 @@ from .attention import Attention, AttentionConfig
 from .block import Block, Channel, Decoded, Mixer
 from .compositional import CompositionalConfig, CompositionalEmbedding
 from .continuum import ContinuumConfig, ContinuumMemory
-from .coordinates import (
-    cooccurrence_order,
-    coordinate_base,
-    frequency_order,
-    from_coordinates,
-    random_order,
-    to_coordinates,
-)
+from .digits import coordinate_base, from_coordinates, to_coordinates
 from .embed_batch import Distinct, distinct_tokens, embed_batch
 from .embedding import EmbeddingConfig, TokenEmbedding
 from .fast_weights import InContext
@@ -33,6 +26,7 @@ from .lm import LanguageModel
 from .low_rank import LowRankConfig, LowRankEmbedding
 from .mlp import MLP, MLPConfig
 from .norm import LayerNorm, RMSNorm, ZeroCentredRMSNorm
+from .orders import cooccurrence_order, frequency_order, random_order
 from .positions import LearnedPositions, rotate
 from .spline import bspline_basis
 from .table import TableConfig, TableEmbedding
