@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Int32, PRNGKeyArray
 
-from .checks import check_whole, real
+from .checks import check_whole, finite
 from .configs import check_choices
 from .nn.block import Block, ChannelConfig, MixerConfig, Placement
 from .nn.compositional import CompositionalConfig
@@ -68,9 +68,9 @@ class TaperConfig:
 
     def __post_init__(self):
         check_whole(self, "multiple")
-        real("taper start", self.start)
+        finite("taper start", self.start)
         if self.end is not None:
-            real("taper end", self.end)
+            finite("taper end", self.end)
 
     def widths(self, depth: int, width: int) -> tuple[int, ...]:
         """The width of every layer; their sum is `depth * width`."""

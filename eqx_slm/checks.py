@@ -19,11 +19,16 @@ def whole(name: str, value: Any, least: int = 1, otherwise: str = "") -> int:
     return int(value)
 
 
+def finite(name: str, value: Any, bound: str = "a number") -> None:
+    """**Raises:** `UserError` where `value` is no finite number."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value):
+        raise UserError(f"{name}={shown(value)}: it must be {bound}, and finite")
+
+
 def real(name: str, value: Any, *, positive: bool = False) -> None:
     """**Raises:** `UserError` where `value` is no finite number from 0 on, or none above it where it is `positive`."""
     bound = "positive" if positive else "at least 0"
-    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value):
-        raise UserError(f"{name}={shown(value)}: it must be {bound}, a finite number")
+    finite(name, value, bound)
     if value < 0 or (positive and value == 0):
         raise UserError(f"{name}={value}: it must be {bound}")
 

@@ -5,7 +5,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from .checks import real, whole
+from .checks import finite, real, whole
 
 CurveSchedule = Literal["cosine", "linear", "sigmoid"]
 StepSchedule = Literal["step-early", "step-middle", "step-late"]
@@ -180,7 +180,7 @@ def _checked(schedule: str, start: float | int, end: float | int | None) -> tupl
             raise ValueError(f"end={end} with schedule={schedule!r}: a step has no end, leave it out")
         return start, 2 - start
     end = 0.5 if end is None else end
-    real("end", end)
+    finite("end", end)
     if schedule in CURVES and not (end >= 0 and abs(start + end - 2) <= 1e-9):
         advice = f"give end={2 - start:g}" if start <= 2 else "give a start of at most 2"
         raise ValueError(

@@ -11,6 +11,7 @@ from eqx_slm import (
     MLP,
     Attention,
     AttentionConfig,
+    CompositionalConfig,
     ContinuumConfig,
     ContinuumMemory,
     GatedAttention,
@@ -28,10 +29,12 @@ from eqx_slm import (
     TitansMAG,
     TitansMAGConfig,
     TitansMemory,
+    build,
     cross_entropy,
     flops,
     generate,
     make_program,
+    match_flops,
     memory,
     taper_widths,
 )
@@ -41,6 +44,9 @@ from eqx_slm.train import OptimizerConfig
 
 KEY = jax.random.key(0)
 CONFIG = ModelConfig(vocab_size=8, d_model=4, depth=1, context=8, mixer=AttentionConfig(n_heads=2))
+ORDERED = ModelConfig(
+    vocab_size=8, d_model=4, mixer=AttentionConfig(n_heads=2), embedding=CompositionalConfig(order="frequency")
+)
 SIZES = {"0": 0, "-1": -1, "1.5": 1.5, "64.0": 64.0, "True": True, "'4'": "4", "nan": math.nan, "[4]": [4]}
 PLACES = {  # where one size goes wrong; every value of SIZES is tried in each
     "d_model of Attention": lambda n: Attention(n, key=KEY),
@@ -79,6 +85,7 @@ PLACES = {  # where one size goes wrong; every value of SIZES is tried in each
     "chunk in context": lambda n: InContext(chunks=(4, n)),
     "context of flops": lambda n: flops(CONFIG, context=n),
     "batch of memory": lambda n: memory(CONFIG, batch_size=n),
+    "context of match_flops": lambda n: match_flops(CONFIG, 1e6, context=n),
     "context of memory": lambda n: memory(CONFIG, batch_size=1, context=n),
     "bytes of memory": lambda n: memory(CONFIG, batch_size=1, activation_bytes=n),
     "chunk of the loss": lambda n: cross_entropy(jnp.ones((4, 4)), ReadOut(jnp.ones((8, 4))), jnp.arange(4), chunk=n),
@@ -115,6 +122,10 @@ OTHERS = {
     "2 chunks and 1 rates": lambda: InContext(chunks=(4, 8), rates=(0.1,)),
     "distinct_share=0": lambda: flops(CONFIG, distinct_share=0),
     "distinct_share=1.5": lambda: flops(CONFIG, distinct_share=1.5),
+    "distinct_share=-1": lambda: match_flops(CONFIG, 1e6, distinct_share=-1),
+    "0 tokens": lambda: InContext().features(None, jnp.zeros(0, jnp.int32)),
+    "order is no permutation": lambda: build(ORDERED, order=np.zeros(8, np.int32), key=KEY),
+    "order has 7 entries": lambda: build(ORDERED, order=np.arange(7, dtype=np.int32), key=KEY),
     "padding_ids=-1": lambda: ModelConfig(padding_ids=-1),
     "soft_cap=nan": lambda: cross_entropy(
         jnp.ones((4, 4)), ReadOut(jnp.ones((8, 4))), jnp.arange(4), soft_cap=math.nan

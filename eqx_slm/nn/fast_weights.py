@@ -70,6 +70,8 @@ class InContext:
         **Raises:** `ValueError` where the model has no continuum, or one with other levels.
         """
         size, t = min(self.chunks), tokens.shape[0]
+        if t == 0:
+            raise UserError("0 tokens: give at least one")
         complete = (t - 1) // size  # whose labels are all known
         deltas = self._zeros(model)
 
