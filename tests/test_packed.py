@@ -68,6 +68,8 @@ def gunzip(data):
 def check_gzip(read, data):
     found, problems = read("a.txt.gz", data, fields=Fields(unit="line"))
     text, damaged = gunzip(data)
+    if b"\0" in text:  # after a bit has flipped: binary, as it looks
+        return
     whole = text[: text.rfind(b"\n") + 1]
     told = [problem for problem in problems if problem.kind == "truncated"]
     assert len(told) == damaged and (damaged or whole == text)

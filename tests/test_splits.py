@@ -123,6 +123,9 @@ def test_in_a_tree_of_text_a_readme_is_text_and_beside_records_none(tmp_path):
     for name in ("README.md", "LICENSE", "dataset_info.json", "_SUCCESS", "a.idx", "a.jsonl.crc", "MD5SUMS"):
         (tmp_path / name).write_text(json.dumps({"no": "document"}))
     assert [item.text for item in open_source(str(tmp_path)).items()] == some_texts(60)
+    for name in ("state-of-the-art.txt", "metadata.jsonl", "notes.txt"):
+        write_texts(tmp_path / "more" / name, [name])
+    assert len([*open_source([str(tmp_path / "a.jsonl"), str(tmp_path / "more")]).items()]) == 63
     assert len([*open_source([str(tmp_path / "README.md"), str(tmp_path / "a.jsonl")]).items()]) == 61  # it was named
 
 

@@ -68,10 +68,7 @@ Item = Document | Problem
 
 @runtime_checkable
 class Source(Protocol):
-    """Documents in a fixed order.
-
-    `spec` is plain JSON that says what is read: equal specs are equal text.
-    """
+    """Documents in a fixed order."""
 
     @property
     def name(self) -> str:
@@ -80,7 +77,7 @@ class Source(Protocol):
 
     @property
     def spec(self) -> dict:
-        """What is read, as JSON."""
+        """What is read, as JSON: equal specs are equal text."""
         ...
 
     @property
@@ -153,9 +150,7 @@ class MemorySource:
     def items(self, start: Position = START) -> Iterator[Item]:
         """Documents from a position on; `file` counts splits, `offset` documents."""
         for number, (split, texts) in enumerate(self.splits.items()):
-            if number < start.file:
-                continue
-            first = start.offset if number == start.file else 0
-            for i in range(first, len(texts)):
-                path = f"{self.name}/{split}"
-                yield Document(texts[i], texts[i].encode("utf-8"), Position(number, i, i + 1), path, path, split=split)
+            path = f"{self.name}/{split}"
+            for i, text in enumerate(texts):
+                if (at := Position(number, i, i + 1)) >= start[:2]:
+                    yield Document(text, text.encode("utf-8"), at, path, path, split=split)

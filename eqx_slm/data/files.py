@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import glob
+import itertools
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,8 +29,8 @@ _UNREAD = frozenset(
 )
 # What lies beside data and is none: notes on it, and what programs leave there.
 _COMPANION = re.compile(
-    r"(readme|licen[cs]e|copying|notice|citation|changelog|datasheet|dataset_?(infos?|dict|card)|state|metadata|manifest"
-    r"|checksums?|md5sums?|sha\d+sums?)\b.*|_.*|.*\.(idx|index|crc|md5|sha\d+|lock|cff|log|sig|asc|part|tmp)"
+    r"(readme|licen[cs]e|copying|notice|citation|changelog|datasheet)\b.*|(dataset[-_]?(infos?|dict|card)|state|metadata"
+    r"|manifest|checksums?|md5sums?|sha\d+sums?)(\.\w+)*|_.*|.*\.(idx|index|crc|md5|sha\d+|lock|cff|log|sig|asc|part|tmp)"
 )
 
 
@@ -74,7 +75,8 @@ class InputFile:
     @property
     def companion(self) -> bool:
         """Whether it is, beside data, no document: README, LICENSE, dataset_info.json, _SUCCESS, .idx, ..."""
-        return _COMPANION.fullmatch(self.name.rsplit("/", 1)[-1].lower()) is not None
+        name = self.name.rsplit("/", 1)[-1].lower()
+        return _COMPANION.fullmatch(name) is not None and (self.format == "json" or not self.records)
 
 
 def need(module: str, what: str, extra: str = "data") -> Any:
@@ -102,10 +104,9 @@ def find_files(pattern: str) -> list[InputFile]:
     **Raises:** `UserError` where there are none.
     """
     found = _remote_files(pattern) if "://" in pattern else _local_files(pattern)
-    if not found and os.path.isdir(pattern):
-        raise UserError(f"the folder {pattern} holds no text, no file at all: give one that does")
     if not found:
-        raise UserError(f"no file matches {pattern!r}: give a file, a folder, a glob or an address that fsspec knows")
+        what = f"{pattern} holds no text" if os.path.isdir(pattern) else f"no file matches {pattern!r}"
+        raise UserError(f"{what}: give a file, a folder of files, a glob or an address that fsspec knows")
     return sorted(found, key=lambda file: os.fsencode(file.name))
 
 
@@ -148,7 +149,7 @@ def _local_files(pattern: str) -> list[InputFile]:
             raise UserError(f"{pattern} is a pipe or a device: write what it gives to a file, and name that")
     else:
         # The names of what a glob finds are taken below its fixed part, so that they do not depend on where that is.
-        fixed = _until(path.parts, glob.has_magic)
+        fixed = _fixed(path.parts)
         root, rest = Path(*fixed), path.parts[len(fixed) :]
         try:
             paths = root.glob("/".join((*rest, "*") if rest[-1:] == ("**",) else rest)) if rest else ()
@@ -164,8 +165,9 @@ def _local_files(pattern: str) -> list[InputFile]:
     return list(files.values())
 
 
-def _until(parts: tuple[str, ...], stop: Callable[[str], bool]) -> list[str]:
-    return list(parts[: next((i for i, part in enumerate(parts) if stop(part)), len(parts))])
+def _fixed(parts: Iterable[str]) -> list[str]:
+    """The parts of a path before the first with a `*` or its like."""
+    return list(itertools.takewhile(lambda part: not glob.has_magic(part), parts))
 
 
 def _remote_files(pattern: str) -> list[InputFile]:
@@ -173,7 +175,7 @@ def _remote_files(pattern: str) -> list[InputFile]:
     try:
         system, path = fsspec.core.url_to_fs(pattern)
         if glob.has_magic(path):
-            root = "/".join(_until(tuple(path.split("/")), glob.has_magic))
+            root = "/".join(_fixed(path.split("/")))
             found = system.glob(path)
         elif system.isdir(path):
             root, found = path, system.find(path)

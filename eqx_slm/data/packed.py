@@ -77,34 +77,29 @@ def _gzip(raw: Readable) -> Iterator[bytes]:
     """Member after member; zeros between them are padding."""
     member, members = None, 0
     while packed := raw.read(_PACKED):
-        while packed:
-            if member is None:
-                packed = packed.lstrip(b"\0") if members else packed
-                if not packed:
-                    break
-                member = zlib.decompressobj(wbits=31)
+        while packed := packed.lstrip(b"\0") if members and member is None else packed:
+            member = member or zlib.decompressobj(wbits=31)
             before = member.copy()  # an error takes all that its call has unpacked with it
             try:
                 piece = member.decompress(packed)
             except zlib.error as error:
-                good, left = yield from _before_damage(before, packed)
-                what = "ends in bytes that are no gzip data" if members and not good else "is damaged"
+                left = yield from _before_damage(before, packed)
                 reason = str(error).rsplit(": ", 1)[-1]
-                raise Damaged(f"the gzip data {what} ({reason})", raw.tell() - left) from None
+                raise Damaged(f"the gzip data is damaged ({reason})", raw.tell() - left) from None
             yield piece
             packed = member.unused_data
             if member.eof:
                 member, members = None, members + 1
-    if member is not None or not members:
+    if member or not members:
         raise Damaged("the gzip data is truncated", raw.tell())
 
 
-def _before_damage(member: Any, packed: bytes) -> Generator[bytes, None, tuple[bool, int]]:
+def _before_damage(member: Any, packed: bytes) -> Generator[bytes, None, int]:
     """What bytes with damage among them unpack to before it: by halves, at last by bytes of text.
 
-    Returns whether there was any text, and how many packed bytes are left.
+    Returns how many packed bytes are left.
     """
-    good, left = False, len(packed)
+    left = len(packed)
     while len(packed) > 1:
         trial, half = member.copy(), packed[: len(packed) // 2]
         try:
@@ -113,13 +108,12 @@ def _before_damage(member: Any, packed: bytes) -> Generator[bytes, None, tuple[b
             packed = half
             continue
         yield piece
-        good, left = good or bool(piece), left - len(half)
-        member, packed = trial, packed[len(half) :]
+        member, packed, left = trial, packed[len(half) :], left - len(half)
     with contextlib.suppress(zlib.error):
         while piece := member.decompress(packed, 1):
             yield piece
-            good, packed = True, member.unconsumed_tail
-    return good, left
+            packed = member.unconsumed_tail
+    return left
 
 
 def _zstandard(raw: Readable, zstandard: Any) -> Iterator[bytes]:
