@@ -18,8 +18,8 @@ from eqx_slm import (
     flops,
     parameter_ledger,
 )
+from eqx_slm.configs import differences
 from eqx_slm.study.arms import RECIPES, make_arm
-from eqx_slm.study.codec import differences
 from eqx_slm.study.config import preset
 from eqx_slm.train.checkpoint import named_arrays
 
@@ -197,6 +197,7 @@ def test_the_same_arm_twice_has_two_labels():
 @pytest.mark.parametrize(
     ("arms", "settings", "told"),
     [
+        (("dense", "dense-tied"), ("all.embedding.kind=leviathan",), ["arm dense-tied", 'head "tied" needs a table']),
         (("dense", "leviathn"), (), ["'leviathn'", "leviathan-flop", "rising"]),
         (("dense",), ("dense.depht=3",), ["'depht'", "depth"]),
         (("dense",), ("all.depht=3",), ["'depht'", "depth"]),

@@ -26,8 +26,8 @@ from eqx_slm import (
     TitansMAGConfig,
     UserError,
 )
+from eqx_slm.configs import differences, from_dict, set_field, to_dict
 from eqx_slm.study.arms import RECIPES, Tuned
-from eqx_slm.study.codec import differences, from_dict, set_field, to_dict
 from eqx_slm.study.config import StreamConfig, preset
 
 count = st.integers(1, 2**40)
@@ -81,14 +81,16 @@ def model_configs(draw):
 # Its fields, not itself: a run-time type checker looks at random items of its tuples, which a strategy must not.
 pair_fields = st.fixed_dictionaries(
     {
-        "name": st.from_regex(r"[\w.+-]*\w[\w.+-]*", fullmatch=True),
+        "name": st.from_regex(r"[\w.+-]{0,9}\w[\w.+-]{0,9}", fullmatch=True),
         "arms": st.lists(st.sampled_from(sorted(RECIPES)), min_size=1).map(tuple),
         "settings": st.lists(st.text()).map(tuple),
         "model": model_configs(),
         "tuned": st.builds(Tuned, generator=generators),
-        "stream": st.builds(StreamConfig, data=st.text(), vocab_size=st.none() | count),
+        "stream": st.builds(
+            StreamConfig, data=st.text().filter(str.strip), vocab_size=st.none() | st.integers(1, 2**31 - 1)
+        ),
         "optimizer": st.builds(OptimizerConfig, weight_decay=scale, floor=share),
-        "seeds": count,
+        "seeds": st.integers(1, 10_000),
         "learning_rates": st.lists(scale, min_size=1, unique=True).map(tuple),
         "pairing": st.sampled_from(["full", "data-only"]),
     }

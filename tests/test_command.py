@@ -1,5 +1,6 @@
 """The command line in this process: one line and exit code 2 for bad input, a dry run, a real one."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -83,15 +84,48 @@ def told_before_reading(arguments):
         (["--set", "all.d_model=63"], "d_model=63 is not divisible by n_heads=2"),
         (["--set", "leviathan-deep.embedding.knots=2"], "knots=2.*at least 3"),
         (["--arms", "dense", "tapered", "--set", "tapered.taper.multiple=48"], "arm tapered: .*48"),
-        (["--vocab-size", "0"], "--vocab-size 0: it must be at least 1"),
-        (["--batch-size", "0"], "--batch-size 0"),
-        (["--sequence-length", "-1"], "--sequence-length -1"),
+        (["--vocab-size", "0"], r"\(--vocab-size\)=0: it must be an integer, at least 1"),
+        (["--vocab-size", "-3"], r"\(--vocab-size\)=-3"),
+        (["--batch-size", "0"], r"\(--batch-size\)=0"),
+        (["--sequence-length", "-1"], r"\(--sequence-length\)=-1"),
+        (["--sequence-length", str(10**12)], r"\(--sequence-length\)=1000000000000: it must be at most"),
+        (["--batch-size", "100000", "--sequence-length", "100000"], "at most 2.31 tokens"),
+        (["--pad-vocab-to", "0"], r"\(--pad-vocab-to\)=0"),
+        (["--data", ""], "data='': it is empty"),
+        (["--data", " "], "data=' ': it is empty"),
+        (["--data-root", ""], "data_root='': it is empty"),
+        (["--tokenizer", ""], "tokenizer='': it is empty"),
+        (["--text-field", ""], "text_field='': it is empty"),
+        (["--name", ""], "name=''"),
+        (["--name", ".."], r"name='\.\.'"),
+        (["--name", "a/b"], "name='a/b'"),
+        (["--name", "x" * 300], "name='x+'.*at most 100"),
+        (["--out", ""], "--out is empty"),
+        (["--out", "/dev/null"], "/dev/null is a file"),
+        (["--out", "/dev/null/x"], "cannot make the run folder"),
+        (["--steps", str(10**30)], "steps=1000.*at most"),
+        (["--steps", str(2**31)], "steps=2147483648: it must be at most"),
+        (["--tokens", str(10**30)], "steps=.*at most"),
+        (["--seeds", str(10**12)], "seeds=1000000000000: it must be at most 10,000"),
+        (["--seeds", "2", "--seeds-at-once", "3"], r"\(--seeds-at-once\)=3: there are only 2 seeds"),
+        (["--seeds-at-once", "0"], r"\(--seeds-at-once\)=0"),
+        (["--lr", "1e-60"], "lr.*float32"),
+        (["--lr", "1e39"], "lr.*float32"),
+        (["--lr", "inf"], "lr.*positive and finite"),
+        (["--margin", "inf"], "margin=inf"),
+        (["--config", ""], "--config is empty"),
+        (["--set", "dense.depth=3", "dense.depth=4"], "dense.depth=3 has no effect: dense.depth=4 comes after it"),
+        (["--arms", "dense", "tapered", "--set", "all.taper.schedule=linear"], "does not reach the arm tapered"),
+        (["--arms", "dense", "rising", "--set", "all.taper.start=1.25"], "does not reach the arm rising"),
+        (["--arms", "dense", "leviathan", "--set", "all.embedding.std=0.1"], "does not reach the arm leviathan"),
+        (["--arms", "dense", "gated-wide", "--set", "all.mixer.kind=titans"], "does not reach the arm gated-wide"),
+        (["--set", "dense.taper.start=2"], "dense.taper.start=2 has no effect: dense.taper.schedule is uniform"),
         (["--steps", "3", "--tokens", "1000"], "--steps and --tokens are both given"),
         (["--steps", "0"], "steps=0"),
         (["--preset", "200x6"], "preset 200x6, .*d_model=200 is not divisible"),
         (["--tokens", "0"], "--tokens 0: it must be at least 1"),
         (["--seeds", "0"], "seeds=0"),
-        (["--lr", "0.01", "-0.01"], "lr.*positive"),
+        (["--lr", "0.01", "-0.01"], r"lr\)=-0.01: it must be positive"),
         (["--lr", "nan"], "lr.*positive"),
         (["--lr", "0.01", "0.01"], "lr.*twice"),
         (["--margin", "-1"], "margin=-1"),
@@ -102,6 +136,15 @@ def told_before_reading(arguments):
 def test_bad_arguments_are_refused_in_one_line(arguments, told, here, capsys):
     assert re.search(told, refused(told_before_reading(arguments), capsys))
     assert list(here.iterdir()) == []
+
+
+def test_a_setting_that_reaches_every_arm_is_taken():
+    """By its match too, whatever that comes out at: a base of one layer where the matched depth is one either way."""
+    from eqx_slm.study.config import preset
+
+    for settings in (SMALL, ["all.depth=3", "dense.depth=4"], ["all.taper.schedule=cosine"], ["all.depth=2"]):
+        config = dataclasses.replace(preset("quick"), settings=tuple(settings))
+        assert set(config.resolve(2048)) == set(config.arms)
 
 
 @pytest.mark.parametrize("arguments", [["--steps", "many"], ["--pairing", "none"], ["--levithan"], ["--lr", "x"]])
@@ -188,7 +231,7 @@ def test_a_folder_that_holds_something_else_is_refused_before_data_is_read(here,
 @pytest.mark.parametrize("known", [True, False], ids=["vocabulary given", "vocabulary from data"])
 def test_a_dry_run_trains_nothing_and_writes_nothing(known, here, text, monkeypatch, capsys):
     monkeypatch.setattr("eqx_slm.study.dry_run.matmul_rate", lambda dtype: 1e9)
-    monkeypatch.setattr("eqx_slm.study.run.pair", lambda *a, **k: pytest.fail("it trained"))
+    monkeypatch.setattr("eqx_slm.study.study.run_study", lambda *a, **k: pytest.fail("it trained"))
     vocabulary = ["--vocab-size", "300"] if known else []
     assert main(["--data", text, *TINY, *vocabulary, "--dry-run", "--arms", "dense", "leviathan-flop"]) == 0
     output = capsys.readouterr()
@@ -209,8 +252,8 @@ def test_a_real_run_ends_with_a_verdict(here, text, capsys):
     assert data["stream"]["corpus"] == "text.txt" and data["config"]["settings"] == SMALL
     lines = output.out.splitlines()
     assert lines[0].startswith("reading ") and lines[-1].startswith(f"runs/{folder.name}/report.md")
-    assert any(line.startswith("dense-2") and "identical arms" in line for line in lines)
-    assert any(re.match(r"run 4/4 done: dense-2, seed 1: \d+ s", line) for line in lines)
+    assert any(line.startswith(" dense-2") and "identical arms" in line for line in lines)
+    assert any(re.match(r"run 4/4 done: dense-2 seed 1, lr 0.01: \d+ s", line) for line in lines)
     assert not re.search(r"[\x1b\r]", output.out)  # plain lines: this is no terminal
 
     # The same command again has the next number; its config.json replays it to the same numbers.
@@ -221,7 +264,8 @@ def test_a_real_run_ends_with_a_verdict(here, text, capsys):
     finals = [[run["final_nll"] for run in d["arms"]["dense"]["runs"]] for d in (data, again)]
     assert finals[0] == finals[1] and None not in finals[0]
     capsys.readouterr()
-    assert "finished run" in refused(["--config", "again/config.json", "--out", "again"], capsys)
+    assert main(["--config", "again/config.json", "--out", "again"]) == 0  # nothing is left to run
+    assert "run 4/4 was there: dense-2 seed 1" in capsys.readouterr().out
     assert "steps 4 -> 5" in refused(["--config", "again/config.json", "--out", "again", "--steps", "5"], capsys)
 
 
@@ -236,3 +280,104 @@ def test_options_change_a_preset_or_a_config():
     assert changed.learning_rates == (0.1, 0.2) and changed.seeds == 5
     assert changed.optimizer.schedule == "wsd" and changed.optimizer.beta2 == preset("quick").optimizer.beta2
     assert changed.stream.tokenizer == preset("quick").stream.tokenizer
+
+
+def changed(tmp_path, text, name="config.json"):
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return ["--config", str(tmp_path / name)]
+
+
+@pytest.fixture(scope="module")
+def config():
+    from eqx_slm.configs import to_dict
+    from eqx_slm.study.config import preset
+
+    return to_dict(preset("quick"))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda data: {}, "is no config of a study"),
+        (lambda data: [], "an object with the fields of PairConfig"),
+        (lambda data: "quick", "an object with the fields of PairConfig"),
+        (
+            lambda data: {"comparisons": [], "machine": {}},
+            "is a study's result, not a study's config: give the config.json",
+        ),
+        (lambda data: data["model"], "is a model's config"),
+        (lambda data: {k: v for k, v in data.items() if k != "arms"}, "is no config of a study"),
+        (lambda data: data | {"stepz": 3}, "unknown field 'stepz'"),
+        (lambda data: data | {"steps": "many"}, "steps='many': allowed is an integer"),
+        (lambda data: data | {"steps": True}, "steps=True"),
+        (lambda data: data | {"sample_tokens": -1}, "sample_tokens=-1"),
+        (lambda data: data | {"evaluations": 0}, "evaluations=0"),
+        (lambda data: data | {"compute_dtype": "float16"}, "compute_dtype='float16'"),
+        (lambda data: data | {"optimizer": data["optimizer"] | {"beta2": 1.0}}, "optimizer.beta2=1.0: .*below 1"),
+        (lambda data: data | {"optimizer": data["optimizer"] | {"eps": 0}}, "optimizer.eps=0.0: it must be positive"),
+        (lambda data: data | {"stream": data["stream"] | {"eval_tokens": 0}}, r"eval_tokens \(--eval-tokens\)=0"),
+        (lambda data: data | {"model": data["model"] | {"depth": [2]}}, r"model.depth=\[2\]"),
+        (lambda data: data | {"model": data["model"] | {"depth": 0}}, "model.depth=0: it must be at least 1"),
+    ],
+)
+def test_a_file_that_is_no_config_says_what_it_is(change, told, config, here, tmp_path, capsys):
+    line = refused(told_before_reading(changed(tmp_path, json.dumps(change(config)))), capsys)
+    assert re.search(told, line) and "config.json" in line
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (('"margin": 0.01', '"margin": NaN'), "config.json: margin is NaN"),
+        (('"margin": 0.01', '"margin": -Infinity'), "config.json: margin is -Infinity"),
+        (('"floor": 0.1', '"floor": 1e999'), "config.json: optimizer.floor is inf"),
+        (('"depth": 2', '"depth": 2, "depth": 3'), "config.json: model.depth is given twice"),
+        (('"margin": 0.01', '"margin": 0.01, "margin": 0.01'), "config.json: margin is given twice"),
+        (('"learning_rates": [0.01]', '"learning_rates": [0.01, NaN]'), r"config.json: learning_rates\[1\] is NaN"),
+        (("{", "{{"), "config.json is not JSON"),
+        (("quick", "\udcff"), "config.json is not JSON"),
+        (('"steps": 240', '"steps": ' + "9" * 5000), "config.json is not JSON"),
+    ],
+)
+def test_json_that_python_reads_and_nobody_means_is_refused(change, told, config, here, tmp_path, capsys):
+    text = json.dumps(config).replace(*change, 1).encode("utf-8", "surrogateescape")
+    assert re.search(told, refused(told_before_reading(changed(tmp_path, text)), capsys))
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_byte_order_mark_before_a_config_is_none(mark, config, tmp_path):
+    from eqx_slm.study.config import preset, read_config
+
+    _, path = changed(tmp_path, mark + json.dumps(config).encode())
+    assert read_config(Path(path)) == preset("quick")
+
+
+def test_a_setting_given_again_replaces_that_of_the_config(config, tmp_path):
+    from eqx_slm.study.command import Options, resolve
+
+    _, path = changed(tmp_path, json.dumps(config | {"settings": ["all.depth=3", "dense.d_model=32"]}))
+    assert resolve(Options(config=path, set=("all.depth=4",))).settings == ("dense.d_model=32", "all.depth=4")
+
+
+def test_the_text_field_reaches_the_data(monkeypatch):
+    from eqx_slm.study.command import Options, resolve
+
+    given = {}
+
+    def open_data(data="stdlib", tokenizer=None, *, text_field=None, **options):
+        given.update(data=data, text_field=text_field)
+
+    monkeypatch.setattr("eqx_slm.data.open.open_data", open_data)
+    resolve(Options(data="lines.jsonl", text_field="body")).stream.open()
+    assert given == {"data": "lines.jsonl", "text_field": "body"}
+    resolve(Options(data="lines.jsonl")).stream.open()
+    assert given["text_field"] is None
+
+
+def test_compiled_programs_are_needed(here, capsys):
+    import jax
+
+    with jax.disable_jit():
+        assert "JAX_DISABLE_JIT is set" in refused(told_before_reading([]), capsys)
+    assert list(here.iterdir()) == []

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import LENGTH, ROWS, tiny_model, tiny_stream
 
-from eqx_slm import OptimizerConfig, make_program, token_losses
-from eqx_slm.train import eval_steps, train_run, train_runs
+from eqx_slm import OptimizerConfig, UserError, make_program, token_losses
+from eqx_slm.train import RunConfig, eval_steps, train_run, train_runs
 
 STREAM = tiny_stream()
 OPTIMIZER = OptimizerConfig()
@@ -199,3 +199,27 @@ def test_models_seeds_and_replicates_are_of_one_number(program):
     arguments = dict(steps=1, learning_rate=1e-2, optimizer=OPTIMIZER, evaluate_at=(1,))
     with pytest.raises(ValueError, match="2 models, 2 seeds, a program of 1 replicates"):
         train_runs(program, [tiny_model()] * 2, STREAM, seeds=(0, 1), **arguments)
+
+
+WRONG = {
+    "steps": (0, -1, 10**30, 2**31),
+    "evaluations": (0, -3, 10**9),
+    "sample_tokens": (-1, -(10**20), 10**9),
+    "seeds_at_once": (0, -1, 10**12),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, wrong in WRONG.items() for value in wrong])
+def test_settings_that_no_run_could_use_are_refused(name, value):
+    with pytest.raises(UserError, match=f"^{name}.*=") as error:
+        RunConfig(**{name: value})
+    assert "\n" not in str(error.value) and len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize("value", [2.5, "10", True, None, float("nan"), [3]])
+def test_a_number_of_steps_is_a_whole_number(value):
+    """Called as a user's process does it, without the type checks of the tests."""
+    config = object.__new__(RunConfig)
+    config.__dict__.update(vars(RunConfig()) | {"steps": value})
+    with pytest.raises(UserError, match="steps="):
+        RunConfig.__post_init__(config)

@@ -19,6 +19,7 @@ from eqx_slm import (
     LowRankConfig,
     MLPConfig,
     OptimizerConfig,
+    UserError,
 )
 from eqx_slm.train import make_optimizer, parameter_groups
 from eqx_slm.train.checkpoint import named_arrays
@@ -194,6 +195,16 @@ def test_warm_up_rises_in_a_line_and_then_stays():
     assert (values(schedule="constant", warmup=0.0) == 1).all()
 
 
+@pytest.mark.parametrize("steps", [1, 7, 40, 240])
+def test_warm_up_is_optaxs_shifted_by_one(steps):
+    """No step at a rate of 0, and the last one below the peak: step i is step i + 1 of a rise over w + 1 steps."""
+    ours, warmup = values(steps, schedule="constant", warmup=0.2), max(1, round(0.2 * steps))
+    optaxs = optax.linear_schedule(0.0, 1.0, warmup + 1)
+    np.testing.assert_allclose(ours, [optaxs(step + 1) for step in range(steps)], rtol=1e-6)
+    usual = optax.linear_schedule(0.0, 1.0, warmup)
+    assert usual(0) == 0 < ours[0] and ours[warmup - 1] == pytest.approx(warmup / (warmup + 1)) and usual(warmup) == 1
+
+
 def test_cosine_ends_at_its_floor():
     rates = values(schedule="cosine", warmup=0.1, floor=0.25)
     assert rates[-1] == pytest.approx(0.25, abs=1e-12)
@@ -207,22 +218,29 @@ def test_wsd_stays_and_then_falls_in_a_line():
     np.testing.assert_allclose(rates[80:], 1 - 0.9 * np.arange(1, 21) / 20)
 
 
-@pytest.mark.parametrize(
-    "shares",
-    [
-        {"warmup": 1.0},
-        {"warmup": -0.1},
-        {"decay": 0.0},
-        {"warmup": 0.5, "decay": 0.6},
-        {"floor": -0.1},
-        {"floor": 1.1},
-        {"warmup": float("nan")},
-        {"clip_norm": 0.0},
-    ],
-)
-def test_shares_that_do_not_fit_are_refused(shares):
-    with pytest.raises(ValueError, match="|".join(f"{name}=" for name in shares)):
-        OptimizerConfig(schedule="wsd", **shares)
+NOT_A_SHARE = (-0.1, 1.1, float("nan"), float("inf"))
+WRONG = {
+    "beta1": (-0.1, 1.0, 1.5, 1 - 1e-9, float("nan")),
+    "beta2": (-0.1, 1.0, 1.5, 1 - 1e-9, float("nan"), float("inf")),
+    "eps": (-1.0, 0.0, 1e-50, float("nan"), float("inf")),
+    "weight_decay": (-1.0, -1e-12, float("nan"), float("inf")),
+    "clip_norm": (0.0, -1.0, float("nan"), float("inf")),
+    "warmup": (1.0, *NOT_A_SHARE),
+    "decay": (0.0, *NOT_A_SHARE),
+    "floor": NOT_A_SHARE,
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, wrong in WRONG.items() for value in wrong])
+def test_what_no_run_could_use_is_refused(name, value):
+    with pytest.raises(UserError, match=f"{name}=") as error:
+        OptimizerConfig(schedule="wsd", **{name: value})
+    assert "\n" not in str(error.value)
+
+
+def test_shares_have_to_fit_into_the_run():
+    with pytest.raises(UserError, match="warmup=0.5, decay=0.6"):
+        OptimizerConfig(schedule="wsd", warmup=0.5, decay=0.6)
 
 
 def test_only_wsd_asks_for_a_decay_that_fits():

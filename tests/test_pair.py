@@ -12,7 +12,7 @@ import pytest
 from tiny import GENERATOR, LENGTH, ROWS, VOCAB, WIDTH, tiny_config, tiny_stream
 
 from eqx_slm import OptimizerConfig, TokenEmbedding, UserError, build, cooccurrence_order, frequency_order, pair
-from eqx_slm.study.trials import order_for
+from eqx_slm.build import order_for
 
 STREAM = tiny_stream()
 DENSE = tiny_config()
@@ -86,7 +86,7 @@ def without_times(data):
     for arm in data["arms"].values():
         del arm["compile_seconds"]
         for run in arm["runs"] + arm["all_runs"]:
-            del run["train_seconds"], run["tokens_per_second"]
+            del run["train_seconds"], run["tokens_per_second"], run["compile_seconds"]
     for comparison in data["comparisons"]:
         del comparison["time_ratio"]
     return data
@@ -209,8 +209,8 @@ def test_an_order_comes_from_the_streams_training_split():
         ({}, {}, "no arms"),
         ({"small": tiny_config(vocab_size=63)}, {}, "arm small .*63.*at least 64"),
         ({"small": lambda key: build(tiny_config(vocab_size=63), key=key)}, {}, "arm small .*63.*64"),
-        ({"dense": DENSE}, {"seeds": 0}, "at least one"),
-        ({"dense": DENSE}, {"steps": 0}, "at least one"),
+        ({"dense": DENSE}, {"seeds": 0}, "seeds=0: .*at least 1"),
+        ({"dense": DENSE}, {"steps": 0}, "steps=0: .*at least 1"),
         ({"dense": DENSE}, {"learning_rates": ()}, "at least one"),
         ({"dense": DENSE}, {"margin": float("nan")}, "margin"),
         ({"dense": DENSE}, {"margin": -1.0}, "margin"),
@@ -218,7 +218,14 @@ def test_an_order_comes_from_the_streams_training_split():
         ({"dense": DENSE}, {"learning_rates": (1e-2, 1e-2)}, "learning_rates"),
         ({"dense": DENSE}, {"learning_rates": (float("nan"),)}, "learning_rates"),
         ({"dense": DENSE}, {"seeds": (1, 1)}, "seeds"),
-        ({"dense": DENSE}, {"seeds_at_once": 0}, "seeds_at_once=0.*at least 1"),
+        ({"dense": DENSE}, {"seeds_at_once": 0}, "seeds_at_once .*=0.*at least 1"),
+        ({"dense": DENSE}, {"seeds_at_once": 3}, "seeds_at_once .*=3: there are only 2 seeds"),
+        ({"dense": DENSE}, {"seeds": 10**12}, "seeds=1000000000000: it must be at most 10,000"),
+        ({"dense": DENSE}, {"seeds": range(10**12)}, "seeds=1000000000000"),
+        ({"dense": DENSE}, {"sample_tokens": -1}, "sample_tokens=-1"),
+        ({"dense": DENSE}, {"evaluations": 0}, "evaluations=0"),
+        ({"dense": DENSE}, {"steps": 10**30}, "steps=.*at most"),
+        ({"dense": DENSE}, {"learning_rates": (1e-60,)}, "in float32"),
     ],
 )
 def test_what_cannot_be_paired_is_refused_before_training(arms, options, told):

@@ -1,57 +1,36 @@
-"""A study on disk: what the folder holds, when it is refused, and that it replays and loads back."""
+"""A study on disk: what the folder holds, that rows are not run again, when it is refused, and that it loads back."""
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
-from tiny import GENERATOR, VOCAB, tiny_config, tiny_stream
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import VOCAB
+from tiny_study import CONFIG, STREAM, Finished, finished
 
-from eqx_slm import LanguageModel, PairConfig, UserError, load_run, random_order, run_pair
-from eqx_slm.study.arms import Tuned
-from eqx_slm.study.config import StreamConfig
-from eqx_slm.study.run import config_hash, read_config, run_folder
+from eqx_slm import LanguageModel, UserError, load_run, pair, random_order, run_pair
+from eqx_slm.files import LOCK, Lock, folder_name
+from eqx_slm.study.config import read_config
+from eqx_slm.study.folder import Folder, check_folder, config_hash, read_rows
 from eqx_slm.train.checkpoint import named_arrays
-
-STREAM = tiny_stream()
-CONFIG = PairConfig(
-    name="tiny",
-    arms=("dense", "leviathan"),
-    settings=("leviathan.embedding.order=random",),
-    model=tiny_config(),
-    tuned=Tuned(generator=GENERATOR),
-    stream=StreamConfig(data="none: given", sequence_length=STREAM.sequence_length, batch_size=STREAM.batch_size),
-    seeds=2,
-    steps=4,
-    learning_rates=(1e-2,),
-    evaluations=2,
-    sample_tokens=3,
-)
-
-
-class Finished:
-    """A finished run: its folder, its result, the trained models as events told them, by arm and seed."""
-
-    def __init__(self, folder, **changes):
-        self.models, self.folders = {}, []
-        self.folder, self.result = run_pair(
-            dataclasses.replace(CONFIG, **changes),
-            out=folder,
-            stream=STREAM,
-            on_event=self.note,
-            on_folder=self.folders.append,
-        )
-
-    def note(self, event):
-        if event.kind == "run":
-            self.models[event.arm, event.seed, event.learning_rate] = event.model
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return Finished(tmp_path_factory.mktemp("run") / "study")
+def run():
+    return finished()
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    """A finished folder to change."""
+    return shutil.copytree(run.folder, tmp_path / "study")
 
 
 def refused(match, call, *arguments, **options):
@@ -63,37 +42,30 @@ def refused(match, call, *arguments, **options):
 def test_the_folder_holds_everything(run):
     files = {path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*") if path.is_file()}
     models = {
-        f"{arm}/seed-{seed}/{file}"
+        f"{arm}/seed-{seed}/lr-0.01/{file}"
         for arm in ("dense", "leviathan")
         for seed in (0, 1)
         for file in ("model.json", "model.safetensors")
     }
-    assert files == models | {
-        "config.json",
-        "metrics.jsonl",
-        "result.json",
-        "report.md",
-        "curves.png",
-        "curves.svg",
-    }
+    own = {"config.json", "runs.jsonl", "metrics.jsonl", "result.json", "report.md", "curves.png", "curves.svg"}
+    assert files == models | own
     assert run.folders == [run.folder]
 
 
-def test_result_and_metrics_are_strict_json(run):
+def test_result_rows_and_metrics_are_strict_json(run):
     data = json.loads((run.folder / "result.json").read_text(), parse_constant=pytest.fail)
     assert data == run.result.data
-    assert data["name"] == "tiny" and data["config"]["arms"] == ["dense", "leviathan"]
+    assert data["name"] == "tiny" and data["config"]["arms"] == ["dense", "leviathan"] and data["format"] == 2
     assert str(run.folder / "config.json") in data["replay"]
-    text = (run.folder / "metrics.jsonl").read_text()
-    lines = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
-    told = [(line["arm"], line["seed"], line["evaluation"]) for line in lines if line["evaluation"]]
-    wanted = [
-        (arm, seed, evaluation)
-        for seed in (0, 1)
-        for arm, entry in data["arms"].items()
-        for evaluation in entry["runs"][seed]["evals"]
+    lines = [
+        json.loads(line, parse_constant=pytest.fail) for line in (run.folder / "metrics.jsonl").read_text().splitlines()
     ]
-    assert told == wanted and len(told) == 8
+    told = [(line["arm"], line["seed"], line["evaluation"]) for line in lines if line["evaluation"]]
+    rows = [
+        json.loads(line, parse_constant=pytest.fail) for line in (run.folder / "runs.jsonl").read_text().splitlines()
+    ]
+    assert told == [(row["arm"], row["seed"], each) for row in rows for each in row["evals"]] and len(told) == 8
+    assert [row["seed"] for row in rows] == [0, 0, 1, 1]  # an interrupted study holds whole pairs
     assert run.result.verdicts["leviathan"] in (run.folder / "report.md").read_text()
 
 
@@ -101,16 +73,120 @@ def test_the_config_that_was_written_replays_to_the_same_result(run, tmp_path):
     config = read_config(run.folder / "config.json")
     assert config == CONFIG
     again, result = run_pair(config, out=tmp_path / "again", stream=STREAM)
-    changing = ("created", "seconds", "replay", "arms", "comparisons")
-    same = [{k: v for k, v in data.items() if k not in changing} for data in (run.result.data, result.data)]
-    assert same[0] == same[1]
     for name, arm in run.result.data["arms"].items():
         for mine, other in zip(arm["runs"], result.data["arms"][name]["runs"], strict=True):
             assert mine["evals"] == other["evals"] and mine["sample"] == other["sample"]
-    differences = [data.comparisons[0]["differences"] for data in (run.result, result)]
-    assert differences[0] == differences[1]
+    assert [row.key for row in read_rows(run.folder / "runs.jsonl")] == [
+        row.key for row in read_rows(again / "runs.jsonl")
+    ]
     for path in run.folder.rglob("model.*"):
         assert path.read_bytes() == (again / path.relative_to(run.folder)).read_bytes()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rows that are there
+
+
+def test_a_finished_study_is_not_run_again(run, copy):
+    again = Finished(copy)
+    assert set(again.kinds) == {"kept"} and len(again.kinds) == 4
+    assert again.result.comparisons == run.result.comparisons
+    assert (copy / "runs.jsonl").read_bytes() == (run.folder / "runs.jsonl").read_bytes()
+
+
+def test_a_study_goes_on_where_it_stopped(run, tmp_path):
+    class Stop(Exception):
+        pass
+
+    done = []
+
+    def stop(event):
+        done.append(event.kind)
+        if done.count("run") == 3:
+            raise Stop
+
+    folder = tmp_path / "study"
+    with pytest.raises(Stop):
+        run_pair(CONFIG, out=folder, stream=STREAM, on_event=stop)
+    assert not (folder / "result.json").exists() and len(read_rows(folder / "runs.jsonl")) == 3
+    with open(folder / "runs.jsonl", "ab") as file:
+        file.write(b'{"key": "cut')  # it died while it wrote the fourth
+    again = Finished(folder)
+    assert again.kinds.count("kept") == 3 and again.kinds.count("run") == 1
+    assert again.result.comparisons[0]["differences"] == run.result.comparisons[0]["differences"]
+    assert again.result.comparisons[0]["curve"] == run.result.comparisons[0]["curve"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "new"),
+    [
+        ({"seeds": 3}, 2),
+        ({"arms": ("dense", "leviathan", "dense")}, 2),
+        ({"arms": ("dense", "leviathan", "low-rank"), "settings": (*CONFIG.settings, "low-rank.embedding.rank=2")}, 2),
+        ({"learning_rates": (1e-2, 1e-30)}, 4),
+        ({"seeds": 1}, 0),
+    ],
+)
+def test_a_study_is_extended(run, copy, changes, new):
+    more = Finished(copy, **changes)
+    assert more.kinds.count("run") == new
+    for name in ("dense", "leviathan"):
+        arms = (r.data["arms"][name] for r in (more.result, run.result))
+        mine, old = ([r for r in arm["all_runs"] or arm["runs"] if r["learning_rate"] == 1e-2][0] for arm in arms)
+        assert mine == old  # to the digit, its seconds too: it was not run again
+    assert len(more.result.data["arms"]["dense"]["runs"]) == changes.get("seeds", 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"steps": 5, "margin": 0.5}, r"another config \(steps 4 -> 5; margin 0.01 -> 0.5\)"),
+        ({"optimizer": dataclasses.replace(CONFIG.optimizer, beta2=0.9)}, r"optimizer.beta2 0.98 -> 0.9"),
+        ({"settings": ("leviathan.embedding.order=tokenizer",)}, "'leviathan', seed 0, rate 0.01, with another config"),
+        ({"settings": (*CONFIG.settings, "all.depth=2")}, "holds a run of 'dense'"),
+        ({"seeds_at_once": 2}, "seeds_at_once 1 -> 2"),
+    ],
+)
+def test_a_row_that_would_mean_something_else_is_refused(run, copy, changes, told):
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    refused(told, run_pair, dataclasses.replace(CONFIG, **changes), out=copy, stream=STREAM)
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
+def test_other_data_are_other_rows(copy):
+    from tiny import tiny_stream
+
+    refused("other data", run_pair, CONFIG, out=copy, stream=tiny_stream(seed=5))
+
+
+def test_a_line_that_is_no_row_is_named(copy):
+    lines = (copy / "runs.jsonl").read_bytes().splitlines(keepends=True)
+    for wrong in (b"{}\n", b"[1]\n", b'"x"\n', b"\xff\n", lines[0].replace(b'"seed"', b'"sede"')):
+        (copy / "runs.jsonl").write_bytes(lines[0] + wrong + lines[2])
+        refused("runs.jsonl, line 2: this is no run", run_pair, CONFIG, out=copy, stream=STREAM)
+
+
+def test_pair_with_a_folder_writes_what_the_command_writes(tmp_path):
+    from tiny import tiny_config
+
+    arms = {"dense": tiny_config(), "../odd/name": lambda key: __import__("eqx_slm").build(tiny_config(), key=key)}
+    options = {"seeds": 1, "steps": 2, "evaluations": 1, "learning_rates": (1e-2,), "out": tmp_path / "study"}
+    result = pair(arms, STREAM, **options)
+    files = {path.name for path in (tmp_path / "study").iterdir()}
+    assert {"config.json", "runs.jsonl", "metrics.jsonl", "result.json", "report.md", "curves.svg", "dense"} <= files
+    assert os.listdir(tmp_path) == ["study"] and folder_name("../odd/name") in files
+    assert json.loads((tmp_path / "study" / "result.json").read_text()) == result.data
+    events = []
+    again = pair(arms, STREAM, **options, on_event=events.append)
+    assert {event.kind for event in events} == {"kept"} and again.verdicts == result.verdicts
+    changed = {**arms, "../odd/name": lambda key: __import__("eqx_slm").build(tiny_config(depth=2), key=key)}
+    refused("holds a run of '../odd/name'", pair, changed, STREAM, **options)
+    refused("was a function", load_run, tmp_path / "study", arm="../odd/name")
+    assert isinstance(load_run(tmp_path / "study"), LanguageModel)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models
 
 
 def test_models_load_back_bit_for_bit(run):
@@ -135,8 +211,7 @@ def test_a_model_that_is_not_there_is_refused_with_those_that_are(run, tmp_path)
 
 
 def test_damaged_models_are_named(run, tmp_path):
-    folder = tmp_path / "copy"
-    shutil.copytree(run.folder / "dense" / "seed-0", folder)
+    folder = shutil.copytree(run.folder / "dense" / "seed-0" / "lr-0.01", tmp_path / "copy")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
     refused(str(weights), load_run, folder)
@@ -144,73 +219,51 @@ def test_damaged_models_are_named(run, tmp_path):
     refused("model.json is not JSON", load_run, folder)
 
 
+def test_a_sweep_loads_the_model_at_the_chosen_rate(tmp_path):
+    run = Finished(tmp_path / "swept", arms=("dense",), settings=(), learning_rates=(1e-6, 3e-2), sample_tokens=0)
+    assert run.result.data["arms"]["dense"]["learning_rate"] == 3e-2
+    for seed in (0, 1):
+        for rate in (None, 1e-6, 3e-2):
+            kept = load_run(run.folder, seed=seed, rate=rate).head.weight
+            np.testing.assert_array_equal(kept, run.models["dense", seed, rate or 3e-2].head.weight)
+    refused("2 models fit; say which of", load_run, run.folder / "dense" / "seed-0")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# Which folder
+# Which folder, and who is in it
 
 
 def test_the_first_free_number(tmp_path):
     stem = f"tiny-{config_hash(CONFIG)}"
-    assert run_folder(CONFIG, None, tmp_path) == tmp_path / f"{stem}-0"
-    (tmp_path / f"{stem}-0").mkdir()
-    (tmp_path / f"{stem}-1").mkdir()
-    (tmp_path / f"{stem}-3").mkdir()
-    assert run_folder(CONFIG, None, tmp_path) == tmp_path / f"{stem}-2"
+    for n in (0, 1, 3):
+        (tmp_path / f"{stem}-{n}").mkdir()
+    with Folder(None, CONFIG, name="tiny", runs=tmp_path) as folder:
+        assert folder.path == tmp_path / f"{stem}-2"
     other = dataclasses.replace(CONFIG, steps=5)
     assert config_hash(other) != config_hash(CONFIG) == config_hash(dataclasses.replace(CONFIG))
-    assert run_folder(other, None, tmp_path).name.endswith("-0")
-
-
-def test_a_finished_run_is_never_written_over(run):
-    refused("holds a finished run of this config", run_folder, CONFIG, run.folder, run.folder)
-    other = dataclasses.replace(CONFIG, steps=5, margin=0.5)
-    refused(r"another config \(steps 4 -> 5; margin 0.01 -> 0.5\)", run_folder, other, run.folder, run.folder)
-    before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")}
-    refused("finished", run_pair, CONFIG, out=run.folder, stream=STREAM)
-    assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*")} == before
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    refused("is a file", run_folder, CONFIG, tmp_path / "file", tmp_path)
-    refused("holds files that are no run", run_folder, CONFIG, tmp_path, tmp_path)
-    assert run_folder(CONFIG, tmp_path / "new", tmp_path) == tmp_path / "new"
+    refused("is a file", check_folder, tmp_path / "file", CONFIG)
+    refused("is a file", check_folder, tmp_path / "file" / "study", CONFIG)
+    refused("holds files that are no run", check_folder, tmp_path, CONFIG)
+    refused("/dev/null is a file", run_pair, CONFIG, out="/dev/null", stream=STREAM)
+    refused("cannot make the run folder /proc", run_pair, CONFIG, out="/proc/study", stream=STREAM)
+    check_folder(tmp_path / "new", CONFIG)
     (tmp_path / "empty").mkdir()
-    assert run_folder(CONFIG, tmp_path / "empty", tmp_path) == tmp_path / "empty"
-    (tmp_path / "empty" / "config.json").write_text("{")
-    refused("config.json is not JSON", run_folder, CONFIG, tmp_path / "empty", tmp_path)
+    check_folder(tmp_path / "empty", CONFIG)
+    for text, told in (("{", "is not JSON"), ("[]", "is no config of a study")):
+        (tmp_path / "empty" / "config.json").write_text(text)
+        refused(f"config.json {told}", check_folder, tmp_path / "empty", CONFIG)
+    assert sorted(os.listdir(tmp_path)) == ["empty", "file"] and os.listdir(tmp_path / "empty") == ["config.json"]
 
 
-def test_a_run_that_was_interrupted_starts_again(run, tmp_path):
-    class Stop(Exception):
-        pass
-
-    def stop(event):
-        if event.kind == "run":
-            raise Stop
-
-    folder = tmp_path / "study"
-    with pytest.raises(Stop):
-        run_pair(CONFIG, out=folder, stream=STREAM, on_event=stop)
-    assert read_config(folder / "config.json") == CONFIG and not (folder / "result.json").exists()
-    assert list(folder.glob("dense/*/model.safetensors"))
-    (folder / "notes").mkdir()
-    (folder / "notes" / "mine.txt").write_text("not the run's")
-    (folder / "notes" / "seed-words.txt").write_text("not the run's either")
-    refused("another config", run_folder, dataclasses.replace(CONFIG, seeds=3), folder, tmp_path)
-    _, result = run_pair(CONFIG, out=folder, stream=STREAM)
-    assert result.comparisons[0]["differences"] == run.result.comparisons[0]["differences"]
-    assert len(list(folder.glob("*/*/model.safetensors"))) == 4 and (folder / "notes" / "mine.txt").exists()
-    assert (folder / "metrics.jsonl").read_text().count('"step": 4') == 2 * 4  # nothing of the first attempt is left
-
-
-def test_a_sweep_keeps_the_models_at_the_chosen_rates(tmp_path):
-    run = Finished(tmp_path / "swept", arms=("dense",), settings=(), learning_rates=(1e-6, 3e-2), sample_tokens=0)
-    entry = run.result.data["arms"]["dense"]
-    assert entry["learning_rate"] == 3e-2
-    assert sorted(p.name for p in (run.folder / "dense").iterdir()) == ["seed-0", "seed-1"]
-    for seed in (0, 1):
-        kept = load_run(run.folder, seed=seed).head.weight
-        np.testing.assert_array_equal(kept, run.models["dense", seed, 3e-2].head.weight)
+def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "locked").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # for root every folder is open
+    for name in ("locked", "locked/study"):
+        refused("no permission to write there", run_pair, CONFIG, out=tmp_path / name, stream=STREAM)
 
 
 def test_nothing_is_written_where_an_arm_does_not_fit_the_stream(tmp_path):
@@ -219,6 +272,44 @@ def test_nothing_is_written_where_an_arm_does_not_fit_the_stream(tmp_path):
     assert not (tmp_path / "study").exists()
 
 
-def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
-    (tmp_path / "file").write_text("")
-    refused("cannot make the run folder", run_pair, CONFIG, out=tmp_path / "file" / "study", stream=STREAM)
+def test_a_second_run_in_a_folder_is_told_who_is_there(copy):
+    with Folder(copy, CONFIG):
+        refused(f"is in use by process {os.getpid()} on ", run_pair, CONFIG, out=copy, stream=STREAM)
+        refused("is in use by process", check_folder, copy, CONFIG)
+        # From another process too, and before it has read any data.
+        code = "import sys; from eqx_slm.study.command import main; sys.exit(main(sys.argv[1:]))"
+        told = ["--config", str(copy / "config.json"), "--data", "no/such/file", "--out", str(copy)]
+        done = subprocess.run([sys.executable, "-c", code, *told], capture_output=True, text=True)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert f"is in use by process {os.getpid()}" in done.stderr
+    assert not (copy / LOCK).exists()
+    assert set(Finished(copy).kinds) == {"kept"}  # it is free again
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+    """Killed, it leaves a file and no lock."""
+    code = "import os, sys, pathlib; from eqx_slm.files import Lock; l = Lock(pathlib.Path(sys.argv[1])); os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == 9
+    assert (tmp_path / LOCK).exists()
+    Lock(tmp_path).release()
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_folders_without_a_name_are_never_shared(tmp_path):
+    """Twelve that start at once get twelve folders."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def make(_):
+        with Folder(None, CONFIG, runs=tmp_path) as folder:
+            return folder.path
+
+    with ThreadPoolExecutor(12) as pool:
+        assert len(set(pool.map(make, range(12)))) == 12
+
+
+@given(st.text(min_size=1) | st.from_regex(r"[./\\\x00-]+|[\w .]+", fullmatch=True))
+def test_any_name_names_one_folder_here(name):
+    made = folder_name(name)
+    assert made not in (".", "..") and not set(made) & set("/\\\x00\n") and 0 < len(made.encode()) <= 150
+    assert folder_name(made) == made  # what is a folder's name stays
+    assert folder_name(name + "/") != made

@@ -107,6 +107,16 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+def changed(name: str, base: ModelConfig, tuned: Tuned) -> ModelConfig:
+    """The base with a named arm's change, not yet matched; `UserError` for an unknown arm and for what cannot be."""
+    if name not in RECIPES:
+        raise UserError(f"unknown arm {name!r}; allowed: {', '.join(RECIPES)}")
+    try:
+        return RECIPES[name].change(base, tuned)
+    except ValueError as error:
+        raise UserError(f"arm {name}: {error}") from None
+
+
 def make_arm(name: str, base: ModelConfig, tuned: Tuned, settings: tuple[str, ...] = ()) -> Arm:
     """A named arm.
 
@@ -120,26 +130,23 @@ def make_arm(name: str, base: ModelConfig, tuned: Tuned, settings: tuple[str, ..
 
     **Raises:** `UserError` for an unknown arm or field.
     """
-    if name not in RECIPES:
-        raise UserError(f"unknown arm {name!r}; allowed: {', '.join(RECIPES)}")
-    recipe = RECIPES[name]
-    config = recipe.change(base, tuned)
+    config, known = changed(name, base, tuned), RECIPES[name]
     for setting in settings:
         path, _, text = setting.partition("=")
         config = set_field(config, path, text)
-    varied = {"depth": "depth=", "d_ff": "channel.d_ff=", "d_model": "d_model="}[recipe.vary]
+    varied = {"depth": "depth=", "d_ff": "channel.d_ff=", "d_model": "d_model="}[known.vary]
     held = any(setting.startswith(varied) for setting in settings)  # said by hand: nothing is left to match with
     try:
         _check(config)
-        if recipe.match is None or held:
+        if known.match is None or held:
             return Arm(name, config)
-        solve = match_parameters if recipe.match == "parameters" else match_flops
-        found = solve(config, base, recipe.vary)
+        solve = match_parameters if known.match == "parameters" else match_flops
+        found = solve(config, base, known.vary)
     except UserError:
         raise
     except ValueError as error:
         raise UserError(f"arm {name}: {error}") from None
-    return Arm(name, found.config, found, recipe.match)
+    return Arm(name, found.config, found, known.match)
 
 
 def _check(config: ModelConfig) -> None:

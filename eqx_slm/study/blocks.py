@@ -126,9 +126,7 @@ def escaped(text: str) -> str:
     text = re.sub(r"([\\`*\[\]<>|~$])", r"\\\1", visible(text))
     text = re.sub(r"&(?=#?\w+;)", r"\\&", text).replace("://", ":\\//").replace("www.", "www\\.")
     text = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)  # within a word it is only itself
-    return re.sub(
-        r"^([#+-]|\d+(?=[.)]))(?=[ .)])", lambda m: m[1][:-1] + "\\" + m[1][-1] if m[1] in "#+-" else m[0], text
-    )
+    return re.sub(r"^([#+-]|\d+[.)])(?= )", lambda m: m[1][:-1] + "\\" + m[1][-1], text.lstrip(" "))
 
 
 def _inline(text: Text) -> str:

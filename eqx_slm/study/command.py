@@ -17,7 +17,26 @@ if TYPE_CHECKING:  # the command answers --help without loading jax
 
 
 @dataclass(frozen=True)
-class Options:
+class StudyOptions:
+    """Run a study; what is left out is as its script says."""
+
+    out: str | None = None
+    """The run folder: new, empty, or one of the same study, which then goes on (more seeds, arms, rates)."""
+    seeds: int | None = None
+    """How many paired seeds."""
+    steps: int | None = None
+    """Training steps of every run."""
+    lr: tuple[float, ...] | None = None
+    """Peak learning rate; several are swept for every arm."""
+    data: str | None = None
+    """stdlib, tiny_shakespeare, ptb, wikitext-2, a text file, a folder of text files, a folder that
+    `python -m eqx_slm.data prepare` wrote, stream:FILES to tokenize on the fly, mix:0.7=A,0.3=B of prepared folders."""
+    dry_run: Annotated[bool, "flag"] = field(default=False)
+    """Print ledger, FLOPs, memory and a rough time per arm; train nothing."""
+
+
+@dataclass(frozen=True)
+class Options(StudyOptions):
     """Train a matched pair on real text and get a verdict with an interval.
 
     Every option left out comes from the preset; a run is replayed exactly with --config and the config.json it wrote.
@@ -32,9 +51,6 @@ class Options:
     set: tuple[str, ...] = ()
     """Fields of arms, ARM.FIELD=VALUE, such as leviathan-deep.embedding.rank=32; all.FIELD changes the
     base model that every arm is made from."""
-    data: str | None = None
-    """stdlib, tiny_shakespeare, ptb, wikitext-2, a text file, a folder of text files, a folder that
-    `python -m eqx_slm.data prepare` wrote, stream:FILES to tokenize on the fly, mix:0.7=A,0.3=B of prepared folders."""
     data_root: str | None = None
     """The folder that holds the named corpora."""
     text_field: str | None = None
@@ -49,14 +65,8 @@ class Options:
     """Tokens a sequence."""
     batch_size: int | None = None
     """Sequences a batch."""
-    seeds: int | None = None
-    """How many paired seeds."""
-    steps: int | None = None
-    """Training steps of every run."""
     tokens: int | None = None
     """Training tokens of every run, rounded up to whole steps; instead of --steps."""
-    lr: tuple[float, ...] | None = None
-    """Peak learning rate; several are swept for every arm."""
     margin: float | None = None
     """Nats a token below which a difference does not matter."""
     pairing: Literal["full", "data-only"] | None = None
@@ -71,30 +81,8 @@ class Options:
     """How many seeds of an arm one program trains; one without it."""
     name: str | None = None
     """Name of the run folder."""
-    out: str | None = None
-    """The run folder itself: new, empty, or one of the same study, which then goes on (more seeds, arms, rates)."""
     config: str | None = None
     """Replay a config.json; other options change it."""
-    dry_run: Annotated[bool, "flag"] = field(default=False)
-    """Print ledger, FLOPs, memory and a rough time per arm; train nothing."""
-
-
-@dataclass(frozen=True)
-class StudyOptions:
-    """Run a study; what is left out is as its script says."""
-
-    out: str | None = None
-    """The run folder: new, empty, or one of the same study, which then goes on; runs/NAME-... without it."""
-    seeds: int | None = None
-    """How many paired seeds."""
-    steps: int | None = None
-    """Training steps of every run."""
-    lr: tuple[float, ...] | None = None
-    """Peak learning rates."""
-    data: str | None = None
-    """The text, as for pair.py."""
-    dry_run: Annotated[bool, "flag"] = field(default=False)
-    """Print ledger, FLOPs, memory and a rough time per arm; train nothing."""
 
 
 def resolve(options: Options) -> "PairConfig":
@@ -104,6 +92,8 @@ def resolve(options: Options) -> "PairConfig":
     from ..data.open import prepared_tokenizer
     from .config import StreamConfig, preset, read_config, replaced_settings
 
+    if options.config is not None and not options.config.strip():
+        raise UserError("--config is empty: name a config.json, or leave it out")
     if options.config and options.preset != "quick":
         raise UserError(f"--config and --preset {options.preset} are given: a config replaces the preset")
     if options.steps is not None and options.tokens is not None:
@@ -193,9 +183,10 @@ def _run(study: "Study", at: Callable[[Any], "Study"], out: str | None, document
     from .progress import Progress
     from .report import summary
     from .runner import distinct_share
-    from .study import run_study
+    from .study import check_compiling, run_study
     from .terminal import print_blocks
 
+    check_compiling()
     keep_freed_memory()
     use_compile_cache()
     console, started = _console(), time.perf_counter()

@@ -3,21 +3,21 @@
 import dataclasses
 import inspect
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..build import ModelConfig
-from ..configs import check_integer, check_number, differences, from_dict, read_json, set_field
+from ..configs import check_integer, check_number, from_dict, read_json, set_field
 from ..errors import UserError
 from ..nn.attention import AttentionConfig
 from ..nn.leviathan import LeviathanConfig
 from ..nn.table import TableConfig
 from ..train.loop import RunConfig
-from .arms import Arm, Tuned, make_arm
+from .arms import Arm, Tuned, changed, make_arm
 
 if TYPE_CHECKING:
     from ..data import Stream
@@ -142,28 +142,34 @@ class PairConfig(RunConfig):
         """
         labels = self.labels()
         try:
-            start = dataclasses.replace(
+            base = dataclasses.replace(
                 self.model, vocab_size=vocab_size, padding_ids=padding, context=self.stream.sequence_length
             )
         except ValueError as error:
             raise UserError(str(error)) from None
-        settings = [split_setting(setting, labels) for setting in self.settings]
-        _check_twice(settings)
-        base = start
-        for _, field in (each for each in settings if each[0] == "all"):
-            base = _set_where_it_matters(base, field, labels, self.arms, self.tuned)
+        fields: dict[str, list[str]] = {"all": [], **{label: [] for label in labels}}
+        for arm, field in (split_setting(setting, labels) for setting in self.settings):
+            if again := [each for each in fields[arm] if each.partition("=")[0] == field.partition("=")[0]]:
+                raise UserError(f"--set {arm}.{again[0]} has no effect: {arm}.{field} comes after it; give one")
+            fields[arm].append(field)
+        for field in fields["all"]:
+            base = _base_with(base, field, dict(zip(labels, self.arms, strict=True)), self.tuned)
         arms = {}
         for label, name in zip(labels, self.arms, strict=True):
-            own = tuple(field for arm, field in settings if arm == label)
-            arm = arms[label] = dataclasses.replace(make_arm(name, base, self.tuned, own), name=label)
-            for field in (field for arm, field in settings if arm in (label, "all")):
-                _check_taper(label, arm.config, field)
-            if (arm.config.vocab_size, arm.config.context) != (vocab_size, self.stream.sequence_length):
+            arm = make_arm(name, base, self.tuned, tuple(fields[label]))
+            config, size = arm.config, self.stream.sequence_length
+            if (config.vocab_size, config.context) != (vocab_size, size):
                 raise UserError(
-                    f"arm {label}: vocab_size={arm.config.vocab_size}, context={arm.config.context}, but the data has "
-                    f"{vocab_size} ids in sequences of {self.stream.sequence_length}: these are the same for all arms, "
+                    f"arm {label}: vocab_size={config.vocab_size}, context={config.context}, but the data has "
+                    f"{vocab_size} ids in sequences of {size}: these are the same for all arms, "
                     "set them with --vocab-size and --sequence-length"
                 )
+            tapers = [each for each in (*fields["all"], *fields[label]) if each.startswith("taper.")]
+            if tapers and config.taper.schedule == "uniform" and not tapers[0].startswith("taper.schedule="):
+                raise UserError(
+                    f"--set {label}.{tapers[0]} has no effect: {label}.taper.schedule is uniform, set it too"
+                )
+            arms[label] = dataclasses.replace(arm, name=label)
         return arms
 
 
@@ -189,46 +195,29 @@ def replaced_settings(settings: tuple[str, ...], new: tuple[str, ...]) -> tuple[
     return (*(setting for setting in settings if setting.partition("=")[0] not in fields), *new)
 
 
-def _check_twice(settings: Iterable[tuple[str, str]]) -> None:
-    seen: dict[tuple[str, str], str] = {}
-    for arm, field in settings:
-        path = field.partition("=")[0]
-        if (arm, path) in seen:
-            raise UserError(f"--set {arm}.{seen[arm, path]} has no effect: {arm}.{field} comes after it; give one")
-        seen[arm, path] = field
-
-
-def _set_where_it_matters(base: ModelConfig, field: str, labels: Any, names: Any, tuned: Tuned) -> ModelConfig:
+def _base_with(base: ModelConfig, field: str, arms: Mapping[str, str], tuned: Tuned) -> ModelConfig:
     """The base with a field set; `UserError` where an arm puts something of its own in that field's place."""
     path, _, text = field.partition("=")
-    changed = set_field(base, path, text)
-    if changed != base:
-        for label, name in zip(labels, names, strict=True):
-            if not differences(make_arm(name, base, tuned).config, make_arm(name, changed, tuned).config):
-                raise UserError(
-                    f"--set all.{field} does not reach the arm {label}, which sets its own {path.partition('.')[0]}: "
-                    f"set the field by arm, such as {label}.{field}"
-                )
-    return changed
-
-
-def _check_taper(label: str, config: ModelConfig, field: str) -> None:
-    path = field.partition("=")[0]
-    if path.startswith("taper.") and path != "taper.schedule" and config.taper.schedule == "uniform":
-        raise UserError(
-            f"--set {label}.{field} has no effect: its taper.schedule is uniform; set {label}.taper.schedule"
-        )
+    new = set_field(base, path, text)
+    for label, name in arms.items() if new != base else ():
+        # Without its match, which may come out alike by chance.
+        if changed(name, base, tuned) == changed(name, new, tuned):
+            raise UserError(
+                f"--set all.{field} does not reach the arm {label}, which sets its own {path.partition('.')[0]}: set "
+                f"the field by arm, such as {label}.{field}"
+            )
+    return new
 
 
 def read_config(path: Path) -> PairConfig:
     """The config of a file that a run wrote; `UserError` where it cannot be one."""
     data = read_json(path)
-    if isinstance(data, dict) and {"comparisons", "machine"} & data.keys():
-        raise UserError(f"{path} is a study's result, not its config: give the config.json beside it")
-    if isinstance(data, dict) and {"d_model", "mixer"} <= data.keys():
-        raise UserError(f"{path} is a model's config, not a study's: give the config.json of the run's folder")
-    if isinstance(data, dict) and not data.keys() - {"study"} >= {"name", "arms", "model", "stream", "steps"}:
-        raise UserError(f"{path} is no config of a study: give a config.json that a run wrote (name, arms, model, ...)")
+    if isinstance(data, dict):
+        for names, told in (({"comparisons"}, "a study's result"), ({"d_model", "mixer"}, "a model's config")):
+            if names <= data.keys():
+                raise UserError(f"{path} is {told}, not a study's config: give the config.json of the run's folder")
+        if not {"name", "arms", "model", "stream", "steps"} <= data.keys():
+            raise UserError(f"{path} is no config of a study: give a config.json that a run wrote (name, arms, ...)")
     try:
         return from_dict(PairConfig, data)
     except UserError as error:

@@ -68,6 +68,7 @@ class Folder:
 
         **Raises:** `UserError` where the folder holds something else, or another process works in it.
         """
+        self.document = document
         try:
             self.path = _new_folder(runs, f"{name}-{config_hash(document)}") if out is None else Path(out)
             check_folder(self.path, document)
@@ -78,8 +79,6 @@ class Folder:
         try:
             _check_contents(self.path, document)
             self.rows = read_rows(self.path / "runs.jsonl")
-            write_json_atomic(self.path / "config.json", to_dict(document))
-            self.metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")
         except BaseException:
             self.lock.release()
             raise
@@ -88,28 +87,28 @@ class Folder:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.metrics.close()
         self.lock.release()
 
-    def kept(self, keys: Mapping[Run, str]) -> list[Row]:
-        """The rows of runs that need not be run again; `UserError` where one is there that was another run."""
+    def begin(self, keys: Mapping[Run, str]) -> list[Row]:
+        """Writes config.json; **returns** the rows that are there, `UserError` where one of them was another run."""
         for row in self.rows:
             if keys.get((row.arm, row.seed, row.learning_rate), row.key) != row.key:
                 raise UserError(
                     f"{self.path} holds a run of {row.arm!r}, seed {row.seed}, rate {row.learning_rate:g}, with "
                     "another config, other data or another version: name another folder"
                 )
+        write_json_atomic(self.path / "config.json", to_dict(self.document))
         return self.rows
 
     def note(self, event: Event, made_of: Any) -> None:
         """Writes what an event brings: progress to metrics.jsonl; a run's model, and then its row."""
         if event.progress is not None:
             told = {"arm": event.arm, "seed": event.seed, "learning_rate": event.learning_rate}
-            line = json_ready({**told, **dataclasses.asdict(event.progress)})
-            self.metrics.write(json.dumps(line, allow_nan=False) + "\n")
-            self.metrics.flush()
+            line = json.dumps(json_ready({**told, **dataclasses.asdict(event.progress)}), allow_nan=False)
+            with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(line + "\n")
         if event.kind == "run" and event.row is not None:
-            at = self.path / folder_name(event.arm) / f"seed-{event.seed}" / f"lr-{event.learning_rate!r}"
+            at = self.path / folder_name(event.arm) / f"seed-{event.seed}" / f"lr-{float(event.learning_rate)!r}"
             if isinstance(made_of, ModelConfig):
                 write_json_atomic(at / "model.json", to_dict(made_of))
             save_model(at / "model.safetensors", event.model, metadata={"arm": event.arm, "seed": event.seed})

@@ -26,7 +26,7 @@ from .blocks import Block, write_report
 from .compare import Comparison, Control, paired
 from .config import QUICK, StreamConfig, check_design, check_name, run_of
 from .folder import Folder
-from .grid import Grid
+from .grids import Grid
 from .report import PAIR
 from .results import ArmResult, Results, Row, best_rate
 from .runner import Arms, Event, MakeModel, Runner, distinct_share
@@ -133,8 +133,7 @@ def run_study(
 
     **Raises:** `UserError` before anything is written where arms, data or folder do not fit.
     """
-    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
-        raise UserError("JAX_DISABLE_JIT is set: a study trains compiled programs only; unset it")
+    check_compiling()
     keep_freed_memory()
     stream, started = study.stream.open() if stream is None else stream, time.perf_counter()
     arms, levels = study.resolve(stream.vocab_size, stream.sequence_length, stream.padding)
@@ -145,7 +144,7 @@ def run_study(
         return None, _results(study, runner, runner.run(study.which, keys), levels, started)
     document = study.document() if document is None else document
     with Folder(out, document, name=study.name, runs=runs or Path("runs")) as folder:
-        there = folder.kept(keys)
+        there = folder.begin(keys)
         if on_folder:
             on_folder(folder.path)
 
@@ -160,6 +159,12 @@ def run_study(
         write_json_atomic(folder.path / "result.json", results.to_json())
         write_report([block for section in study.report for block in section(results)], folder.path)
     return folder.path, results
+
+
+def check_compiling() -> None:
+    """Raises `UserError` where JAX is told not to compile."""
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        raise UserError("JAX_DISABLE_JIT is set: a study trains compiled programs only; unset it")
 
 
 def _results(study: Study, runner: Runner, rows: Sequence[Row], levels: Mapping[str, Any], started: float) -> Results:

@@ -2,7 +2,7 @@
 
 from .checkpoint import load_model, save_model
 from .host import keep_freed_memory, use_compile_cache
-from .loop import Evaluation, RunRecord, eval_steps, train_run, train_runs
+from .loop import Evaluation, RunConfig, RunRecord, eval_steps, train_run, train_runs
 from .loss import CrossEntropy, cross_entropy, token_losses
 from .optimizer import OptimizerConfig, make_optimizer, parameter_groups
 from .step import Metrics, Program, TrainState, make_program
@@ -13,6 +13,7 @@ __all__ = [
     "Metrics",
     "OptimizerConfig",
     "Program",
+    "RunConfig",
     "RunRecord",
     "TrainState",
     "cross_entropy",
