@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import math
@@ -87,6 +86,8 @@ class Lock:
 
     def __init__(self, folder: Path):
         """**Arguments:** `folder`, which exists. Raises `UserError`, naming the process, where another has it."""
+        import fcntl  # not everywhere; whoever only reads needs none
+
         self.path = folder / LOCK
         while True:
             self.file = open(self.path, "a+", encoding="utf-8")

@@ -135,6 +135,8 @@ def test_a_script_with_workers_ends(prepared):
 from eqx_slm.data import open_data
 stream = open_data("stream:{prepared}/in", "byte", workers=2, sequence_length=8, batch_size=2)
 print(next(stream.batches(0)).shape)
+batches = stream.batches(1)
+next(batches)  # and they are still there at the end
 """
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60, env=dict(os.environ)

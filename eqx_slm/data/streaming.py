@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -179,6 +180,8 @@ class StreamingBatches(BatchIterator):
         ]
         if state is not None:
             self._restore(state)
+        # Ends the threads, at the latest before Python takes itself apart.
+        self.close = weakref.finalize(self, _close, self._lanes)
 
     def __next__(self) -> np.ndarray:
         stream = self._stream
@@ -191,13 +194,6 @@ class StreamingBatches(BatchIterator):
         self._recent.append(batch)
         self._index += 1
         return stream._own_rows(batch).copy()
-
-    def close(self) -> None:
-        """Ends the threads."""
-        for lane in self._lanes:
-            lane.close()
-
-    __del__ = close
 
     @property
     def skipped(self) -> dict[str, int]:
@@ -233,3 +229,8 @@ class StreamingBatches(BatchIterator):
             self._ahead.append(take(stream.batch_size * length).reshape(stream.batch_size, length))
         for lane, data in zip(self._lanes, cursor["lanes"], strict=True):
             lane.restore(data, take(data["rows"] * length).reshape(-1, length), take(data["left"]).copy())
+
+
+def _close(lanes: list[Lane]) -> None:
+    for lane in lanes:
+        lane.close()

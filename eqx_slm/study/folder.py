@@ -108,7 +108,7 @@ class Folder:
             with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(line + "\n")
         if event.kind == "run" and event.row is not None:
-            at = self.path / folder_name(event.arm) / f"seed-{event.seed}" / f"lr-{event.learning_rate!r}"
+            at = self.path / folder_name(event.arm) / f"seed-{event.seed}" / f"lr-{float(event.learning_rate)!r}"
             if isinstance(made_of, ModelConfig):
                 write_json_atomic(at / "model.json", to_dict(made_of))
             save_model(at / "model.safetensors", event.model, metadata={"arm": event.arm, "seed": event.seed})
