@@ -16,7 +16,7 @@ from eqx_slm.data.documents import START, Document, Problem
 from eqx_slm.data.files import InputFile
 from eqx_slm.data.formats import Fields, read_items
 
-TEXTS = some_texts(8, words=20)
+TEXTS = some_texts(6, words=12)
 LINES = [json_line(text) for text in TEXTS]
 HALF = len(LINES) // 2
 
@@ -85,7 +85,7 @@ def is_utf8(line):
 
 
 TRAILING = (b"x", b"garbage" * 9, b"\x1f", b"\0\0\x1f\x8b", b"\0" * 9, b"\n", b"PK\x03\x04")
-PLAIN = gzip.compress("".join(f"{text}\n" for text in TEXTS[:3]).encode(), mtime=0) * 2
+PLAIN = gzip.compress("".join(f"{text}\n" for text in TEXTS[:2]).encode(), mtime=0) * 2
 
 
 def test_gzip_cut_anywhere_or_followed_by_anything(read):
@@ -163,19 +163,18 @@ def test_a_packed_file_of_no_bytes_or_of_plain_text_is_damaged(read, name):
 
 @pytest.mark.parametrize(
     ("name", "unit"),
-    [("a.jsonl.gz", "file"), ("a.jsonl.zst", "file"), ("a.json.zst", "file")]
-    + [("a.txt.gz", "file"), ("a.txt.zst", "paragraph"), ("a.txt.zst", "line")],
+    [("a.jsonl.gz", "file"), ("a.json.zst", "file"), ("a.txt.zst", "file"), ("a.txt.zst", "line")],
 )
 def test_what_unpacks_to_too_much_is_bounded(read, monkeypatch, name, unit):
     monkeypatch.setattr(formats, "LARGEST", 1 << 20)
     pack = gzip.compress if name.endswith("gz") else zstandard.compress
-    bomb = b"a" * (64 << 20)
+    bomb = b"a" * (48 << 20)
     bomb = b'{"text": "' + bomb + b'"}\n' if "json" in name else bomb + b"\n"
     data = pack(b"[" + bomb + b"]" if ".json." in name else json_line("one") + bomb + json_line("two"))
     tracemalloc.start()
     try:
         found, (problem,) = read(name, data, fields=Fields(unit=unit))
-        assert tracemalloc.get_traced_memory()[1] < 100 << 20
+        assert tracemalloc.get_traced_memory()[1] < 80 << 20
     finally:
         tracemalloc.stop()
     assert problem.kind == "large" and "MiB in one" in problem.message
