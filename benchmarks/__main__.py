@@ -31,8 +31,11 @@ SCRIPTS = (
     "input_wait",
     "seeds",
     "import_time",
-    "titans",
+    "titans_chunks",
+    "titans_memory",
+    "titans_peer",
     "mixers",
+    "decode_state",
     "recall",
 )
 

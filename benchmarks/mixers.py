@@ -3,8 +3,7 @@
     python -m benchmarks.mixers [NAME ...]
 
 One shape (context 512, d = 256, 2 layers, MLP width 1,024) for all, batches of 4, float32, the compiled step of
-`experiments/pair.py`. Parameters are not matched: the numbers beside the ratio say what a mixer adds. The last lines
-time generation, 448 tokens after a prompt of 64, from the decode state against the whole window for every token.
+`experiments/pair.py`. Parameters are not matched: the numbers beside the ratio say what a mixer adds.
 """
 
 import dataclasses
@@ -12,7 +11,6 @@ import statistics
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from eqx_slm import (
@@ -27,8 +25,6 @@ from eqx_slm import (
     count_parameters,
     flops,
 )
-from eqx_slm.infer import generate
-from eqx_slm.nn.lm import LanguageModel
 from eqx_slm.train import OptimizerConfig, keep_freed_memory, make_program
 from eqx_slm.train.step import compile_step
 
@@ -48,8 +44,6 @@ MIXERS = {
     "titans-mac-64": dict(mixer=TitansMACConfig(memory=TitansConfig(n_heads=4, chunk=64))),
 }
 ROWS, STEPS, WARM = 4, 12, 3
-
-
 TARGETS = {"titans-16": ">= 0.25", "titans-64": ">= 0.25"}
 
 
@@ -91,38 +85,7 @@ def main() -> None:
         ratio = medians["transformer"] / medians[name]
         if name != "transformer":
             rows.append(Row(f"mixer-{name}", ratio, TARGETS.get(name, ""), "x the Transformer's tokens/s", side))
-    if not given.small:
-        for name in ("transformer", *(name for name in ("gated", "window-64") if name in configs)):
-            print(f"{name:16s} generates {generation(configs[name])}", flush=True)
     show(*rows, small=given.small)
-
-
-class WithoutState(LanguageModel):
-    """The same model, which `generate` runs over its window for every token."""
-
-    @property
-    def decodes(self) -> bool:
-        """Not."""
-        return False
-
-
-def generation(config: ModelConfig) -> str:
-    """Tokens a second from the decode state and over the window, and their ratio."""
-    model = build(config, key=jax.random.key(0))
-    window = WithoutState(model.embedding, model.positions, model.blocks, model.norm, model.head)
-
-    def seconds(model: LanguageModel, times: int) -> float:
-        spent = []
-        for turn in range(times + 1):
-            started = time.perf_counter()
-            prompt = jnp.arange(64, dtype=jnp.int32)
-            jax.block_until_ready(generate(model, prompt, tokens=448, context=config.context, key=jax.random.key(1)))
-            if turn:  # the first compiles
-                spent.append(time.perf_counter() - started)
-        return statistics.median(spent)
-
-    fast, slow = seconds(model, 7), seconds(window, 3)
-    return f"{448 / fast:,.0f} tokens/s, {slow / fast:.1f} times as fast as running the window for every token"
 
 
 if __name__ == "__main__":
