@@ -12,10 +12,11 @@ from jaxtyping import Array, Int32, PRNGKeyArray
 
 from .choices import check_choices
 from .nn.block import Block, ChannelConfig, MixerConfig, Placement
+from .nn.checks import check_whole, real
 from .nn.compositional import CompositionalConfig
 from .nn.coordinates import random_order
 from .nn.head import HeadConfig
-from .nn.initial import subkey
+from .nn.init import subkey
 from .nn.leviathan import LeviathanConfig
 from .nn.lm import LanguageModel
 from .nn.low_rank import LowRankConfig
@@ -33,9 +34,7 @@ class Mixers:
 
     from .nn.attention import AttentionConfig
     from .nn.gated import GatedAttentionConfig
-    from .nn.titans import TitansConfig
-    from .nn.titans_mac import TitansMACConfig
-    from .nn.titans_mag import TitansMAGConfig
+    from .nn.titans import TitansConfig, TitansMACConfig, TitansMAGConfig
 
 
 class Channels:
@@ -65,6 +64,12 @@ class TaperConfig:
     start: float = 1.5
     end: float | None = None
     multiple: int = 16
+
+    def __post_init__(self):
+        check_whole(self, "multiple")
+        real("taper start", self.start)
+        if self.end is not None:
+            real("taper end", self.end)
 
     def widths(self, depth: int, width: int) -> tuple[int, ...]:
         """The width of every layer; their sum is `depth * width`."""
@@ -102,10 +107,9 @@ class ModelConfig:
 
     def __post_init__(self):
         check_choices(self)
-        for name in ("vocab_size", "d_model", "depth", "context"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1")
-        if not 0 <= self.padding_ids < self.vocab_size:
+        check_whole(self, "vocab_size", "d_model", "depth", "context")
+        check_whole(self, "padding_ids", least=0)
+        if self.padding_ids >= self.vocab_size:
             raise ValueError(f"padding_ids={self.padding_ids}: at least 0, and below vocab_size={self.vocab_size}")
         if self.head.kind == "tied" and not self.embedding.tieable:
             raise ValueError(f'head "tied" needs a table; with a {self.embedding.kind} embedding say "generated"')
@@ -135,7 +139,9 @@ def build(
     - `order`: the coordinate order (an int32 permutation of the ids), needed where the embedding's `order` is
       "frequency" or "co-occurrence", which depend on a corpus.
     - `key`: for the initial values. Every leaf's own key depends on `key` and the leaf's path alone, so leaves with the
-      same path and shape start equal in any two configs.
+      same path and shape are the same draw in any two configs, times the scale that their module gives it. Between two
+      configs of the same mixer they start equal; between mixers all do but `w_gate`, which gated attention starts at a
+      std of 0.02 and Titans at 1 / sqrt(d_model), as their papers do, and what `residual_init="depth"` scales.
 
     **Raises:** `ValueError` for sizes that do not fit, an unreachable taper, or a missing order.
     """

@@ -27,13 +27,11 @@ from .nn.gated import Gate, GatedAttentionConfig
 from .nn.head import HeadConfig
 from .nn.leviathan import LeviathanConfig
 from .nn.low_rank import LowRankConfig
-from .nn.memory_chunk import Read
 from .nn.mlp import Activation, MLPConfig
 from .nn.norm import NormKind
 from .nn.table import TableConfig
-from .nn.titans import TitansConfig
-from .nn.titans_mac import TitansMACConfig
-from .nn.titans_mag import TitansMAGConfig
+from .nn.titans import TitansConfig, TitansMACConfig, TitansMAGConfig
+from .nn.titans.rule import Read
 
 try:
     from hypothesis import strategies as st

@@ -35,7 +35,7 @@ def reference(attention, x):
     """The whole module in float64: projections, biases, QK-norm, rotary halves, one head and one query at a time."""
     a = {name: np.asarray(leaf, np.float64) for name, leaf in vars(attention).items() if eqx.is_array(leaf)}
     p, group = attention.d_head, attention.n_heads // attention.n_kv_heads
-    width = rotary_width(p, attention.rotary_fraction)
+    width = rotary_width(p, attention.config.rotary_fraction)
     x, t = np.asarray(x, np.float64), len(x)
 
     def heads(which, norm):
@@ -46,7 +46,7 @@ def reference(attention, x):
 
     def turned(y):
         pairs = y[..., : width // 2] + 1j * y[..., width // 2 : width]
-        angles = np.arange(t)[:, None] * attention.rotary_base ** (-2 * np.arange(width // 2) / max(width, 1))
+        angles = np.arange(t)[:, None] * attention.config.rotary_base ** (-2 * np.arange(width // 2) / max(width, 1))
         pairs = pairs * np.exp(1j * angles)[:, None]
         return np.concatenate([pairs.real, pairs.imag, y[..., width:]], axis=-1)
 

@@ -151,7 +151,7 @@ def test_a_zero_centred_norm_is_the_norm_of_its_weight_plus_one():
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda key: Attention(8, window=0, key=key), "window=0: a token sees itself"),
+        (lambda key: Attention(8, window=0, key=key), "window=0: it must be at least 1"),
         (lambda key: ModelConfig(d_model=12, mixer=GatedAttentionConfig(n_heads=4)), "head width 3 is odd"),
     ],
 )

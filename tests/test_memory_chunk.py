@@ -10,7 +10,9 @@ from filled import as_numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eqx_slm.nn.memory_chunk import Gates, Memory, Shape, memory_chunks, memory_step
+from eqx_slm.nn.titans.loop import memory_chunks
+from eqx_slm.nn.titans.rule import Gates, Memory, memory_step
+from eqx_slm.nn.titans.rule import Surroundings as Shape
 
 ROWS, CHUNKS, C, P, M = 2, 5, 4, 3, 6
 READS = ("inclusive", "exclusive", "chunk_start")

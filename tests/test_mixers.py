@@ -31,7 +31,7 @@ from eqx_slm import (
 )
 from eqx_slm.account.ledger import path_name
 from eqx_slm.nn.attention import HeadsConfig
-from eqx_slm.nn.titans_mac import MACState
+from eqx_slm.nn.titans.mac import MACState
 from eqx_slm.train import make_optimizer
 
 D, T, C = 8, 7, 3  # two chunks and a token

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eqx_slm import HeadConfig, MLPConfig, ModelConfig, TaperConfig, build, count_parameters
-from eqx_slm.nn.titans import TitansConfig, TitansMemory, TitansState, group_size
+from eqx_slm.nn.titans import TitansConfig, TitansMemory, TitansState
+from eqx_slm.nn.titans.sizes import group_size
 from eqx_slm.train.optimizer import parameter_groups
 from eqx_slm.train.step import cast
 
@@ -204,7 +205,7 @@ def test_flops_equal_xlas_count_of_one_chunk(change):
     @jax.jit
     def chunk(params, x):
         mixer = eqx.combine(params, static)
-        return mixer._group(mixer._fresh(1, x.dtype), x, context)
+        return mixer.group(mixer.fresh(1, x.dtype), x, context)
 
     cost = chunk.lower(params, jax.ShapeDtypeStruct((1, context, d), jnp.float32)).cost_analysis()
     ours = config.flops(d, context)
@@ -295,7 +296,7 @@ def test_the_step_size_is_of_the_model_and_not_of_the_chunk_it_runs_at():
         (dict(chunk_train=0), "chunk_train=0: it must be at least 1, or None"),
         (dict(memory_depth=0), "memory_depth=0"),
         (dict(expansion=0), "expansion=0"),
-        (dict(persistent=-1), "persistent=-1: it is a number of tokens"),
+        (dict(persistent=-1), "persistent=-1: it must be at least 0"),
         (dict(step_size=0.0), "step_size=0.0: it must be positive"),
     ],
 )

@@ -11,9 +11,8 @@ from filled import as_numpy, filled, is_parameter
 
 from eqx_slm import ModelConfig
 from eqx_slm.nn.dot_product import masked_attention
-from eqx_slm.nn.titans import TitansConfig, group_size
-from eqx_slm.nn.titans_mac import TitansMACConfig
-from eqx_slm.nn.titans_mag import TitansMAGConfig
+from eqx_slm.nn.titans import TitansConfig, TitansMACConfig, TitansMAGConfig
+from eqx_slm.nn.titans.sizes import group_size
 
 D, C, T = 8, 3, 8
 MEMORY = TitansConfig(n_heads=2, chunk=C, persistent=2, memory_norm="none")

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from ..build import ModelConfig
+from ..errors import UserError
+from ..nn.checks import whole
 
 CONVENTIONS = (
     "Matmul FLOPs only, 2 a multiply-add; backward = 2 x forward, so training = 3 x forward; causal attention counted "
@@ -52,8 +54,12 @@ def flops(config: ModelConfig, *, context: int | None = None, distinct_share: fl
     - `distinct_share`: mean number of distinct tokens of a batch over its tokens, in (0, 1], measured on the stream.
 
     **Returns:** `Flops`, each number FLOPs a token, forward and backward.
+
+    **Raises:** `ValueError` for a context below one token, and a share that is none.
     """
-    context = config.context if context is None else context
+    context = config.context if context is None else whole("context", context)
+    if distinct_share is not None and not 0 < distinct_share <= 1:
+        raise UserError(f"distinct_share={distinct_share}: a share of a batch's tokens, above 0 and at most 1")
     d_model = config.d_model
     generator = 3.0 * config.embedding.flops(d_model)
     mixer = config.mixer.flops(d_model, context)
@@ -79,7 +85,7 @@ def counted_flops(model: Callable[[Any], Any], *, context: int) -> float | None:
     For models without a config. Unlike `flops` this counts elementwise work and the whole attention square, and a
     loop's body only once. None where the backend does not count.
     """
-    tokens = jax.ShapeDtypeStruct((context,), jnp.int32)
+    tokens = jax.ShapeDtypeStruct((whole("context", context),), jnp.int32)
     cost = jax.jit(lambda t: model(t)).lower(tokens).cost_analysis()
     if isinstance(cost, list):
         cost = cost[0] if cost else None

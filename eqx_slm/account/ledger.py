@@ -9,6 +9,7 @@ import jax
 
 from ..build import ModelConfig
 from ..nn.norm import norm_parameters
+from ..pytree import path_name
 
 
 @dataclass(frozen=True)
@@ -130,11 +131,6 @@ def _leaf_ledger(tree: Any) -> Ledger:
 def _is_parameter(leaf: Any) -> bool:
     shape = isinstance(leaf, jax.ShapeDtypeStruct) and jax.numpy.issubdtype(leaf.dtype, jax.numpy.inexact)
     return shape or eqx.is_inexact_array(leaf)
-
-
-def path_name(path: Any) -> str:
-    """A leaf's path as one dotted name: `blocks.17.channel.up`."""
-    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def component(name: str) -> str:

@@ -14,9 +14,9 @@ from .coordinates import (
 )
 from .embed_batch import Distinct, distinct_tokens, embed_batch
 from .embedding import EmbeddingConfig, TokenEmbedding
+from .fast_weights import InContext
 from .gated import GatedAttention, GatedAttentionConfig
 from .head import Head, HeadConfig, ReadOut
-from .in_context import InContext
 from .leviathan import LeviathanConfig, LeviathanEmbedding
 from .lm import LanguageModel
 from .low_rank import LowRankConfig, LowRankEmbedding
@@ -25,9 +25,7 @@ from .norm import LayerNorm, RMSNorm, ZeroCentredRMSNorm
 from .positions import LearnedPositions, rotate
 from .spline import bspline_basis
 from .table import TableConfig, TableEmbedding
-from .titans import TitansConfig, TitansMemory
-from .titans_mac import TitansMAC, TitansMACConfig
-from .titans_mag import TitansMAG, TitansMAGConfig
+from .titans import TitansConfig, TitansMAC, TitansMACConfig, TitansMAG, TitansMAGConfig, TitansMemory
 
 __all__ = [
     "MLP",

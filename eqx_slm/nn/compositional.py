@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
 from .coordinates import coordinate_base, to_coordinates
 from .embedding import OrderKind, TokenEmbedding, check_sizes, position_of
-from .initial import normal
+from .init import normal
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ..errors import UserError
 from .block import Channel, Placement, add_branch
-from .initial import subkey
+from .checks import check_each_whole, check_whole, one_of, whole
+from .init import subkey
 from .mlp import MLP, Activation, MLPConfig
 from .norm import LayerNorm, NormKind, RMSNorm, make_norm, norm_parameters
 
@@ -17,10 +19,18 @@ Form = Literal["chain", "independent"]
 
 @dataclass(frozen=True)
 class ContinuumConfig:
-    """MLP levels in the order of `periods`: level s is updated every `periods[s]` optimizer steps (1: at each).
+    """What a continuum memory is made of: MLP levels, in the order of `periods`.
 
-    `d_ff` (None: 4 d_model) is the levels' total width, shared out in multiples of `multiple`, equally or by `shares`.
-    A taper acts on the total, so all levels of a layer are scaled alike. `norm` is the kind of the levels' own norms.
+    **Arguments:**
+
+    - `d_ff`: the levels' total hidden width; None: `4 d_model`. A taper acts on the total, so that all levels of a
+      layer are scaled alike.
+    - `activation`, `bias`: of every level's MLP, as in `MLPConfig`.
+    - `periods`: level s is updated every `periods[s]` optimizer steps; 1 is at each.
+    - `form`: "chain", one level after the other, or "independent", their sum.
+    - `shares`: the levels' shares of the width, whole numbers; None: equal ones.
+    - `multiple`: every level's width is a multiple of this (see `level_widths`).
+    - `norm`: the kind of the norms that a chain's levels have of their own.
     """
 
     kind: Literal["continuum"] = "continuum"
@@ -36,16 +46,15 @@ class ContinuumConfig:
     keeps: ClassVar[tuple[str, ...]] = MLPConfig.keeps
 
     def __post_init__(self):
-        if not self.periods or min(self.periods) < 1:
-            raise ValueError(
-                f"periods={self.periods}: one for each level, each at least 1 optimizer step (1 updates at every step)"
-            )
-        if self.shares is not None and (len(self.shares) != len(self.periods) or min(self.shares) < 1):
-            raise ValueError(
-                f"shares={self.shares} for {len(self.periods)} levels: give each level one, at least 1, or none"
-            )
-        if self.multiple < 1:
-            raise ValueError(f"multiple={self.multiple}: it must be at least 1")
+        check_each_whole(self, "periods", "one for each level, each at least 1 optimizer step")
+        if self.shares is not None:
+            check_each_whole(self, "shares", "give each level one, at least 1, or none")
+            if len(self.shares) != len(self.periods):
+                raise UserError(f"shares={self.shares} for {len(self.periods)} levels: give each level one, or none")
+        check_whole(self, "multiple")
+        one_of("form", self.form, ("chain", "independent"))
+        one_of("norm", self.norm, ("rms", "layer", "zero-centred"))
+        self._mlp(self.d_ff)
 
     @property
     def branches(self) -> int:
@@ -153,21 +162,25 @@ class ContinuumMemory(Channel):
         *,
         periods: tuple[int, ...],
         form: Form = "chain",
-        activation: Activation = "swiglu",
-        bias: Literal["none", "all"] = "none",
         norm: NormKind = "rms",
         output_scale: float = 1.0,
         key: PRNGKeyArray,
+        **mlp: Any,
     ):
-        """**Arguments:** `widths` and update `periods`, one a level; the others as in `ContinuumConfig`; `key`."""
-        if form not in ("chain", "independent"):
-            raise ValueError(f"form={form!r}: it is 'chain' or 'independent'")
+        """**Arguments:** `widths` and update `periods`, one a level; `form` and `norm` as in `ContinuumConfig`;
+        `output_scale`, which multiplies the start of every `down`; `key`; the levels' `activation` and `bias`.
+
+        **Raises:** `ValueError` for a value out of its range.
+        """
+        one_of("form", form, ("chain", "independent"))
+        if not widths or len(widths) != len(periods):
+            raise UserError(f"{len(widths)} widths and {len(periods)} periods: give one of each a level")
         levels = []
         for s, (width, period) in enumerate(zip(widths, periods, strict=True)):
             level_key = key if s == 0 else subkey(subkey(key, "levels"), s)
-            mlp = MLP(d_model, width, activation=activation, bias=bias, output_scale=output_scale, key=level_key)
+            level_mlp = MLP(d_model, width, output_scale=output_scale, key=level_key, **mlp)
             own = make_norm(norm, d_model) if s and form == "chain" else None
-            levels.append(Level(own, mlp, period))
+            levels.append(Level(own, level_mlp, whole(f"periods[{s}]", period)))
         self.levels = tuple(levels)
         self.beta = jnp.ones(len(levels)) if form == "independent" else None
         self.d_model = d_model

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int32
 
-from .initial import inner_dtype
+from .ops import inner_dtype
 
 
 class Prefix(NamedTuple):

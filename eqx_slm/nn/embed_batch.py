@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Int32, PyTree
 
 from .embedding import TokenEmbedding
-from .initial import inner_dtype
+from .ops import inner_dtype
 
 # Numbers in the largest array inside a chunk of a generator: 2 ** 20 are 4 MiB in float32, near a CPU's L2 cache.
 CHUNK_NUMBERS = 2**20

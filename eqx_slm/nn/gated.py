@@ -3,30 +3,42 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .attention import Attention, HeadsConfig
-from .initial import inner_dtype, normal
+from .checks import one_of
+from .init import normal
+from .ops import inner_dtype
 
 Gate = Literal["elementwise", "headwise"]
 
 
 @dataclass(frozen=True)
 class GatedAttentionConfig(HeadsConfig):
-    """As `AttentionConfig`; the gate has a number for every channel of every head, or ("headwise") one a head."""
+    """What gated attention is made of.
+
+    **Arguments:** as in `AttentionConfig`, and
+
+    - `gate`: "elementwise" gates every channel of every head by a number of its own, "headwise" a head by one.
+    """
 
     kind: Literal["gated-attention"] = "gated-attention"
     gate: Gate = "elementwise"
 
+    def __post_init__(self):
+        super().__post_init__()
+        one_of("gate", self.gate, ("elementwise", "headwise"))
+
     def gate_width(self, d_model: int) -> int:
         """Gates a token."""
-        heads, _, p = self.head_sizes(d_model)
-        return heads * p if self.gate == "elementwise" else heads
+        n, _, h = self.head_sizes(d_model)
+        return n * h if self.gate == "elementwise" else n
 
     def parameters(self, d_model: int) -> int:
-        """Attention's, and D H p for the gate, D H headwise."""
+        """Attention's, and d n h for the gate, d n headwise."""
         return super().parameters(d_model) + d_model * self.gate_width(d_model)
 
     def flops(self, d_model: int, context: int) -> int:
@@ -35,18 +47,18 @@ class GatedAttentionConfig(HeadsConfig):
 
     def activations(self, d_model: int, context: int) -> int:
         """Attention's numbers kept a token, the gates, and what they turn the mixed values into."""
-        heads, _, p = self.head_sizes(d_model)
-        return super().activations(d_model, context) + self.gate_width(d_model) + heads * p
+        n, _, h = self.head_sizes(d_model)
+        return super().activations(d_model, context) + self.gate_width(d_model) + n * h
 
     def build(
         self, d_model: int, *, rotary: bool = True, output_scale: float = 1.0, key: PRNGKeyArray
     ) -> "GatedAttention":
         """The module; `rotary=False` where positions come from elsewhere; `output_scale` multiplies w_o's start."""
-        return GatedAttention(d_model, gate=self.gate, **self._options(rotary, output_scale), key=key)
+        return GatedAttention(d_model, self.positioned(rotary), output_scale=output_scale, key=key)
 
 
 class GatedAttention(Attention):
-    r"""$\mathrm{concat}_h(Y_h \odot \sigma(X W_{\Gamma,h}))\, W_O$, with $Y_h$ the mixed values of head $h$.
+    r"""$\mathrm{concat}_n(Y_n \odot \sigma(X W_{\Gamma,n}))\, W_O$, with $Y_n$ the mixed values of head $n$.
 
     The gate comes from the input that the queries come from, has no bias, no positions and no cache; each head has its
     own, "elementwise" for every channel or "headwise" one number. It starts near 1/2: the branch at half strength.
@@ -55,17 +67,31 @@ class GatedAttention(Attention):
     """
 
     w_gate: Float[Array, "{self.d_model} _"]
+    config: GatedAttentionConfig = eqx.field(static=True)
     no_decay: ClassVar[tuple[str, ...]] = Attention.no_decay
+    config_type: ClassVar[type[HeadsConfig]] = GatedAttentionConfig
 
-    def __init__(self, d_model: int, *, gate: Gate = "elementwise", key: PRNGKeyArray, **attention: Any):
-        """**Arguments:** `gate`, "elementwise" or "headwise"; `key`; the others as in `Attention`."""
-        if gate not in ("elementwise", "headwise"):
-            raise ValueError(f"gate={gate!r}: it is 'elementwise' or 'headwise'")
-        super().__init__(d_model, key=key, **attention)
-        width = self.n_heads * (self.d_head if gate == "elementwise" else 1)
-        self.w_gate = normal(key, "w_gate", (d_model, width), 0.02)
+    def __init__(
+        self,
+        d_model: int,
+        config: GatedAttentionConfig | None = None,
+        *,
+        output_scale: float = 1.0,
+        key: PRNGKeyArray,
+        **fields: Any,
+    ):
+        """**Arguments:** `d_model`; a `config`, or its `fields` as keywords; `output_scale`, which multiplies the
+        initial `w_o`; `key`.
 
-    def _out(self, x: Float[Array, "t d"], mixed: Float[Array, "t n p"]) -> Float[Array, "t d"]:
+        **Raises:** `ValueError` as in `Attention`.
+        """
+        super().__init__(d_model, config, output_scale=output_scale, key=key, **fields)
+        # Both published codes start the gate at 0.02 whatever the width: nearly 1/2 for every token.
+        self.w_gate = normal(key, "w_gate", (d_model, self.config.gate_width(d_model)), 0.02)
+
+    def output(self, x: Float[Array, "t d"], mixed: Float[Array, "t n h"]) -> Float[Array, "t d"]:
+        """The heads' mixed values, gated by what `x` says, projected back."""
+        # The product rounds once, from at least float32: in bfloat16 a gate near 1 has steps of 1/256.
         gate = jax.nn.sigmoid(jnp.matmul(x, self.w_gate.astype(x.dtype), preferred_element_type=inner_dtype(x)))
-        gate_tnp = gate.reshape(x.shape[0], self.n_heads, self.w_gate.shape[1] // self.n_heads)
-        return super()._out(x, (mixed * gate_tnp).astype(mixed.dtype))
+        gate_tnh = gate.reshape(x.shape[0], self.n_heads, gate.shape[1] // self.n_heads)  # h is 1 headwise
+        return super().output(x, (mixed.astype(gate.dtype) * gate_tnh).astype(mixed.dtype))

@@ -7,7 +7,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .initial import normal
+from .checks import one_of, real, whole
+from .init import normal
+from .ops import inner_dtype
 
 HeadKind = Literal["untied", "tied", "low-rank", "generated"]
 
@@ -18,18 +20,18 @@ class ReadOut(NamedTuple):
     The loss takes this rather than a function, so that it can run over chunks and never hold all logits.
     """
 
-    weight: Float[Array, "vocab r"]
+    weight: Float[Array, "v r"]
     projection: Float[Array, "d r"] | None = None
 
     def project(self, features: Float[Array, "*t d"]) -> Float[Array, "*t r"]:
         """Features in the space of `weight`'s rows."""
         return features if self.projection is None else features @ self.projection.astype(features.dtype)
 
-    def logits(self, features: Float[Array, "*t d"]) -> Float[Array, "*t vocab"]:
+    def logits(self, features: Float[Array, "*t d"]) -> Float[Array, "*t v"]:
         """All logits at once, accumulated in at least float32."""
+        # Low precision in, float32 out: a softmax over logits that were rounded to bfloat16 is off in its second digit.
         x = self.project(features)
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        return jnp.einsum("...r,vr->...v", x, self.weight.astype(x.dtype), preferred_element_type=wide)
+        return jnp.einsum("...r,vr->...v", x, self.weight.astype(x.dtype), preferred_element_type=inner_dtype(x))
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,9 @@ class HeadConfig:
     std: float = 0.02
 
     def __post_init__(self):
-        if self.rank < 1:
-            raise ValueError(f"head rank={self.rank}: it must be at least 1")
+        one_of("head", self.kind, ("untied", "tied", "low-rank", "generated"))
+        object.__setattr__(self, "rank", whole("head rank", self.rank))
+        real("head std", self.std)
 
     @property
     def has_leaves(self) -> bool:
@@ -50,7 +53,7 @@ class HeadConfig:
         return self.kind in ("untied", "low-rank")
 
     def parameters(self, vocab_size: int, d_model: int) -> int:
-        """Parameters of the head: V D, V r + D r, or none."""
+        """Parameters of the head: v d, v r + d r, or none."""
         return {"untied": vocab_size * d_model, "low-rank": (vocab_size + d_model) * self.rank}.get(self.kind, 0)
 
     def table_parameters(self, vocab_size: int, d_model: int) -> int:
@@ -78,13 +81,14 @@ class Head(eqx.Module):
     def __init__(self, vocab_size: int, d_model: int, *, rank: int | None = None, std: float = 0.02, key: PRNGKeyArray):
         """**Arguments:** `vocab_size`; `d_model`; `rank` (None: dense); `std` of the rows, one a token (small, so that
         training starts near the uniform distribution); `key`."""
+        self.vocab_size = whole("vocab_size", vocab_size)
+        self.d_model = whole("d_model", d_model)
+        self.rank = None if rank is None else whole("rank", rank)
+        self.std = std
+        real("std", std)
         width = d_model if rank is None else rank
         self.weight = normal(key, "weight", (vocab_size, width), std)
-        self.projection = None if rank is None else normal(key, "projection", (d_model, rank), d_model**-0.5)
-        self.vocab_size = vocab_size
-        self.d_model = d_model
-        self.rank = rank
-        self.std = std
+        self.projection = None if rank is None else normal(key, "projection", (d_model, width), d_model**-0.5)
 
     def read_out(self) -> ReadOut:
         """The factors of the logits."""

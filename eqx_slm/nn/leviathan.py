@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
 from .coordinates import coordinate_base, to_coordinates
 from .embedding import OrderKind, TokenEmbedding, check_sizes, position_of
-from .initial import inner_dtype, normal
-from .norm import standardize
+from .init import normal
+from .ops import inner_dtype, standardize
 from .separable import Heads, head_rows
 from .spline import bspline_basis
 

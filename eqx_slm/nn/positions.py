@@ -6,7 +6,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .initial import inner_dtype, normal
+from .checks import real, whole
+from .init import normal
+from .ops import inner_dtype
 
 PositionKind = Literal["rotary", "learned", "none"]
 
@@ -20,8 +22,8 @@ def rotary_width(d_head: int, fraction: float) -> int:
 
 
 def rotate(
-    x: Float[Array, "t n p"], *, fraction: float = 1.0, base: float = 10_000.0, offset: int | Int[Array, ""] = 0
-) -> Float[Array, "t n p"]:
+    x: Float[Array, "t n h"], *, fraction: float = 1.0, base: float = 10_000.0, offset: int | Int[Array, ""] = 0
+) -> Float[Array, "t n h"]:
     r"""Rotary position embedding on the first `fraction` of each head's channels.
 
     Channels $j$ and $j + w/2$ of the rotated width $w$ turn together by the angle $t\, b^{-2j/w}$ ("split halves", the
@@ -42,8 +44,9 @@ def rotate(
     if width == 0:
         return x
     dtype = inner_dtype(x)
+    # Angles in at least float32: at position 1,000 bfloat16 has steps of 4 radians.
     frequency = base ** (-jnp.arange(0, width, 2, dtype=dtype) / width)
-    angle = (jnp.arange(x.shape[0], dtype=dtype) + offset)[:, None] * frequency[None, :]
+    angle = (jnp.arange(x.shape[0]) + offset).astype(dtype)[:, None] * frequency[None, :]
     cos, sin = jnp.cos(angle)[:, None, :], jnp.sin(angle)[:, None, :]
     first, second = x[..., : width // 2].astype(dtype), x[..., width // 2 : width].astype(dtype)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
@@ -60,9 +63,10 @@ class LearnedPositions(eqx.Module):
 
     def __init__(self, context: int, d_model: int, *, std: float = 0.02, key: PRNGKeyArray):
         """**Arguments:** `context`, the longest sequence in tokens; `d_model`; `std` of the initial values; `key`."""
-        self.table = normal(key, "table", (context, d_model), std)
-        self.context = context
-        self.d_model = d_model
+        self.context = whole("context", context)
+        self.d_model = whole("d_model", d_model)
+        real("std", std)
+        self.table = normal(key, "table", (self.context, self.d_model), std)
 
     def __call__(self, x: Float[Array, "t {self.d_model}"]) -> Float[Array, "t {self.d_model}"]:
         if x.shape[0] > self.context:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
-from .initial import varying_like
+from .ops import varying_like
 
 # Numbers in the largest array inside a chunk. On a CPU 2 ** 19 are 2 MiB in float32, the size of a second-level cache,
 # and heads come one at a time; an accelerator wants large matmuls over all heads at once.

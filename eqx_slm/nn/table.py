@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
 from .embedding import TokenEmbedding, check_sizes
 from .head import ReadOut
-from .initial import normal
+from .init import normal
 
 
 @dataclass(frozen=True)

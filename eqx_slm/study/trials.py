@@ -17,7 +17,7 @@ from ..data.base import Stream
 from ..errors import UserError
 from ..infer.generate import generate
 from ..nn.coordinates import cooccurrence_order, frequency_order
-from ..nn.initial import subkey
+from ..nn.init import subkey
 from ..train.loop import Progress, RunRecord, train_runs
 from ..train.optimizer import OptimizerConfig
 from ..train.stack import Loop, Remat, stack_blocks

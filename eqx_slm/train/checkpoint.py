@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..account.ledger import path_name
 from ..errors import UserError
 from ..files import write_bytes_atomic
+from ..pytree import path_name
 
 
 def save_model(path: Path, model: Any, *, metadata: dict[str, Any] | None = None) -> None:

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..nn.head import ReadOut
-from ..nn.initial import inner_dtype, varying_like
-from ..nn.outer import outer
+from ..nn.ops import inner_dtype, sum_of_outer_products, varying_like
 
 # Logits held at once. A CPU is fastest when a chunk stays near its second-level cache (2 ** 20 numbers are 4 MiB in
 # float32); an accelerator wants large matmuls. A chunk has at least CHUNK_TOKENS tokens, because every chunk also reads
@@ -256,7 +255,7 @@ def _weighted_nll_forward(
         grad_x = mean_row * scale - weight[places].astype(wide) * row_share
         scaled = (x_wide * scale).astype(x_c.dtype)
         # By columns: of the two factors only the small one is transposed.
-        columns = outer(scaled, powers, preferred_element_type=wide)
+        columns = sum_of_outer_products(scaled, powers, preferred_element_type=wide)
         return _weighted(share_c, chunk.loss), (grad_x.astype(x_c.dtype), row_share[:, 0]), columns
 
     chunks = _chunked(form.size, x, targets, share)

@@ -9,8 +9,8 @@ import equinox as eqx
 import jax
 import optax
 
-from ..account.ledger import path_name
 from ..choices import check_choices
+from ..pytree import path_name
 from .stack import first_blocks
 
 

@@ -102,7 +102,8 @@ def make_program(
     def step(state: TrainState, batch: Int[Array, "b t"], rate: Float[Array, ""]) -> tuple[TrainState, Metrics]:
         value, gradients = jax.value_and_grad(loss)(state.params, batch)
         norm = optax.tree.norm(gradients)
-        updates, opt_state = optimizer.update(gradients, state.optimizer, state.params)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes types, also where a user lets nothing mix them
+            updates, opt_state = optimizer.update(gradients, state.optimizer, state.params)
         params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, state.params, updates)
         return TrainState(params, opt_state, state.step + 1), Metrics(value, norm)
 

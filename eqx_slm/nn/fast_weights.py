@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Int32, PyTree
 
+from ..errors import UserError
 from .block import Decoded
+from .checks import check_each_whole, one_of, real
 from .continuum import ContinuumMemory
 from .lm import LanguageModel, ModelState
 
@@ -46,10 +48,16 @@ class InContext:
     outer: Literal["first-order", "full"] = "first-order"
 
     def __post_init__(self):
-        if not self.chunks or len(self.chunks) != len(self.rates):
-            raise ValueError(f"{len(self.chunks)} chunks and {len(self.rates)} rates: give one of each a level")
-        if min(self.chunks) < 1 or any(chunk % min(self.chunks) for chunk in self.chunks):
-            raise ValueError(f"chunks={self.chunks}: tokens, at least 1, all of them multiples of the smallest")
+        multiples = "tokens, at least 1, all of them multiples of the smallest"
+        check_each_whole(self, "chunks", multiples)
+        if any(chunk % min(self.chunks) for chunk in self.chunks):
+            raise UserError(f"chunks={self.chunks}: {multiples}")
+        object.__setattr__(self, "rates", tuple(self.rates))
+        if len(self.chunks) != len(self.rates):
+            raise UserError(f"{len(self.chunks)} chunks and {len(self.rates)} rates: give one of each a level")
+        for s, rate in enumerate(self.rates):
+            real(f"rates[{s}]", rate)
+        one_of("outer", self.outer, ("first-order", "full"))
 
     def features(self, model: LanguageModel, tokens: Int[Array, " t"]) -> Float[Array, "t d"]:
         """Features of one sequence, chunk by chunk; `model.logits` makes logits of them.

@@ -7,30 +7,25 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .attention import Attention, AttentionConfig
-from .block import Decoded, Mixer, check_state
-from .dot_product import AttentionState, Prefix, appended, causal_attention, extended
-from .initial import subkey
-from .norm import RMSNorm
-from .titans import TitansConfig, TitansMemory, TitansState
-
-
-def check_heads(memory: TitansConfig, d_model: int) -> None:
-    """Raises `ValueError` where a memory's sizes do not fit `d_model`, or rotary attention cannot share its heads."""
-    memory.check(d_model)
-    if d_model // memory.n_heads % 2:
-        step = 2 * memory.n_heads
-        lower = d_model // step * step
-        nearest = f"{lower} or {lower + step}" if lower else f"{step}"
-        raise ValueError(
-            f"head width {d_model // memory.n_heads} is odd: rotary positions turn pairs of channels; "
-            f"with n_heads={memory.n_heads} take d_model {nearest}"
-        )
+from ...choices import check_choices
+from ..attention import Attention, AttentionConfig
+from ..block import Decoded, Mixer, check_state
+from ..checks import check_divides, check_whole, configured
+from ..dot_product import AttentionState, Prefix, appended, causal_attention, extended
+from ..init import subkey
+from ..norm import RMSNorm
+from .mixer import TitansConfig, TitansMemory, TitansState
 
 
 @dataclass(frozen=True)
 class TitansMAGConfig:
-    """A memory (its heads are the attention's as well) and how many tokens a token sees, itself included."""
+    """What a memory as a gate is made of.
+
+    **Arguments:**
+
+    - `memory`: the memory; its heads are the attention's as well, its persistent tokens are seen by both.
+    - `window`: tokens that a token's attention sees, itself included.
+    """
 
     kind: Literal["titans-mag"] = "titans-mag"
     memory: TitansConfig = TitansConfig()
@@ -43,40 +38,54 @@ class TitansMAGConfig:
         """What `d_model` is a multiple of: heads of an even width."""
         return 2 * self.memory.n_heads
 
+    def __post_init__(self):
+        check_whole(self, "window")
+
     def attention(self, rotary: bool = True) -> AttentionConfig:
         """The attention's config."""
         return AttentionConfig(n_heads=self.memory.n_heads, rotary_fraction=1.0 if rotary else 0.0)
 
     def check(self, d_model: int) -> None:
         """**Raises:** `ValueError` where the sizes do not fit `d_model`."""
-        if self.window < 1:
-            raise ValueError(f"window={self.window}: a token sees at least itself, take 1 or more")
-        check_heads(self.memory, d_model)
+        check_even_heads(self.memory, d_model)
 
     def parameters(self, d_model: int) -> int:
-        """The memory's, 4 D^2 of attention, 2 D of norms."""
+        """The memory's, 4 d^2 of attention, 2 d of norms."""
         return self.memory.parameters(d_model) + self.attention().parameters(d_model) + 2 * d_model
 
     def flops(self, d_model: int, context: int) -> int:
         """Forward FLOPs a token: memory, projections, and the scores and values of the tokens in sight."""
-        seen = min(self.window, context)
+        seen = min(self.config.window, context)
         sums = 4 * d_model * seen * (2 * context - seen) // (2 * context) + 4 * d_model * self.memory.persistent
         prefix = 4 * d_model**2 * self.memory.persistent // context
         return self.memory.flops(d_model, context) + 8 * d_model**2 + sums + prefix
 
     def activations(self, d_model: int, context: int) -> int:
         """Numbers kept a token: the memory's, the attention's over its window, and both normed branches."""
-        inner = replace(self.attention(), window=self.window).activations(d_model, context)
+        inner = replace(self.attention(), window=self.config.window).activations(d_model, context)
         inner += 2 * self.memory.n_heads * self.memory.persistent  # scores and weights of the prefix
         return self.memory.activations(d_model, context) + inner + 2 * d_model
 
     def state_numbers(self, d_model: int, context: int) -> int:
         """Numbers of decode state: the memory's, and a key and a value a head and token of the window."""
-        return self.memory.state_numbers(d_model, context) + 2 * min(self.window, context) * d_model
+        return self.memory.state_numbers(d_model, context) + 2 * min(self.config.window, context) * d_model
 
     def build(self, d_model: int, *, rotary: bool = True, output_scale: float = 1.0, key: PRNGKeyArray) -> "TitansMAG":
         """The module; `rotary=False` where positions come from elsewhere; `output_scale` multiplies both w_o."""
         return TitansMAG(d_model, self, rotary=rotary, output_scale=output_scale, key=key)
+
+
+def check_even_heads(memory: TitansConfig, d_model: int) -> None:
+    """Raises `ValueError` where a memory's heads do not fit `d_model`, or rotary attention cannot share them.
+
+    Rotary positions turn pairs of channels, so that a head has an even width.
+    """
+    check_choices(memory)
+    check_divides(
+        d_model,
+        2 * memory.n_heads,
+        f"divisible by 2 x n_heads={memory.n_heads} (heads that are turned have an even width)",
+    )
 
 
 class MAGState(NamedTuple):
@@ -99,7 +108,7 @@ class TitansMAG(Mixer):
     attention_norm: RMSNorm
     memory_norm: RMSNorm
     d_model: int = eqx.field(static=True)
-    window: int = eqx.field(static=True)
+    config: TitansMAGConfig = eqx.field(static=True)
     no_decay: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
@@ -110,12 +119,14 @@ class TitansMAG(Mixer):
         rotary: bool = True,
         output_scale: float = 1.0,
         key: PRNGKeyArray,
+        **fields: Any,
     ):
-        """**Arguments:** `d_model`; `config`; `rotary` and `output_scale` as in its `build`; `key`.
+        """**Arguments:** `d_model`; a `config`, or its `fields` as keywords; `rotary` and `output_scale` as in its
+        `build`; `key`.
 
         **Raises:** `ValueError` where the sizes do not fit.
         """
-        config = TitansMAGConfig() if config is None else config
+        config = configured(TitansMAGConfig, config, fields)
         config.check(d_model)
         self.memory = config.memory.build(d_model, output_scale=output_scale, key=subkey(key, "memory"))
         attention = config.attention(rotary)
@@ -123,7 +134,7 @@ class TitansMAG(Mixer):
         self.attention_norm = RMSNorm(d_model)
         self.memory_norm = RMSNorm(d_model)
         self.d_model = d_model
-        self.window = config.window
+        self.config = config
 
     def __call__(self, x: Float[Array, "t {self.d_model}"]) -> Float[Array, "t {self.d_model}"]:
         return self.batch(x[None])[0]
@@ -134,7 +145,9 @@ class TitansMAG(Mixer):
 
     def start(self, context: int, dtype: Any = None) -> MAGState:
         """The memory's start, and an empty cache for the window."""
-        return MAGState(self.memory.start(context, dtype), self.attention.start(min(self.window, context), dtype))
+        return MAGState(
+            self.memory.start(context, dtype), self.attention.start(min(self.config.window, context), dtype)
+        )
 
     def prefill(self, x: Float[Array, "t {self.d_model}"], state: Any) -> Decoded:
         """t more tokens in parallel.
@@ -142,9 +155,11 @@ class TitansMAG(Mixer):
         **Raises:** `ValueError` for a decode state of another mixer.
         """
         check_state(state, MAGState, self)
-        mixed, cache = extended(*self._projected(x, state.cache.length), state.cache, self.window, self._prefix(x))
+        mixed, cache = extended(
+            *self._projected(x, state.cache.length), state.cache, self.config.window, self._prefix(x)
+        )
         remembered, memory = self.memory.prefill(x, state.memory)
-        return Decoded(self._gated(self.attention._out(x, mixed), remembered), MAGState(memory, cache))
+        return Decoded(self._gated(self.attention.output(x, mixed), remembered), MAGState(memory, cache))
 
     def step(self, x: Float[Array, "{self.d_model}"], state: Any) -> Decoded:
         """One token.
@@ -154,10 +169,10 @@ class TitansMAG(Mixer):
         check_state(state, MAGState, self)
         mixed, cache = appended(*self._projected(x[None], state.cache.length), state.cache, self._prefix(x))
         remembered, memory = self.memory.step(x, state.memory)
-        return Decoded(self._gated(self.attention._out(x[None], mixed)[0], remembered), MAGState(memory, cache))
+        return Decoded(self._gated(self.attention.output(x[None], mixed)[0], remembered), MAGState(memory, cache))
 
     def _windows(self, x: Float[Array, "t d"]) -> Float[Array, "t d"]:
-        return self.attention._out(x, causal_attention(*self._projected(x, 0), self.window, self._prefix(x)))
+        return self.attention.output(x, causal_attention(*self._projected(x, 0), self.config.window, self._prefix(x)))
 
     def _prefix(self, x: Array) -> Prefix | None:
         return self.attention.prefix(self.memory.persistent, x.dtype)
@@ -165,7 +180,7 @@ class TitansMAG(Mixer):
     def _projected(self, x: Float[Array, "t d"], offset: int | Int[Array, ""]) -> tuple[Array, Array, Array]:
         """Queries, keys and values of tokens from `offset` on; positions begin with the persistent tokens."""
         first = 0 if self.memory.persistent is None else self.memory.persistent.shape[0]
-        return self.attention._projected(x, first + offset)
+        return self.attention.project(x, first + offset)
 
     def _gated(self, y: Float[Array, "*t d"], remembered: Float[Array, "*t d"]) -> Float[Array, "*t d"]:
         return self.attention_norm(y) * jax.nn.sigmoid(self.memory_norm(remembered))

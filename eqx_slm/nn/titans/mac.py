@@ -8,23 +8,26 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from .attention import Attention, AttentionConfig
-from .block import Decoded, Mixer, check_state
-from .dot_product import Prefix, masked_attention
-from .initial import inner_dtype, normal, subkey, varying_like
-from .memory_chunk import Memory, Weights, recall
-from .memory_forward import NORM_EPS
-from .norm import RMSNorm
-from .titans import TitansConfig, TitansMemory, TitansState, _Carry, group_size
-from .titans_mag import check_heads
+from ..attention import Attention, AttentionConfig
+from ..block import Decoded, Mixer, check_state
+from ..checks import configured
+from ..dot_product import Prefix, masked_attention
+from ..init import normal, subkey
+from ..norm import RMSNorm
+from ..ops import inner_dtype, unit_length, varying_like
+from .mag import check_even_heads
+from .mixer import GroupState, TitansConfig, TitansMemory, TitansState, decode_state
+from .rule import NORM_EPS, Matrices, Memory, recall
 
 
 @dataclass(frozen=True)
 class TitansMACConfig:
-    """A memory, whose chunk is the segment and whose heads are the attention's as well.
+    """What a memory as a context is made of.
 
-    `memory.persistent` tokens are seen by the attention of every segment; the memory itself, which is fed by the
-    attention, has none.
+    **Arguments:**
+
+    - `memory`: the memory; its chunk is the segment, its heads are the attention's as well. Its persistent tokens are
+      seen by the attention of every segment; the memory itself, which is fed by the attention, has none.
     """
 
     kind: Literal["titans-mac"] = "titans-mac"
@@ -47,19 +50,19 @@ class TitansMACConfig:
 
     def check(self, d_model: int) -> None:
         """**Raises:** `ValueError` where the sizes do not fit `d_model`."""
-        check_heads(self.memory, d_model)
+        check_even_heads(self.memory, d_model)
 
     def parameters(self, d_model: int) -> int:
-        """The memory's, 4 D^2 of attention, D^2 of queries to the memory, 3 D of norms, persistent tokens."""
+        """The memory's, 4 d^2 of attention, d^2 of queries to the memory, 3 d of norms, persistent tokens."""
         own = d_model**2 + 3 * d_model + self.memory.persistent * d_model
         return self.inner().parameters(d_model) + self.attention().parameters(d_model) + own
 
     def flops(self, d_model: int, context: int) -> int:
         """Forward FLOPs a token: memory, recall, projections of tokens and of what was recalled, attention at half."""
-        c, size = min(self.memory.chunk, context), self.memory.memory_numbers(d_model)
-        attention = 4 * d_model * (c + self.memory.persistent)  # two causal squares at half
+        t, numbers = min(self.memory.chunk, context), self.memory.memory_numbers(d_model)
+        attention = 4 * d_model * (t + self.memory.persistent)  # two causal squares at half
         prefix = 4 * d_model**2 * self.memory.persistent // context
-        return self.inner().flops(d_model, context) + 2 * size + 14 * d_model**2 + attention + prefix
+        return self.inner().flops(d_model, context) + 2 * numbers + 14 * d_model**2 + attention + prefix
 
     def activations(self, d_model: int, context: int) -> int:
         """Numbers kept a token (an estimate): the memory's, the attention's over tokens and what they recalled, recall.
@@ -81,20 +84,20 @@ class TitansMACConfig:
         return TitansMAC(d_model, self, rotary=rotary, output_scale=output_scale, key=key)
 
 
-class Cache(NamedTuple):
+class SegmentCache(NamedTuple):
     """Keys and values of the running segment's tokens, and of what they recalled."""
 
-    k: Float[Array, "c h p"]
-    v: Float[Array, "c h p"]
-    recalled_k: Float[Array, "c h p"]
-    recalled_v: Float[Array, "c h p"]
+    k: Float[Array, "t n h"]
+    v: Float[Array, "t n h"]
+    recalled_k: Float[Array, "t n h"]
+    recalled_v: Float[Array, "t n h"]
 
 
 class MACState(NamedTuple):
     """The memory's state, whose `phase` is the number of tokens in the running segment, and the segment's cache."""
 
     memory: TitansState
-    cache: Cache
+    cache: SegmentCache
 
 
 class TitansMAC(Mixer):
@@ -119,6 +122,7 @@ class TitansMAC(Mixer):
     attention_norm: RMSNorm
     memory_norm: RMSNorm
     d_model: int = eqx.field(static=True)
+    config: TitansMACConfig = eqx.field(static=True)
     no_decay: ClassVar[tuple[str, ...]] = ("persistent",)
 
     def __init__(
@@ -129,12 +133,14 @@ class TitansMAC(Mixer):
         rotary: bool = True,
         output_scale: float = 1.0,
         key: PRNGKeyArray,
+        **fields: Any,
     ):
-        """**Arguments:** `d_model`; `config`; `rotary` and `output_scale` as in its `build`; `key`.
+        """**Arguments:** `d_model`; a `config`, or its `fields` as keywords; `rotary` and `output_scale` as in its
+        `build`; `key`.
 
         **Raises:** `ValueError` where the sizes do not fit.
         """
-        config = TitansMACConfig() if config is None else config
+        config = configured(TitansMACConfig, config, fields)
         config.check(d_model)
         count = config.memory.persistent
         self.memory = config.inner().build(d_model, output_scale=output_scale, key=subkey(key, "memory"))
@@ -146,25 +152,26 @@ class TitansMAC(Mixer):
         self.attention_norm = RMSNorm(d_model)
         self.memory_norm = RMSNorm(d_model)
         self.d_model = d_model
+        self.config = config
 
     def __call__(self, x: Float[Array, "t {self.d_model}"]) -> Float[Array, "t {self.d_model}"]:
         t = x.shape[0]
-        c = max(1, min(self.memory.chunk, t))
-        segments = max(1, -(-t // c))
-        group = group_size(segments) if self.memory.remat == "groups" else segments
+        if t == 0:
+            return x
+        size, segments, group = self.memory.config.grouping(t)
         groups = -(-segments // group)
-        x = jnp.pad(x, ((0, groups * group * c - t), (0, 0))).reshape(groups, group, c, -1)
-
+        # Rows after the last token change nothing before them.
+        x = jnp.pad(x, ((0, groups * group * size - t), (0, 0))).reshape(groups, group, size, -1)
         prefix = self._prefix(x)
 
-        def segment(carry: _Carry, x: Array) -> tuple[_Carry, Array]:
+        def segment(carry: GroupState, x: Array) -> tuple[GroupState, Array]:
             carry, _, y = self._segment(carry, x, prefix)
             return carry, y
 
-        def run(carry: _Carry, x: Array) -> tuple[_Carry, Array]:
+        def run(carry: GroupState, x: Array) -> tuple[GroupState, Array]:
             return jax.lax.scan(segment, carry, x)
 
-        carry = varying_like(self.memory._fresh(1, inner_dtype(x)), x)
+        carry = varying_like(self.memory.fresh(1, inner_dtype(x)), x)
         if groups == 1:
             y = run(carry, x[0])[1]
         else:
@@ -173,8 +180,10 @@ class TitansMAC(Mixer):
 
     def start(self, context: int, dtype: Any = None) -> MACState:
         """The memory's start, and an empty cache for a segment."""
-        (k, v, _), (recalled_k, recalled_v, _) = (self.attention.start(self.memory.chunk, dtype) for _ in range(2))
-        return MACState(self.memory.start(context, dtype), Cache(k, v, recalled_k, recalled_v))
+        (k, v, _), (recalled_k, recalled_v, _) = (
+            self.attention.start(self.memory.config.chunk, dtype) for _ in range(2)
+        )
+        return MACState(self.memory.start(context, dtype), SegmentCache(k, v, recalled_k, recalled_v))
 
     def prefill(self, x: Float[Array, "t {self.d_model}"], state: Any) -> Decoded:
         """t more tokens, a segment at a time.
@@ -183,26 +192,26 @@ class TitansMAC(Mixer):
         """
         check_state(state, MACState, self)
         memory, cache = state
-        t, c, phase = x.shape[0], self.memory.chunk, memory.phase
-        segments = max(1, -(-(t + c - 1) // c))
-        laid = jnp.zeros((segments * c, self.d_model), x.dtype)
+        t, size, phase = x.shape[0], self.memory.config.chunk, memory.phase
+        segments = max(1, -(-(t + size - 1) // size))
+        laid = jnp.zeros((segments * size, self.d_model), x.dtype)
         laid = jax.lax.dynamic_update_slice_in_dim(laid, x, phase, axis=0)
         prefix = self._prefix(x)
 
-        def run(carry: tuple[_Carry, Cache], now: tuple[Array, Array]) -> tuple[tuple[_Carry, Cache], Array]:
+        def run(
+            carry: tuple[GroupState, SegmentCache], now: tuple[Array, Array]
+        ) -> tuple[tuple[GroupState, SegmentCache], Array]:
             inner, cache = carry
             rows, offset = now
-            span = (jnp.clip(phase - offset, 0, c), jnp.clip(phase + t - offset, 0, c))
+            span = (jnp.clip(phase - offset, 0, size), jnp.clip(phase + t - offset, 0, size))
             inner, cache, y = self._segment(inner, rows, prefix, cache, span)
             return (inner, cache), y
 
-        carry = _Carry(memory.rows[None], Memory(memory.weights, memory.momentum), memory.anchor)
-        inputs = (laid.reshape(segments, c, -1), c * jnp.arange(segments))
+        carry = GroupState(memory.rows[None], Memory(memory.weights, memory.momentum), memory.anchor)
+        inputs = (laid.reshape(segments, size, -1), size * jnp.arange(segments))
         (carry, cache), y = jax.lax.scan(run, (carry, cache), inputs)
-        y = jax.lax.dynamic_slice_in_dim(y.reshape(segments * c, -1), phase, t, axis=0)
-        rows, (weights, momentum), anchor = carry
-        after = TitansState(weights, momentum, anchor or weights, rows[0], (phase + t) % c)
-        return Decoded(y, MACState(after, cache))
+        y = jax.lax.dynamic_slice_in_dim(y.reshape(segments * size, -1), phase, t, axis=0)
+        return Decoded(y, MACState(decode_state(carry, (phase + t) % size), cache))
 
     def step(self, x: Float[Array, "{self.d_model}"], state: Any) -> Decoded:
         """One token.
@@ -212,59 +221,61 @@ class TitansMAC(Mixer):
         check_state(state, MACState, self)
         memory, cache = state
         q, new = self._projected(x[None], memory.anchor, memory.phase)
-        cache = Cache(
+        cache = SegmentCache(
             *(
                 jax.lax.dynamic_update_slice_in_dim(old, row.astype(old.dtype), memory.phase, axis=0)
                 for old, row in zip(cache, new, strict=True)
             )
         )
-        seen = (jnp.arange(self.memory.chunk) <= memory.phase)[None]
-        y = self._attend(x[None], q, Cache(*(a.astype(x.dtype) for a in cache)), seen, self._prefix(x))[0]
+        seen = (jnp.arange(self.memory.config.chunk) <= memory.phase)[None]
+        y = self._attend(x[None], q, SegmentCache(*(a.astype(x.dtype) for a in cache)), seen, self._prefix(x))[0]
         remembered, memory = self.memory.step(y, memory)
         return Decoded(self._gated(y, remembered), MACState(memory, cache))
 
     def _segment(
         self,
-        carry: _Carry,
-        x: Float[Array, "c d"],
+        carry: GroupState,
+        x: Float[Array, "t d"],
         prefix: Prefix | None,
-        cache: Cache | None = None,
+        cache: SegmentCache | None = None,
         span: tuple[Array, Array] | None = None,
-    ) -> tuple[_Carry, Cache, Float[Array, "c d"]]:
+    ) -> tuple[GroupState, SegmentCache, Float[Array, "t d"]]:
         """One segment. Only rows from `span[0]` to before `span[1]` are new; `cache` has the others."""
-        c = x.shape[0]
+        size = x.shape[0]
         anchor = carry.memory.weights if carry.anchor is None else carry.anchor
         q, new = self._projected(x, anchor, 0)
         if cache is not None and span is not None:
-            fresh = ((jnp.arange(c) >= span[0]) & (jnp.arange(c) < span[1]))[:, None, None]
-            new = Cache(*(jnp.where(fresh, a.astype(old.dtype), old) for a, old in zip(new, cache, strict=True)))
-        causal = jnp.tril(jnp.ones((c, c), bool))
-        y = self._attend(x, q, Cache(*(a.astype(x.dtype) for a in new)), causal, prefix)
-        carry, remembered = self.memory._group(carry, y[None], c, span)
+            fresh = ((jnp.arange(size) >= span[0]) & (jnp.arange(size) < span[1]))[:, None, None]
+            new = SegmentCache(*(jnp.where(fresh, a.astype(old.dtype), old) for a, old in zip(new, cache, strict=True)))
+        causal = jnp.tril(jnp.ones((size, size), bool))
+        y = self._attend(x, q, SegmentCache(*(a.astype(x.dtype) for a in new)), causal, prefix)
+        carry, remembered = self.memory.group(carry, y[None], size, span)
         return carry, new, self._gated(y, remembered[0])
 
-    def _projected(self, x: Float[Array, "t d"], weights: Weights, at: int | Int[Array, ""]) -> tuple[Array, Cache]:
+    def _projected(
+        self, x: Float[Array, "t d"], weights: Matrices, at: int | Int[Array, ""]
+    ) -> tuple[Array, SegmentCache]:
         """Queries of tokens from row `at` of a segment on, and keys and values of them and of what they recall."""
-        heads, wide = self.memory.n_heads, inner_dtype(x)
+        heads, wide = self.memory.config.n_heads, inner_dtype(x)
         asked = jax.nn.silu((x @ self.w_recall.astype(x.dtype)).astype(wide)).reshape(x.shape[0], heads, -1)
-        asked = asked * jax.lax.rsqrt(jnp.square(asked).sum(axis=-1, keepdims=True) + NORM_EPS)
-        recalled = recall(weights, asked.swapaxes(0, 1), self.memory._shape(1, wide)).swapaxes(0, 1)
+        asked = unit_length(asked, NORM_EPS)
+        recalled = recall(weights, asked.swapaxes(0, 1), self.memory.surroundings(1, wide)).swapaxes(0, 1)
         recalled = self.recall_norm(recalled.reshape(x.shape)).astype(x.dtype)
         first = 0 if self.persistent is None else self.persistent.shape[0]
-        q, k, v = self.attention._projected(x, first + at)
-        _, recalled_k, recalled_v = self.attention._projected(recalled, first + at)
-        return q, Cache(k, v, recalled_k, recalled_v)
+        q, k, v = self.attention.project(x, first + at)
+        _, recalled_k, recalled_v = self.attention.project(recalled, first + at)
+        return q, SegmentCache(k, v, recalled_k, recalled_v)
 
     def _prefix(self, x: Array) -> Prefix | None:
         return self.attention.prefix(self.persistent, x.dtype)
 
     def _attend(
-        self, x: Array, q: Array, cache: Cache, mask: Bool[Array, "t c"], prefix: Prefix | None
+        self, x: Array, q: Array, cache: SegmentCache, mask: Bool[Array, "t u"], prefix: Prefix | None
     ) -> Float[Array, "t d"]:
         """Attention to the persistent tokens, and to the rows of the segment, and of what it recalled, in `mask`."""
         k, v = jnp.concatenate([cache.recalled_k, cache.k]), jnp.concatenate([cache.recalled_v, cache.v])
         mixed = masked_attention(q, k, v, jnp.concatenate([mask, mask], axis=1), prefix)
-        return self.attention._out(x, mixed)
+        return self.attention.output(x, mixed)
 
     def _gated(self, y: Float[Array, "*t d"], remembered: Float[Array, "*t d"]) -> Float[Array, "*t d"]:
         return self.attention_norm(y) * jax.nn.sigmoid(self.memory_norm(remembered))

@@ -1,0 +1,93 @@
+"""What configs and constructors check of what they are given: in one line and at once, not in a matmul's error."""
+
+import dataclasses
+import math
+import numbers
+from typing import Any, TypeVar
+
+from ..errors import UserError
+
+Config = TypeVar("Config")
+
+
+def whole(name: str, value: Any, least: int = 1, otherwise: str = "") -> int:
+    """`value` as a Python integer (NumPy's are taken). **Raises:** `UserError` for others, and below `least`."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise UserError(f"{name}={shown(value)}: it must be a whole number, at least {least}{otherwise}")
+    if value < least:
+        raise UserError(f"{name}={value}: it must be at least {least}{otherwise}")
+    return int(value)
+
+
+def real(name: str, value: Any, *, positive: bool = False) -> None:
+    """**Raises:** `UserError` where `value` is no finite number from 0 on, or none above it where it is `positive`."""
+    bound = "positive" if positive else "at least 0"
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value):
+        raise UserError(f"{name}={shown(value)}: it must be {bound}, a finite number")
+    if value < 0 or (positive and value == 0):
+        raise UserError(f"{name}={value}: it must be {bound}")
+
+
+def share(name: str, value: Any, what: str) -> None:
+    """**Raises:** `UserError` where `value` is no number from 0 to 1: the share of what."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise UserError(f"{name}={shown(value)}: it is a share of {what}, from 0 to 1")
+
+
+def one_of(name: str, value: Any, words: tuple[str, ...]) -> None:
+    """**Raises:** `UserError` where `value` is none of the words."""
+    if value not in words:
+        raise UserError(f"{name}={shown(value)}: it is one of {', '.join(words)}")
+
+
+def check_whole(config: Any, *names: str, least: int = 1) -> None:
+    """`whole` for fields of a frozen config, which then hold Python integers."""
+    for name in names:
+        object.__setattr__(config, name, whole(name, getattr(config, name), least))
+
+
+def check_whole_or_none(config: Any, *names: str, otherwise: str = ", or None") -> None:
+    """The same for fields that may be None."""
+    for name in names:
+        if getattr(config, name) is not None:
+            object.__setattr__(config, name, whole(name, getattr(config, name), otherwise=otherwise))
+
+
+def check_each_whole(config: Any, name: str, what: str) -> None:
+    """A field of one or more whole numbers, each at least 1, which then is a tuple as in any config. `what` says so."""
+    values = getattr(config, name)
+    try:
+        if isinstance(values, str) or len(values) == 0:
+            raise ValueError
+        found = tuple(whole(name, value) for value in values)
+    except (TypeError, ValueError):
+        raise UserError(f"{name}={shown(values)}: {what}") from None
+    object.__setattr__(config, name, found)
+
+
+def configured(cls: type[Config], config: Config | None, fields: dict[str, Any]) -> Config:
+    """The config of a module that is given as a whole, by its fields as keywords, or as both (the keywords win).
+
+    So the sizes of a module stand in one place, its config, with their defaults and what they mean.
+    """
+    if config is not None and not isinstance(config, cls):
+        raise UserError(f"config={shown(config)}: it must be a {cls.__name__}, or its fields as keywords")
+    known = [field.name for field in dataclasses.fields(cls) if field.name != "kind"]  # type: ignore[arg-type]
+    for name in fields:
+        if name not in known:
+            raise UserError(f"{name}={shown(fields[name])}: {cls.__name__} has {', '.join(known)}")
+    return cls(**fields) if config is None else dataclasses.replace(config, **fields)  # type: ignore[type-var]
+
+
+def check_divides(d_model: int, multiple: int, what: str, instead: str = "") -> None:
+    """**Raises:** `UserError` where `d_model` is no multiple, with the nearest that are."""
+    if whole("d_model", d_model) % multiple:
+        lower = d_model // multiple * multiple
+        nearest = f"{lower} or {lower + multiple}" if lower else f"{multiple}"
+        raise UserError(f"d_model={d_model} is not {what}: take d_model {nearest}{instead}")
+
+
+def shown(value: Any, most: int = 60) -> str:
+    """A value as a line says it: its repr on one line, cut where it is long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= most else f"{text[: most - 3]}..."
