@@ -42,7 +42,7 @@ import pytest  # noqa: E402
 # Broadcasting over ranks and conversions between types have to be written out. Not in the environment: a user's own
 # process has jax's defaults.
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_numpy_dtype_promotion", os.environ.get("EQX_SLM_PROMOTION", "standard"))
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 # HYPOTHESIS_PROFILE=slow (or --hypothesis-profile=slow) searches longer; under CI the same examples come every time.
 _in_ci = os.environ.get("CI", "").lower() not in ("", "0", "false")

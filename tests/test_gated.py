@@ -90,15 +90,18 @@ def test_a_window_is_jaxs_local_window(window):
     pull = jnp.asarray(normal(WINDOW_T, 4, 4, seed=3))
 
     def theirs(q, k, v):
-        return jax.nn.dot_product_attention(q, k, v, is_causal=True, local_window_size=(window - 1, 0))
+        with jax.numpy_rank_promotion("allow"):
+            return jax.nn.dot_product_attention(q, k, v, is_causal=True, local_window_size=(window - 1, 0))
 
-    with jax.numpy_rank_promotion("allow"):
-        expected, expected_pull = jax.vjp(theirs, q, k, v)
-        gradients = expected_pull(pull)
-    y, ours_pull = jax.vjp(lambda *a: causal_attention(*a, window), q, k, v)
+    @jax.jit
+    def both(*arguments):
+        pairs = (jax.vjp(f, *arguments) for f in (lambda *a: causal_attention(*a, window), theirs))
+        return [(y, pulled(pull)) for y, pulled in pairs]
+
+    (y, ours), (expected, others) = both(q, k, v)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
-    for ours, other in zip(ours_pull(pull), gradients, strict=True):
-        np.testing.assert_allclose(ours, other, rtol=1e-5, atol=1e-5)
+    for one, other in zip(ours, others, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("gate", ["elementwise", "headwise"])
@@ -108,14 +111,15 @@ def test_the_gate_is_its_formula(gate):
     same = {name: getattr(mixer, name) for name in ("w_q", "w_k", "w_v")}
     plain = eqx.tree_at(lambda a: [a.w_q, a.w_k, a.w_v, a.w_o], plain, [*same.values(), jnp.eye(8)])
     x = jnp.asarray(normal(T, 8))
-    heads = np.asarray(plain(x)).reshape(T, 2, 4)
+    call = eqx.filter_jit(lambda module, x: module(x))
+    heads = np.asarray(call(plain, x)).reshape(T, 2, 4)
     gates = 1 / (1 + np.exp(-np.asarray(x) @ np.asarray(mixer.w_gate)))
     gates = gates.reshape(T, 2, 4 if gate == "elementwise" else 1)
     expected = (heads * gates).reshape(T, 8) @ np.asarray(mixer.w_o)
-    np.testing.assert_allclose(eqx.filter_jit(mixer)(x), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(call(mixer, x), expected, rtol=1e-4, atol=1e-5)
     closed = eqx.tree_at(lambda a: a.w_gate, mixer, jnp.zeros_like(mixer.w_gate))  # every gate is exactly a half
     plain = eqx.tree_at(lambda a: a.w_o, plain, mixer.w_o / 2)
-    np.testing.assert_allclose(closed(x), plain(x), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(call(closed, x), call(plain, x), rtol=1e-5, atol=1e-6)
 
 
 def test_it_starts_as_attention_does_with_a_gate_near_a_half(getkey):

@@ -92,4 +92,4 @@ class GatedAttention(Attention):
         # The product rounds once, from at least float32: in bfloat16 a gate near 1 has steps of 1/256.
         gate = jax.nn.sigmoid(jnp.matmul(x, self.w_gate.astype(x.dtype), preferred_element_type=inner_dtype(x)))
         gate_tnh = gate.reshape(x.shape[0], self.n_heads, gate.shape[1] // self.n_heads)  # h is 1 headwise
-        return super().output(x, (mixed * gate_tnh).astype(mixed.dtype))
+        return super().output(x, (mixed.astype(gate.dtype) * gate_tnh).astype(mixed.dtype))

@@ -4,12 +4,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
 
-def inner_dtype(*arrays: Array) -> jnp.dtype:
+def inner_dtype(*arrays: Array | DTypeLike) -> jnp.dtype:
     """The precision for sums, norms and products inside a module: at least float32, and float64 where given float64."""
-    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+    with jax.numpy_dtype_promotion("standard"):  # also where conversions have to be written out
+        return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
 
 
 def standardize(x: Float[Array, "*t d"], eps: float) -> Float[Array, "*t d"]:

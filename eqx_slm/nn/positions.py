@@ -46,7 +46,7 @@ def rotate(
     dtype = inner_dtype(x)
     # Angles in at least float32: at position 1,000 bfloat16 has steps of 4 radians.
     frequency = base ** (-jnp.arange(0, width, 2, dtype=dtype) / width)
-    angle = (jnp.arange(x.shape[0], dtype=dtype) + offset)[:, None] * frequency[None, :]
+    angle = (jnp.arange(x.shape[0]) + offset).astype(dtype)[:, None] * frequency[None, :]
     cos, sin = jnp.cos(angle)[:, None, :], jnp.sin(angle)[:, None, :]
     first, second = x[..., : width // 2].astype(dtype), x[..., width // 2 : width].astype(dtype)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

@@ -176,7 +176,7 @@ class TitansMemory(Mixer):
 
     def start(self, context: int, dtype: Any = None) -> TitansState:
         """Decode state before the first token; of the same size for any `context`."""
-        wide = jnp.promote_types(self.w_q.dtype if dtype is None else dtype, jnp.float32)
+        wide = inner_dtype(self.w_q.dtype if dtype is None else dtype)
         rows, memory, _ = self.fresh(1, wide)
         anchor = jax.tree.map(jnp.copy, memory.weights)  # a buffer of its own, so that the state can be donated
         state = TitansState(memory.weights, memory.momentum, anchor, rows[0], jnp.zeros((), jnp.int32))
