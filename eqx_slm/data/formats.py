@@ -57,7 +57,7 @@ def _text(place: Place, stream: io.BufferedReader, largest: int) -> Iterator[Ite
     if what:
         do = "convert it to UTF-8" if what == "UTF-16" else "give it the ending of what it is, or leave it out"
         yield place.refused(f"this is {what}, not text in UTF-8; {do}")
-    elif whole and file.records and first.rstrip() in (b"{", b"[")[: 1 + (file.format == "jsonl")]:
+    elif whole and file.records and first.rstrip() in ((b"{", b"[") if file.format == "jsonl" else (b"{",)):
         yield place.refused("JSON over several lines; give one record a line (jq -c), or an array named .json", "json")
     elif file.format == "json" and first.startswith(b"["):
         yield from _json_array(place, stream)

@@ -109,6 +109,7 @@ def open_source(
     source = FileSource(name, files, fields, splits, unclear)
     if splits:
         return dataclasses.replace(source, largest=max(LARGEST, source.size))
+    # Would the hash of the paths leave a split empty? Then the same as in memory: blocks of the text.
     known = {hashed_split(file.name.encode("utf-8", "surrogateescape")) for file in files if file.size}
     if source.whole_files and not unclear and not known >= {"train", "valid"} and source.size <= LARGEST:
         with contextlib.suppress(UserError):  # a broken file: who reads the source is told, and may leave it out
