@@ -211,7 +211,6 @@ class TokenStream(Stream):
         return self._count(0, "train") // self.batch_size
 
     def batch(self, seed: int, index: int) -> np.ndarray:
-        """Training batch `index` of a seed, int32[B, T+1], of any epoch."""
         if index < 0:
             raise ValueError(f"batch index {index} is negative; give an integer of at least 0")
         rows = self._own_rows(np.arange(self.batch_size))
@@ -230,11 +229,9 @@ class TokenStream(Stream):
         return batch
 
     def batches(self, seed: int, *, start: int = 0) -> TokenBatches:
-        """The endless training batches of a seed from batch `start` on, int32[B, T+1] each."""
         return TokenBatches(self, seed, start)
 
     def resume(self, state: StreamState) -> TokenBatches:
-        """The batches after a state; `UserError` where it is another stream's."""
         check_cursor(state, self.identity())
         return self.batches(state.cursor["seed"], start=state.batches)
 
@@ -246,7 +243,6 @@ class TokenStream(Stream):
         return grain.MapDataset.source(_Batches(self, seed, start))
 
     def identity(self) -> dict[str, Any]:
-        """What decides the batches, as JSON."""
         sizes = {"batch_size": self.batch_size, "sequence_length": self.sequence_length}
         return {"tokens": self._tokens_hashes, "weights": self.mixture.quotas, **sizes}
 
@@ -259,7 +255,6 @@ class TokenStream(Stream):
         return [self._own_rows(batch) for batch in self._eval]
 
     def token_counts(self) -> np.ndarray:
-        """How often each id occurs in the training splits, int64[vocab_size]."""
         counts = np.zeros(self.vocab_size, np.int64)
         for tokens in self.splits:
             for block in tokens["train"].blocks():
@@ -267,7 +262,6 @@ class TokenStream(Stream):
         return counts
 
     def training_tokens(self, most: int | None = None) -> np.ndarray:
-        """The first `most` tokens of the (first) training split in the order of the text, all by default, int32[n]."""
         return self.splits[0]["train"].read(0, most)
 
     @cached_property
@@ -313,7 +307,6 @@ class TokenBatches(BatchIterator):
         return self._stream.batch(self._seed, self._index - 1)
 
     def state(self, *, back: int = 0) -> StreamState:
-        """The state after the last batch, or `back` batches earlier."""
         return StreamState({"stream": self._stream.identity(), "seed": self._seed, "batch": self._index - back})
 
 

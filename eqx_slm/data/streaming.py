@@ -93,7 +93,6 @@ class StreamingStream(Stream):
         }
 
     def identity(self) -> dict[str, Any]:
-        """What decides the batches, as JSON."""
         return {
             "sources": [spec_hash(lasting(source.spec)) for source in self.sources],
             "rules": [str(rule) for rule in self.rules],
@@ -118,7 +117,6 @@ class StreamingStream(Stream):
         return next(self.batches(seed, start=index))
 
     def resume(self, state: StreamState) -> StreamingBatches:
-        """The batches after a state; `UserError` where it is another stream's."""
         check_cursor(state, self.identity())
         return StreamingBatches(self, state.cursor["seed"], state)
 
@@ -162,7 +160,6 @@ class StreamingStream(Stream):
         )
 
     def training_tokens(self, most: int | None = None) -> NoReturn:
-        """Not known: raises `UserError`."""
         self.token_counts()
 
 

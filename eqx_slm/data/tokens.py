@@ -88,23 +88,31 @@ class Tokens:
     def __init__(self, parts: Sequence[np.ndarray]) -> None:
         self.parts = tuple(part for part in parts if len(part))
         self._ends = np.cumsum([len(part) for part in self.parts], dtype=np.int64)
+        self._views: dict[int, list[np.ndarray]] = {}
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self.parts) else 0
 
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
         """The tokens `[s, s + length)` for every start s, int32[n, length]."""
+        views = self._views.get(length) or self._view(length)
+        if len(views) == 1:
+            return views[0][starts].astype(np.int32, copy=False)
         rows = np.empty((len(starts), length), np.int32)
         first, last = (np.searchsorted(self._ends, at, side="right") for at in (starts, starts + length - 1))
-        for number in [0] if len(self.parts) == 1 else np.unique(first).tolist():
-            part = self.parts[number]
+        for number in np.unique(first).tolist():
             which = np.flatnonzero((first == number) & (last == number))
-            if len(which) and len(part) >= length:
-                view = np.lib.stride_tricks.sliding_window_view(part, length)
-                rows[which] = view[starts[which] - (int(self._ends[number]) - len(part))]
+            if len(which):
+                rows[which] = views[number][starts[which] - (int(self._ends[number]) - len(self.parts[number]))]
         for row in np.flatnonzero(first != last).tolist():
             rows[row] = self.read(int(starts[row]), length)
         return rows
+
+    def _view(self, length: int) -> list[np.ndarray]:
+        """Every window of every part that has one; no token is copied until some are gathered."""
+        view = np.lib.stride_tricks.sliding_window_view
+        self._views[length] = [view(part, length) if len(part) >= length else part for part in self.parts]
+        return self._views[length]
 
     def read(self, start: int = 0, count: int | None = None) -> np.ndarray:
         """`count` tokens from `start` on (all by default), across parts, int32[n]."""
