@@ -2,11 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eqx_slm import UserError
 from eqx_slm.nn.digits import coordinate_base, from_coordinates, to_coordinates
 
 LARGEST = 2**31 - 1
@@ -21,6 +23,14 @@ vocab_sizes = st.one_of(
 )
 
 
+@pytest.fixture
+def unchecked():
+    """Without the tests' checks of types, which would come before the library's own."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 @given(vocab_sizes, digit_counts)
 def test_base_is_minimal(vocab_size, k):
     base = coordinate_base(vocab_size, k)
@@ -30,10 +40,39 @@ def test_base_is_minimal(vocab_size, k):
 
 @pytest.mark.parametrize(
     ("vocab_size", "k", "base"),
-    [(1, 3, 1), (2, 5, 2), (125, 3, 5), (126, 3, 6), (1_000_000, 3, 100), (200_019, 3, 59), (3**40, 40, 3), (7, 1, 7)],
+    [(1, 3, 1), (2, 5, 2), (125, 3, 5), (126, 3, 6), (1_000_000, 3, 100), (200_019, 3, 59), (3**40, 40, 3), (7, 1, 7)]
+    + [
+        (2**62 + 1, 1, 2**62 + 1),
+        (2**63, 1, 2**63),
+        (2**200, 2, 2**100),
+        (2**200 + 1, 2, 2**100 + 1),
+        (10**30, 3, 10**10),
+    ]
+    + [(1, 10**6, 1), (2, 10**6, 2), (np.int64(1000), np.int32(3), 10), (np.uint8(255), 1, 255)],
 )
-def test_base_by_hand(vocab_size, k, base):
-    assert coordinate_base(vocab_size, k) == base
+def test_base_by_hand(vocab_size, k, base, unchecked):
+    found = coordinate_base(vocab_size, k)
+    assert found == base and type(found) is int
+
+
+@given(st.integers(1, 2**300), st.integers(1, 400))
+def test_base_is_minimal_at_any_size(vocab_size, k):
+    base = coordinate_base(vocab_size, k)
+    assert base**k >= vocab_size > (base - 1) ** k or base == vocab_size == 1
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, 3.0, True, "3", None, np.float32(2), np.bool_(True)])
+def test_sizes_that_are_no_whole_numbers_are_refused(wrong, unchecked):
+    for call in (
+        lambda: coordinate_base(wrong, 3),
+        lambda: coordinate_base(3, wrong),
+        lambda: to_coordinates(1, wrong, 2),
+        lambda: to_coordinates(1, 3, wrong),
+        lambda: from_coordinates(np.array([0, 1]), wrong),
+    ):
+        with pytest.raises(UserError, match="whole number, at least 1") as caught:
+            call()
+        assert "\n" not in str(caught.value)
 
 
 def test_digits_by_hand():

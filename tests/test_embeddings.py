@@ -1,10 +1,12 @@
 """Table, low-rank and compositional embeddings: rows, read-outs, orders."""
 
 import functools
+import math
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from filled import filled
@@ -14,12 +16,15 @@ from eqx_slm import (
     CompositionalEmbedding,
     Head,
     LeviathanConfig,
+    LeviathanEmbedding,
     LowRankConfig,
     LowRankEmbedding,
     TableConfig,
     TableEmbedding,
+    UserError,
     coordinate_base,
     count_parameters,
+    embed_batch,
     parameter_ledger,
     random_order,
 )
@@ -38,6 +43,14 @@ CONFIGS = [
     CompositionalConfig(coordinates=2, order="random"),
     LeviathanConfig(seed_size=3, n_heads=2, knots=3, rank=2, order="random"),
 ]
+
+
+@pytest.fixture
+def unchecked():
+    """Without the tests' checks of types, which would come before the library's own."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def make(kind):
@@ -161,7 +174,139 @@ def test_parameter_counts_by_hand():
     assert CompositionalConfig(coordinates=1).table_parameters(1000, 7) == 7000
 
 
-@pytest.mark.parametrize(("sizes", "named"), [(dict(rank=0), "rank=0"), (dict(vocab_size=0), "vocab_size=0")])
-def test_sizes_that_are_refused(sizes, named, getkey):
-    with pytest.raises(ValueError, match=named):
-        LowRankEmbedding(**(dict(vocab_size=3, d_model=4, rank=2) | sizes), key=getkey())
+OUTSIDE = [-1, VOCAB, -(2**31), 2**31 - 1, -VOCAB, VOCAB + 1]  # the last has digits that no token uses
+ANY = [
+    *CONFIGS[:3],
+    CompositionalConfig(coordinates=2),
+    CONFIGS[3],
+    LeviathanConfig(seed_size=3, n_heads=2, knots=3, rank=2),
+]
+
+
+@pytest.mark.parametrize("config", ANY, ids=lambda config: f"{config.kind} {getattr(config, 'order', '')}")
+def test_an_id_outside_the_vocabulary_is_nan_however_it_is_asked(config):
+    """Neither the last row, nor one counted from the end, nor a row of another token; and it has no gradient."""
+    order = random_order(VOCAB) if getattr(config, "order", "") == "random" else None
+    e = filled(lambda key: config.build(VOCAB, WIDTH, key=key), order=order)
+    params, static = eqx.partition(e, eqx.is_inexact_array)
+    ids = np.array([*OUTSIDE, 7, 0, VOCAB - 1], np.int32)
+    inside = np.arange(len(ids)) >= len(OUTSIDE)
+
+    @jax.jit
+    def forms(params, ids):
+        e = eqx.combine(params, static)
+
+        def total(params, weights):
+            return jnp.nansum(embed_batch(eqx.combine(params, static), ids) * weights[:, None])
+
+        weights = jnp.asarray(inside, jnp.float32)
+        gradients = jax.grad(total)(params, weights), jax.grad(total)(params, jnp.ones(len(ids)))
+        called = e(ids), jax.vmap(e)(ids), embed_batch(e, ids), embed_batch(e, ids.reshape(3, 3)).reshape(9, WIDTH)
+        return called, e(ids[0]), e.materialize(), gradients
+
+    called, scalar, table, _ = forms(params, ids)
+    assert np.isnan(scalar).all() and np.isfinite(table).all()
+    for vectors in called:
+        assert np.isnan(vectors[~inside]).all()
+        np.testing.assert_allclose(vectors[inside], np.asarray(table)[ids[inside]], rtol=1e-4, atol=1e-5)
+
+
+def test_ids_wider_than_int32_do_not_wrap():
+    with jax.enable_x64(True):
+        ids = jnp.asarray([2**32 + 3, -(2**32) + 3, 2**62, 3])
+        for config in (ANY[0], ANY[-1]):
+            e = filled(lambda key, config=config: config.build(VOCAB, WIDTH, key=key))
+            for vectors in (e(ids), embed_batch(e, ids)):
+                assert np.isnan(vectors).all(axis=1).tolist() == [True, True, True, False]
+
+
+@pytest.mark.parametrize("ids", [np.zeros(3, np.float32), np.ones(3, bool), np.ones(3, np.complex64)])
+def test_ids_that_are_no_integers_are_refused(ids, unchecked):
+    for config in (ANY[0], ANY[1], ANY[3], ANY[-1]):
+        e = filled(lambda key, config=config: config.build(VOCAB, WIDTH, key=key))
+        for call in (lambda e=e: e(jnp.asarray(ids)), lambda e=e: embed_batch(e, jnp.asarray(ids))):
+            with pytest.raises(UserError, match="must be integers"):
+                call()
+
+
+GOOD = list(range(VOCAB))[::-1]
+WRONG_ORDERS = {
+    "twice": [*GOOD[:-1], 5],
+    "negative": [*GOOD[:-1], -1],
+    "beyond": [*GOOD[:-1], VOCAB],
+    "wraps in int32": np.array([*GOOD[:-1], 2**32], np.int64),
+    "beyond int64": [*GOOD[:-1], 2**70],
+    "short": GOOD[1:],
+    "long": [*GOOD, VOCAB],
+    "empty": [],
+    "two axes": [GOOD],
+    "floats": np.array(GOOD, np.float32),
+    "booleans": np.ones(VOCAB, bool),
+    "ragged": [[1], [2, 3]],
+    "text": "random",
+}
+
+
+@pytest.mark.parametrize("order", WRONG_ORDERS.values(), ids=WRONG_ORDERS)
+@pytest.mark.parametrize("config", [ANY[3], ANY[5]], ids=lambda config: config.kind)
+def test_orders_that_are_no_permutation_are_refused(config, order, getkey, unchecked):
+    with pytest.raises(UserError, match="order") as caught:
+        config.build(VOCAB, WIDTH, order=order, key=getkey())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("order", [GOOD, np.array(GOOD, np.int64), np.array(GOOD, np.uint8), jnp.array(GOOD)])
+def test_permutations_of_any_integers_are_taken(order, getkey, unchecked):
+    held = ANY[3].build(VOCAB, WIDTH, order=order, key=getkey()).order
+    assert held.dtype == jnp.int32 and held.tolist() == GOOD
+
+
+def test_gradients_pass_over_an_order():
+    def total(e):
+        return embed_batch(e, jnp.array([3, 3, 28])).sum()
+
+    for config in (ANY[2], ANY[4]):
+        e = filled(lambda key, config=config: config.build(VOCAB, WIDTH, key=key), order=random_order(VOCAB))
+        filtered = eqx.filter_jit(eqx.filter_grad(total))(e)
+        assert filtered.order is None and np.isfinite(filtered.codebooks).all()
+        plain = jax.jit(jax.grad(total, allow_int=True))(e)
+        np.testing.assert_allclose(plain.codebooks, filtered.codebooks, rtol=1e-5, atol=1e-6)
+        with pytest.raises(TypeError, match="allow_int"):
+            jax.grad(total)(e)
+
+
+SIZES = [
+    (TableEmbedding, ("vocab_size", "d_model")),
+    (LowRankEmbedding, ("vocab_size", "d_model", "rank")),
+    (CompositionalEmbedding, ("vocab_size", "d_model", "coordinates")),
+    (LeviathanEmbedding, ("vocab_size", "d_model", "coordinates", "seed_size", "n_heads", "knots", "rank")),
+    (LowRankConfig, ("rank",)),
+    (CompositionalConfig, ("coordinates",)),
+    (LeviathanConfig, ("coordinates", "seed_size", "n_heads", "knots", "rank")),
+]
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, 64.0, True, "8", None, math.nan, np.float32(8), np.bool_(True)])
+@pytest.mark.parametrize(("make", "names"), SIZES, ids=lambda x: getattr(x, "__name__", ""))
+def test_sizes_that_are_refused(make, names, wrong, getkey, unchecked):
+    rest = {"vocab_size": 10, "d_model": 4, "key": getkey()} if "vocab_size" in names else {}
+    for name in names:
+        with pytest.raises(UserError, match=f"{name}=") as caught:
+            make(**(rest | {name: wrong}))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [-1.0, math.nan, math.inf, "0.02", True])
+def test_scales_that_are_refused(wrong, getkey, unchecked):
+    for make in (TableConfig, LowRankConfig, CompositionalConfig):
+        with pytest.raises(UserError, match="std="):
+            make(std=wrong)
+        with pytest.raises(UserError, match="std="):
+            make().build(3, 4, key=getkey()).__class__(3, 4, std=wrong, key=getkey())
+    with pytest.raises(UserError, match="output_std="):
+        LeviathanConfig(output_std=wrong)
+
+
+def test_sizes_of_numpy_are_taken(getkey, unchecked):
+    e = LowRankEmbedding(np.int64(7), np.int32(4), rank=np.uint8(2), key=getkey())
+    assert e(jnp.arange(7)).shape == (7, 4)

@@ -151,3 +151,27 @@ def test_strategy_of_schedules_is_reachable(schedule):
 @given(st.integers(1, 200), st.integers(0, 200), st.data())
 def test_strategy_of_vocabularies_keeps_its_bounds(low, more, data):
     assert low <= data.draw(vocab_sizes(low + more, min_value=low)) <= low + more
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("misspelt", "embedding"), ("embeding", "embedding"), ("blocks.0.mixr", "blocks.0.mixer"), ("blocks.6", "blocks")]
+    + [("", "embedding"), ("block", "blocks"), ("blocks.", "blocks")],
+)
+def test_a_component_that_is_not_there_is_named(name, near):
+    with pytest.raises(KeyError, match=near):
+        parameter_ledger(DENSE)[name]
+
+
+def test_a_ledger_in_print():
+    lines = str(parameter_ledger(dataclasses.replace(DEEP, depth=3, padding_ids=2))).splitlines()
+    assert [line.split()[0] for line in lines] == (
+        ["embedding", "positions", "blocks.0", "blocks.1", "blocks.2", "norm", "head", "total", "of"]
+    )
+    assert str(parameter_ledger(DENSE)).splitlines() == [
+        "embedding        51,296,256   47.1%",
+        "blocks.0-5        6,294,528    5.8%",
+        "norm                    256    0.0%",
+        "head             51,296,256   47.1%",
+        "total           108,887,296  100.0%",
+    ]

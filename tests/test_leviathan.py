@@ -170,19 +170,8 @@ def test_bfloat16_rounds_only_what_goes_in_and_out():
     assert (np.abs(np.asarray(vectors, np.float64) - expected) <= allowed).all()
 
 
-@pytest.mark.parametrize(
-    ("sizes", "named"),
-    [
-        (dict(knots=2), "knots=2"),
-        (dict(rank=0), "rank=0"),
-        (dict(seed_size=0), "seed_size=0"),
-        (dict(n_heads=0), "n_heads=0"),
-        (dict(coordinates=0), "coordinates=0"),
-        (dict(vocab_size=0), "vocab_size=0"),
-    ],
-)
-def test_sizes_that_are_refused(sizes, named, getkey):
-    sizes = dict(vocab_size=10, d_model=4) | sizes
-    with pytest.raises(ValueError, match=named) as caught:
-        LeviathanEmbedding(**sizes, key=getkey())
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("knots", [2, 1, 0, -3, True])
+def test_knots_that_are_refused(knots, getkey):
+    for make in (LeviathanConfig, functools.partial(LeviathanEmbedding, 10, 4, key=getkey())):
+        with pytest.raises(ValueError, match=f"knots={knots}.*at least 3"):
+            make(knots=knots)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import jaxtyping
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -24,6 +25,14 @@ from eqx_slm.testing import model_configs
 DENSE = ModelConfig(vocab_size=200_376, d_model=256, depth=6, mixer=AttentionConfig(n_heads=8), channel=MLPConfig())
 LEVIATHAN = dataclasses.replace(DENSE, depth=52, embedding=LeviathanConfig())
 SMALL = ModelConfig(vocab_size=100, d_model=16, depth=4, mixer=AttentionConfig(n_heads=2), channel=MLPConfig(d_ff=32))
+
+
+@pytest.fixture
+def unchecked():
+    """Without the tests' checks of types, which would come before the library's own."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def size_or_none(config, vary, value, measure=count_parameters):
@@ -143,15 +152,19 @@ def test_a_target_out_of_reach_gives_the_nearest_end():
     assert match.value == 1 and match.residual > 0
 
 
-@pytest.mark.parametrize("goal", [0, -5, math.nan, math.inf])
-def test_targets_that_are_no_budget_are_refused(goal):
+@pytest.mark.parametrize("goal", [0, -5, math.nan, math.inf, "10", True, None, [3]])
+def test_targets_that_are_no_budget_are_refused(goal, unchecked):
     with pytest.raises(ValueError, match="must be positive and finite"):
         match_flops(SMALL, goal, "depth")
 
 
+@pytest.mark.parametrize("multiple", [0, -1, 1.5, 16.0, True])
+def test_multiples_that_are_refused(multiple, unchecked):
+    with pytest.raises(ValueError, match=f"multiple={multiple}.*at least 1"):
+        match_parameters(SMALL, 10_000, "d_ff", multiple=multiple)
+
+
 def test_arguments_that_are_refused():
-    with pytest.raises(ValueError, match="multiple=0.*at least 1"):
-        match_parameters(SMALL, 10_000, "d_ff", multiple=0)
     # Two heads over widths of 3, 6, 9, ...: only full pairs of channels fit.
     assert match_parameters(SMALL, 10_000, "d_model", multiple=3).value % 12 == 0
     odd = dataclasses.replace(SMALL, taper=TaperConfig("cosine", 1.5, 0.5, 16), depth=1, channel=MLPConfig(d_ff=32))

@@ -1,6 +1,9 @@
 """Parameters by component, from a config in closed form or from a model's leaves: the two agree to the digit."""
 
+import difflib
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +13,9 @@ import jax
 from ..build import ModelConfig
 from ..nn.norm import norm_parameters
 from ..pytree import path_name
+
+# Components that a model of this library may be without: they count 0 and are no misspelling.
+OPTIONAL = {"embedding", "positions", "blocks", "norm", "head"}
 
 
 @dataclass(frozen=True)
@@ -33,8 +39,28 @@ class Ledger:
         return sum(count for _, count in self.entries)
 
     def __getitem__(self, component: str) -> int:
-        """Parameters of a component or of everything below it: `ledger["blocks"]`, `ledger["blocks.0.mixer"]`."""
-        return sum(n for name, n in self.entries if name == component or name.startswith(component + "."))
+        """Parameters of a component or of everything below it: `ledger["blocks"]`, `ledger["blocks.0.mixer"]`.
+
+        A part of every model that this one does without ("positions", "head") counts 0.
+
+        **Raises:** `KeyError` for any other name, with the nearest there are.
+        """
+        found = [n for name, n in self.entries if name == component or name.startswith(f"{component}.")]
+        if not found and component not in OPTIONAL:
+            names = {".".join(name.split(".")[: k + 1]) for name, _ in self.entries for k in range(name.count(".") + 1)}
+            near = difflib.get_close_matches(str(component), sorted(names | OPTIONAL), n=3, cutoff=0.5)
+            there = near or sorted({name.split(".")[0] for name in names})
+            raise KeyError(f"no component {component!r}; {'near it' if near else 'there are'}: {', '.join(there)}")
+        return sum(found)
+
+    def __str__(self) -> str:
+        """A table: a line a component, with its share of the total; equal blocks in one line."""
+        rows = [(name, count) for name, count in _runs(self.entries)] + [("total", self.total)]
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{name:{width}}  {count:>15,}  {count / max(self.total, 1):6.1%}" for name, count in rows]
+        apart = {"of which padding": self.padding, "integer buffers, bytes": self.buffer_bytes}
+        lines += [f"{name:{width}}  {count:>15,}" for name, count in apart.items() if count]
+        return "\n".join(lines)
 
     @property
     def embedding_tax(self) -> float | None:
@@ -56,6 +82,23 @@ class Ledger:
         }
         padding = {"of_which_padding": self.padding} if self.padding else {}
         return {"total": self.total, **known, "other": self.total - sum(known.values()), **padding}
+
+
+def _runs(entries: tuple[tuple[str, int], ...]) -> Iterator[tuple[str, int]]:
+    """(name, parameters) of every component, blocks in a row with the same parameters as one: `blocks.0-5`."""
+    blocks: dict[str, list[int]] = {}
+    for name, count in entries:
+        if name.startswith("blocks."):
+            blocks.setdefault(name.split(".")[1], []).append(count)
+    runs = [list(group) for _, group in itertools.groupby(blocks, key=lambda block: blocks[block])]
+    lines = {run[0]: (f"blocks.{run[0]}" + (f"-{run[-1]}" if run[1:] else ""), run) for run in runs}
+    for name, count in entries:
+        block = name.split(".")[1] if name.startswith("blocks.") else None
+        if block is None:
+            yield name, count
+        elif block in lines:
+            named, run = lines.pop(block)
+            yield named, sum(sum(blocks[member]) for member in run)
 
 
 def parameter_ledger(model_or_config: Any) -> Ledger:

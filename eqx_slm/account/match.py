@@ -2,11 +2,16 @@
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from ..build import ModelConfig
+from ..errors import UserError
+from ..nn.embedding import check_sizes
 from .flops import flops
 from .ledger import total_parameters
 
@@ -55,7 +60,7 @@ def match_parameters(
     **Raises:** `ValueError` where no value along `vary` makes a valid config.
     """
     goal = total_parameters(target) if isinstance(target, ModelConfig) else target
-    return _match(config, float(goal), vary, multiple, lambda c: float(total_parameters(c)))
+    return _match(config, _budget(goal), vary, multiple, lambda c: float(total_parameters(c)))
 
 
 def match_flops(
@@ -80,7 +85,7 @@ def match_flops(
         return counted.total if counted.total_distinct is None else counted.total_distinct
 
     goal = measure(target) if isinstance(target, ModelConfig) else target
-    return _match(config, float(goal), vary, multiple, measure)
+    return _match(config, _budget(goal), vary, multiple, measure)
 
 
 def with_value(config: ModelConfig, vary: Vary, value: int) -> ModelConfig:
@@ -89,6 +94,14 @@ def with_value(config: ModelConfig, vary: Vary, value: int) -> ModelConfig:
         channel: Any = config.channel
         return dataclasses.replace(config, channel=dataclasses.replace(channel, d_ff=value))
     return dataclasses.replace(config, **{vary: value})
+
+
+def _budget(target: Any) -> float:
+    """The target as a number; raises `UserError` for what is no budget."""
+    number = isinstance(target, numbers.Real) and not isinstance(target, bool | np.bool_)
+    if not number or not 0 < target < math.inf:
+        raise UserError(f"target={target!r}: a number, which must be positive and finite, or a ModelConfig")
+    return float(target)
 
 
 def _step(config: ModelConfig, vary: Vary) -> int:
@@ -105,12 +118,10 @@ def _step(config: ModelConfig, vary: Vary) -> int:
 def _match(
     config: ModelConfig, goal: float, vary: Vary, multiple: int | None, measure: Callable[[ModelConfig], float]
 ) -> Match:
-    if vary not in ("depth", "d_ff", "d_model"):
-        raise ValueError(f"vary={vary!r}: it is 'depth', 'd_ff' or 'd_model'")
-    if multiple is not None and multiple < 1:
-        raise ValueError(f"multiple={multiple}: it must be at least 1")
-    if not 0 < goal < math.inf:
-        raise ValueError(f"target {goal:,}: it must be positive and finite")
+    if vary not in LIMITS:
+        raise UserError(f"vary={vary!r}: it is 'depth', 'd_ff' or 'd_model'")
+    if multiple is not None:
+        check_sizes(multiple=multiple)
     step = _step(config, vary) if multiple is None else multiple
 
     def at(index: int) -> float | None:
@@ -133,7 +144,7 @@ def _match(
 
     low = nearest_valid(1, 1)
     if low is None:
-        raise ValueError(f"no valid value of {vary} in steps of {step}: the config itself does not fit")
+        raise UserError(f"no valid value of {vary} in steps of {step}: the config itself does not fit")
     high = low
     while high * step < LIMITS[vary] and (at(high) or 0.0) < goal:
         following = nearest_valid(2 * high, 1)

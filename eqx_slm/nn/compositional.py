@@ -95,9 +95,9 @@ class CompositionalEmbedding(TokenEmbedding):
         self.base = coordinate_base(vocab_size, coordinates)
         self.codebooks = normal(key, "codebooks", (coordinates, self.base, d_model), std * coordinates**-0.5)
         self.order = check_order(order, vocab_size)
-        self.vocab_size = vocab_size
-        self.d_model = d_model
-        self.coordinates = coordinates
+        self.vocab_size = int(vocab_size)
+        self.d_model = int(d_model)
+        self.coordinates = int(coordinates)
         self.std = std
 
     def __call__(self, ids: Int[Array, "*t"]) -> Float[Array, "*t {self.d_model}"]:

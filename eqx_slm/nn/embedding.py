@@ -93,14 +93,13 @@ class EmbeddingConfig(Protocol):
 
 
 def row_of(table: Float[Array, "v d"], ids: Int[Array, "*t"]) -> Float[Array, "*t d"]:
-    """`table[ids]`, NaN for an id that has no row, where NumPy's indexing would clamp it or count from the end."""
+    """`table[ids]`, NaN for an id that has no row, where plain indexing would clamp it or count from the end."""
     check_ids(ids)
-    return table.at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+    return known_or_nan(ids, table.shape[0], table.at[ids].get(mode="clip"))
 
 
 def known_or_nan(ids: Int[Array, "*t"], vocab_size: int, vectors: Float[Array, "*t d"]) -> Float[Array, "*t d"]:
-    """`vectors`, NaN where the id is no token's."""
-    check_ids(ids)
+    """`vectors`, NaN where the id is no token's: a comparison an id, which XLA fuses with the gather."""
     return jnp.where(is_token(ids, vocab_size)[..., None], vectors, jnp.nan)
 
 
@@ -117,6 +116,7 @@ def check_ids(ids: Array) -> None:
 
 def position_of(ids: Int[Array, "*t"], order: Int32[Array, " v"] | None) -> Int[Array, "*t"]:
     """The position whose digits a token uses: its id, or where the coordinate order puts it."""
+    check_ids(ids)
     return ids if order is None else order[ids]
 
 

@@ -183,13 +183,13 @@ class LeviathanEmbedding(TokenEmbedding):
         self.w_out = normal(key, "w_out", (n_heads, rank, d_model), std)
         self.w_skip = normal(key, "w_skip", (seed_size, d_model), 0.02) if skip == "linear" else None
         self.order = check_order(order, vocab_size)
-        self.vocab_size = vocab_size
-        self.d_model = d_model
-        self.coordinates = coordinates
-        self.seed_size = seed_size
-        self.n_heads = n_heads
-        self.knots = knots
-        self.rank = rank
+        self.vocab_size = int(vocab_size)
+        self.d_model = int(d_model)
+        self.coordinates = int(coordinates)
+        self.seed_size = int(seed_size)
+        self.n_heads = int(n_heads)
+        self.knots = int(knots)
+        self.rank = int(rank)
 
     def __call__(self, ids: Int[Array, "*t"]) -> Float[Array, "*t {self.d_model}"]:
         seed_ts = self._seed(ids.reshape(-1))

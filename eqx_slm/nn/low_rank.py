@@ -71,9 +71,9 @@ class LowRankEmbedding(TokenEmbedding):
         check_scale(std=std)
         self.rows = normal(key, "rows", (vocab_size, rank), std)
         self.columns = normal(key, "columns", (rank, d_model), rank**-0.5)
-        self.vocab_size = vocab_size
-        self.d_model = d_model
-        self.rank = rank
+        self.vocab_size = int(vocab_size)
+        self.d_model = int(d_model)
+        self.rank = int(rank)
         self.std = std
 
     def __call__(self, ids: Int[Array, "*t"]) -> Float[Array, "*t {self.d_model}"]:

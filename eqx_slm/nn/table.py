@@ -63,8 +63,8 @@ class TableEmbedding(TokenEmbedding):
         check_sizes(vocab_size=vocab_size, d_model=d_model)
         check_scale(std=std)
         self.table = normal(key, "table", (vocab_size, d_model), std)
-        self.vocab_size = vocab_size
-        self.d_model = d_model
+        self.vocab_size = int(vocab_size)
+        self.d_model = int(d_model)
         self.std = std
 
     def __call__(self, ids: Int[Array, "*t"]) -> Float[Array, "*t {self.d_model}"]:
