@@ -6,15 +6,14 @@ import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Int32, PRNGKeyArray
 
 from .checks import check_whole, finite
 from .configs import check_choices
 from .nn.block import Block, ChannelConfig, MixerConfig, Placement
 from .nn.compositional import CompositionalConfig
+from .nn.embedding import check_order
 from .nn.head import HeadConfig
 from .nn.init import subkey
 from .nn.leviathan import LeviathanConfig
@@ -176,7 +175,7 @@ def build(
 
 
 def _order(config: ModelConfig, order: Int32[np.ndarray | Array, " v"] | None) -> Int32[Array, " v"] | None:
-    """The permutation that the embedding's `order` names, checked for its length."""
+    """The permutation that the embedding's `order` names."""
     kind = getattr(config.embedding, "order", "tokenizer")
     if kind == "tokenizer":
         return None
@@ -184,11 +183,7 @@ def _order(config: ModelConfig, order: Int32[np.ndarray | Array, " v"] | None) -
         order = random_order(config.vocab_size)
     if order is None:
         raise ValueError(f'embedding.order="{kind}" depends on a corpus: give build(..., order=) its permutation')
-    if order.shape != (config.vocab_size,):
-        raise ValueError(f"order has {order.shape[0]} entries, the vocabulary {config.vocab_size}")
-    if not isinstance(order, Tracer) and (np.sort(order) != np.arange(config.vocab_size)).any():
-        raise ValueError(f"order is no permutation: every id from 0 to {config.vocab_size - 1} stands in it once")
-    return jnp.asarray(order, jnp.int32)
+    return check_order(order, config.vocab_size)
 
 
 def order_for(config: ModelConfig, stream: Any) -> np.ndarray | None:

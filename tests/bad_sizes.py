@@ -125,7 +125,7 @@ OTHERS = {
     "distinct_share=-1": lambda: match_flops(CONFIG, 1e6, distinct_share=-1),
     "0 tokens": lambda: InContext().features(None, jnp.zeros(0, jnp.int32)),
     "order is no permutation": lambda: build(ORDERED, order=np.zeros(8, np.int32), key=KEY),
-    "order has 7 entries": lambda: build(ORDERED, order=np.arange(7, dtype=np.int32), key=KEY),
+    "order of shape (7,)": lambda: build(ORDERED, order=np.arange(7, dtype=np.int32), key=KEY),
     "padding_ids=-1": lambda: ModelConfig(padding_ids=-1),
     "soft_cap=nan": lambda: cross_entropy(
         jnp.ones((4, 4)), ReadOut(jnp.ones((8, 4))), jnp.arange(4), soft_cap=math.nan

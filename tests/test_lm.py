@@ -187,7 +187,7 @@ def test_orders_that_depend_on_a_corpus_must_be_given(getkey):
     config = dataclasses.replace(BASE, embedding=CompositionalConfig(order="frequency"))
     with pytest.raises(ValueError, match='embedding.order="frequency".*order='):
         build(config, key=getkey())
-    with pytest.raises(ValueError, match="order has 7 entries, the vocabulary 8"):
+    with pytest.raises(ValueError, match=r"order of shape \(7,\)"):
         build(config, order=np.arange(7, dtype=np.int32), key=getkey())
     order = np.arange(8, dtype=np.int32)[::-1].copy()
     model = build(config, order=order, key=getkey())
