@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Int32, PRNGKeyArray
 
+from .checks import check_whole, finite
 from .choices import check_choices
 from .nn.block import Block, ChannelConfig, MixerConfig, Placement
-from .nn.checks import check_whole, real
 from .nn.compositional import CompositionalConfig
-from .nn.coordinates import random_order
 from .nn.head import HeadConfig
 from .nn.init import subkey
 from .nn.leviathan import LeviathanConfig
 from .nn.lm import LanguageModel
 from .nn.low_rank import LowRankConfig
 from .nn.norm import NormKind, make_norm
+from .nn.orders import random_order
 from .nn.positions import LearnedPositions, PositionKind
 from .nn.table import TableConfig
 from .taper import taper_widths
@@ -67,9 +68,9 @@ class TaperConfig:
 
     def __post_init__(self):
         check_whole(self, "multiple")
-        real("taper start", self.start)
+        finite("taper start", self.start)
         if self.end is not None:
-            real("taper end", self.end)
+            finite("taper end", self.end)
 
     def widths(self, depth: int, width: int) -> tuple[int, ...]:
         """The width of every layer; their sum is `depth * width`."""
@@ -143,7 +144,8 @@ def build(
       configs of the same mixer they start equal; between mixers all do but `w_gate`, which gated attention starts at a
       std of 0.02 and Titans at 1 / sqrt(d_model), as their papers do, and what `residual_init="depth"` scales.
 
-    **Raises:** `ValueError` for sizes that do not fit, an unreachable taper, or a missing order.
+    **Raises:** `ValueError` for sizes that do not fit, an unreachable taper, and an order that is missing or no
+    permutation.
     """
     embedding = config.embedding.build(
         config.vocab_size, config.d_model, order=_order(config, order), key=subkey(key, "embedding")
@@ -184,4 +186,6 @@ def _order(config: ModelConfig, order: Int32[np.ndarray | Array, " v"] | None) -
         raise ValueError(f'embedding.order="{kind}" depends on a corpus: give build(..., order=) its permutation')
     if order.shape != (config.vocab_size,):
         raise ValueError(f"order has {order.shape[0]} entries, the vocabulary {config.vocab_size}")
+    if not isinstance(order, Tracer) and (np.sort(order) != np.arange(config.vocab_size)).any():
+        raise ValueError(f"order is no permutation: every id from 0 to {config.vocab_size - 1} stands in it once")
     return jnp.asarray(order, jnp.int32)

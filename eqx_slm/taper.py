@@ -5,6 +5,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Literal, get_args
 
+from .checks import finite, real, whole
+
 CurveSchedule = Literal["cosine", "linear", "sigmoid"]
 StepSchedule = Literal["step-early", "step-middle", "step-late"]
 Schedule = Literal["uniform"] | CurveSchedule | StepSchedule
@@ -55,9 +57,8 @@ def taper_widths(
 
     Tapered Language Models, arXiv 2606.23670; the integer rule is this library's own.
     """
-    start, end = _checked(depth, width, schedule, start, end)
-    if multiple < 1:
-        raise ValueError(f"multiple={multiple}: must be at least 1")
+    depth, width, multiple = whole("depth", depth), whole("width", width), whole("multiple", multiple)
+    start, end = _checked(schedule, start, end)
     total = depth * width
     first = multiple * max(1, round(start * width / multiple))
     if depth == 1 or schedule == "uniform":
@@ -108,7 +109,8 @@ def taper_curve(
 
     Tapered Language Models, arXiv 2606.23670.
     """
-    start, end = _checked(depth, width, schedule, start, end)
+    depth, width = whole("depth", depth), whole("width", width)
+    start, end = _checked(schedule, start, end)
     if depth == 1 or schedule == "uniform":
         return (float(width),) * depth
     if schedule in STEPS:
@@ -168,21 +170,17 @@ def _nearest(curve: Sequence[float], total: int, *, low: int, high: int) -> list
     return widths
 
 
-def _checked(
-    depth: int, width: int, schedule: str, start: float | int, end: float | int | None
-) -> tuple[float | int, float | int]:
-    """`start` and `end` with the default filled in, after every check that needs no `multiple`."""
+def _checked(schedule: str, start: float | int, end: float | int | None) -> tuple[float | int, float | int]:
+    """`start` and `end` with the default filled in, where they fit the schedule."""
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule={schedule!r}: must be one of {', '.join(SCHEDULES)}")
-    if depth < 1 or width < 1:
-        raise ValueError(f"depth={depth}, width={width}: both must be at least 1")
-    if not 0 <= start < math.inf:
-        raise ValueError(f"start={start}: must be a finite number, at least 0")
+    real("start", start)
     if schedule in STEPS:
         if end is not None:
             raise ValueError(f"end={end} with schedule={schedule!r}: a step has no end, leave it out")
         return start, 2 - start
     end = 0.5 if end is None else end
+    finite("end", end)
     if schedule in CURVES and not (end >= 0 and abs(start + end - 2) <= 1e-9):
         advice = f"give end={2 - start:g}" if start <= 2 else "give a start of at most 2"
         raise ValueError(

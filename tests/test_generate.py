@@ -138,7 +138,7 @@ def test_an_embedding_of_any_class_samples():
 
 @pytest.mark.parametrize(("tokens", "context"), [(-1, LENGTH), (3, 0)])
 def test_sizes_that_make_no_sense_are_refused(tokens, context):
-    with pytest.raises(ValueError, match=f"tokens={tokens}, context={context}"):
+    with pytest.raises(ValueError, match="tokens=-1: it must|context=0: it must"):
         generate(tiny_model(), jnp.asarray([3]), tokens=tokens, context=context, key=KEY)
 
 

@@ -12,7 +12,7 @@ PROGRAM = """
 import equinox as eqx, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, PartitionSpec as P
 from eqx_slm import LeviathanEmbedding, ReadOut, TitansConfig, TitansMACConfig, cross_entropy, embed_batch
-from eqx_slm.nn import separable
+from eqx_slm.nn import leviathan
 
 mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
 rng = np.random.default_rng(0)
@@ -46,8 +46,8 @@ def check(function, first, total, wanted=None):
     assert max(np.abs(g).max() for g in jax.tree.leaves(got[1])) > 0
 
 whole = gradients(embedded, params)
-for kept in (0, 4, 12):  # all tokens in the loop; the first 4 outside, with the loop for one shard alone; all outside
-    separable._kept = lambda n, heads: kept
+for chunk in (4, 16):  # up to three chunks, of which one shard needs one; a single chunk, without a loop
+    leviathan.chunk_size = lambda n, numbers: chunk
     jax.clear_caches()
     check(embedded, params, jax.lax.psum, whole)
 check(loss, head, jax.lax.pmean)

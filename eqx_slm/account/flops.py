@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from ..build import ModelConfig
+from ..checks import whole
 from ..errors import UserError
-from ..nn.checks import whole
 
 CONVENTIONS = (
     "Matmul FLOPs only, 2 a multiply-add; backward = 2 x forward, so training = 3 x forward; causal attention counted "

@@ -72,6 +72,8 @@ def match_flops(
     As `match_parameters`; `context` and `distinct_share` as in `flops`. Without `distinct_share` a generator is
     charged to every occurrence of a token, which does not depend on data.
     """
+    # A context or share that is none would otherwise be taken for configs that do not fit, one after the other.
+    flops(ModelConfig(), context=context, distinct_share=distinct_share)
 
     def measure(c: ModelConfig) -> float:
         counted = flops(c, context=context, distinct_share=distinct_share)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..build import ModelConfig
-from ..nn.checks import whole
+from ..checks import whole
 from .ledger import total_parameters
 
 
@@ -34,9 +34,9 @@ def memory(config: ModelConfig, *, batch_size: int, context: int | None = None, 
     - `context`: tokens a sequence (None: the config's).
     - `activation_bytes`: 4 for float32 compute, 2 for bfloat16.
 
-    **Raises:** `ValueError` for sizes below 1.
-
     **Returns:** `Memory`, in bytes. Compiled programs report their own peak exactly; this is known before compiling.
+
+    **Raises:** `ValueError` for sizes below 1.
     """
     context = config.context if context is None else whole("context", context)
     batch_size, activation_bytes = whole("batch_size", batch_size), whole("activation_bytes", activation_bytes)

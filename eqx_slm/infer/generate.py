@@ -5,8 +5,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from ..checks import real, whole
+from ..errors import UserError
 from ..nn.lm import LanguageModel
 from ..nn.table import TableEmbedding
 
@@ -38,7 +41,7 @@ def _table(embedding: Any) -> Array:
 
 def generate(
     model: Any,
-    prompt: Int[Array, " p"],
+    prompt: Int[Array | np.ndarray, " p"] | list[int],
     *,
     tokens: int,
     context: int,
@@ -64,13 +67,13 @@ def generate(
 
     **Raises:** `ValueError` for an empty prompt, and for sizes out of range.
     """
-    if prompt.shape[0] < 1:
-        raise ValueError("the prompt is empty: give at least one token")
-    if tokens < 0 or context < 1 or temperature < 0:
-        raise ValueError(
-            f"tokens={tokens}, context={context}, temperature={temperature}: give at least 0 tokens, a context of at "
-            "least 1, and a temperature of at least 0"
-        )
+    prompt = jnp.asarray(prompt)
+    if prompt.size == 0:
+        raise UserError("the prompt is empty: give at least one token")
+    if prompt.ndim != 1 or not jnp.issubdtype(prompt.dtype, jnp.integer):
+        raise UserError(f"the prompt is {prompt.dtype} of shape {prompt.shape}: give the ids of one sequence, integers")
+    tokens, context = whole("tokens", tokens, least=0), whole("context", context)
+    real("temperature", temperature)
     model = materialize(model) if hasattr(model, "embedding") else model
     prompt, length, hot = prompt.astype(jnp.int32), prompt.shape[0], float(temperature)
     # Sizes in steps of 64 tokens: a program then serves many lengths of prompt and answer.

@@ -1,17 +1,21 @@
-"""Modules: pure pytrees of arrays and static plain values, each with its frozen config and its closed forms."""
+"""Modules: pure pytrees of arrays and static plain values, each with its frozen config and its closed forms.
+
+The letters of dimensions, in every shape of this package and, where it helps reading, at the end of a name (`x_btd`):
+
+    b  sequences of a batch             f  d_ff, hidden width of an MLP
+    t  tokens, on the query side        v  vocabulary
+    u  tokens, on the key side          c  coordinates (digits) of a token id
+    d  d_model                          s  size of a seed
+    n  heads                            q  knots of a spline
+    g  key/value heads (groups)         r  rank, or modes
+    h  width of a head                  l  layers
+"""
 
 from .attention import Attention, AttentionConfig
 from .block import Block, Channel, Decoded, Mixer
 from .compositional import CompositionalConfig, CompositionalEmbedding
 from .continuum import ContinuumConfig, ContinuumMemory
-from .coordinates import (
-    cooccurrence_order,
-    coordinate_base,
-    frequency_order,
-    from_coordinates,
-    random_order,
-    to_coordinates,
-)
+from .digits import coordinate_base, from_coordinates, to_coordinates
 from .embed_batch import Distinct, distinct_tokens, embed_batch
 from .embedding import EmbeddingConfig, TokenEmbedding
 from .fast_weights import InContext
@@ -22,6 +26,7 @@ from .lm import LanguageModel
 from .low_rank import LowRankConfig, LowRankEmbedding
 from .mlp import MLP, MLPConfig
 from .norm import LayerNorm, RMSNorm, ZeroCentredRMSNorm
+from .orders import cooccurrence_order, frequency_order, random_order
 from .positions import LearnedPositions, rotate
 from .spline import bspline_basis
 from .table import TableConfig, TableEmbedding

@@ -8,8 +8,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from ..checks import check_divides, check_whole, check_whole_or_none, configured, one_of, real, share, whole
 from .block import Decoded, Mixer, check_state
-from .checks import check_divides, check_whole, check_whole_or_none, configured, one_of, real, share, whole
 from .dot_product import AttentionState, Prefix, appended, causal_attention, extended
 from .init import normal
 from .norm import RMSNorm, ZeroCentredRMSNorm
@@ -155,7 +155,7 @@ class Attention(Mixer):
     q_norm: RMSNorm | None
     k_norm: RMSNorm | None
     d_model: int = eqx.field(static=True)
-    config: HeadsConfig = eqx.field(static=True)
+    config: Any = eqx.field(static=True)  # a `HeadsConfig`, with more fields in a mixer that has more
     no_decay: ClassVar[tuple[str, ...]] = ("b_q", "b_k", "b_v", "b_o")
     config_type: ClassVar[type[HeadsConfig]] = AttentionConfig
 
@@ -173,7 +173,7 @@ class Attention(Mixer):
 
         **Raises:** `ValueError` where the heads do not fit `d_model` or each other.
         """
-        config = configured(self.config_type, config, fields)
+        d_model, config = whole("d_model", d_model), configured(self.config_type, config, fields)
         n, g, h = config.head_sizes(d_model)
         # Every projection keeps the variance of what it is given: 1 / sqrt(numbers it sums).
         std = d_model**-0.5
@@ -243,8 +243,9 @@ class Attention(Mixer):
         # The norm comes before the positions: it would otherwise be of channels that another position has mixed.
         q_tnh = self._heads(x, self.w_q, self.b_q, self.q_norm)
         k_tgh = self._heads(x, self.w_k, self.b_k, self.k_norm)
-        turn = dict(fraction=self.config.rotary_fraction, base=self.config.rotary_base, offset=offset)
-        return rotate(q_tnh, **turn), rotate(k_tgh, **turn), self._heads(x, self.w_v, self.b_v, None)
+        share, base = self.config.rotary_fraction, self.config.rotary_base
+        q_tnh, k_tgh = (rotate(a, fraction=share, base=base, offset=offset) for a in (q_tnh, k_tgh))
+        return q_tnh, k_tgh, self._heads(x, self.w_v, self.b_v, None)
 
     def output(self, x: Float[Array, "t d"], mixed: Float[Array, "t n h"]) -> Float[Array, "t d"]:
         """The mixer's output from the mixed values of all heads, for input `x` (which only a gate looks at)."""

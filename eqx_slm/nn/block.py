@@ -161,18 +161,22 @@ class Block(eqx.Module):
         """
         mixer = getattr(self.mixer, "batch", None) or jax.vmap(self.mixer)
 
+        # Rows of the batch may lie one after the other here and not in the mixer: a channel never looks at a neighbour.
         def channel(y: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
             return self._channel(y.reshape(-1, y.shape[-1])).reshape(y.shape)
 
         return self._branches(x, mixer, channel)
 
     def _branches(self, x: Array, mixer: Any, channel: Any) -> Array:
+        # Pre-norm leaves the stream itself without a norm from the embedding to the last block, so that gradients reach
+        # every layer undamped; post-norm is the original form.
         if self.placement == "pre":
             return channel(x + mixer(self.mixer_norm(x)))
         return channel(self.mixer_norm(x + mixer(x)))
 
     def _channel(self, x: Float[Array, "t d"]) -> Float[Array, "t d"]:
         """The stream after the channel."""
+        # A channel of several branches adds each to the stream before the next one reads it, and so needs the stream.
         if isinstance(self.channel, Branches):
             return self.channel.stream(x, self.channel_norm, self.placement)
         return add_branch(x, self.channel, self.channel_norm, self.placement)
@@ -195,6 +199,8 @@ class Block(eqx.Module):
         return self._decode(x, state, self._decoder().step, lambda y: self._channel(y[None])[0])
 
     def _decode(self, x: Array, state: Any, mixer: Any, channel: Any) -> Decoded:
+        # The mixer's new state leaves through this list: `_branches` is the one place that knows the order of norms and
+        # sums, and asks its mixer for an array alone.
         after = []
 
         def mixed(y: Array) -> Array:

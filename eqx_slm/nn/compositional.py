@@ -7,8 +7,16 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
-from .coordinates import coordinate_base, to_coordinates
-from .embedding import OrderKind, TokenEmbedding, check_sizes, position_of
+from .digits import coordinate_base, to_coordinates
+from .embedding import (
+    OrderKind,
+    TokenEmbedding,
+    check_order,
+    check_scale,
+    check_sizes,
+    known_or_nan,
+    position_of,
+)
 from .init import normal
 
 
@@ -24,6 +32,7 @@ class CompositionalConfig:
 
     def __post_init__(self):
         check_sizes(coordinates=self.coordinates)
+        check_scale(std=self.std)
 
     def parameters(self, vocab_size: int, d_model: int) -> int:
         """k b D."""
@@ -82,9 +91,10 @@ class CompositionalEmbedding(TokenEmbedding):
         """**Arguments:** `vocab_size`; `d_model`; `coordinates` k; `std` of the sum's entries; `order`, an int32
         permutation of the ids (None: the tokenizer's); `key`."""
         check_sizes(vocab_size=vocab_size, d_model=d_model, coordinates=coordinates)
+        check_scale(std=std)
         self.base = coordinate_base(vocab_size, coordinates)
         self.codebooks = normal(key, "codebooks", (coordinates, self.base, d_model), std * coordinates**-0.5)
-        self.order = None if order is None else jnp.asarray(order, jnp.int32)
+        self.order = check_order(order, vocab_size)
         self.vocab_size = vocab_size
         self.d_model = d_model
         self.coordinates = coordinates
@@ -92,4 +102,5 @@ class CompositionalEmbedding(TokenEmbedding):
 
     def __call__(self, ids: Int[Array, "*t"]) -> Float[Array, "*t {self.d_model}"]:
         digits = to_coordinates(position_of(ids, self.order), self.base, self.coordinates)
-        return self.codebooks[jnp.arange(self.coordinates), digits].sum(axis=-2)
+        vectors = self.codebooks[jnp.arange(self.coordinates), digits].sum(axis=-2)
+        return known_or_nan(ids, self.vocab_size, vectors)

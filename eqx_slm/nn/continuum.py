@@ -7,9 +7,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ..checks import check_each_whole, check_whole, one_of, whole
 from ..errors import UserError
 from .block import Channel, Placement, add_branch
-from .checks import check_each_whole, check_whole, one_of, whole
 from .init import subkey
 from .mlp import MLP, Activation, MLPConfig
 from .norm import LayerNorm, NormKind, RMSNorm, make_norm, norm_parameters
@@ -76,6 +76,7 @@ class ContinuumConfig:
         if levels == 1:
             return (total,)
         shares = (1,) * levels if self.shares is None else self.shares
+        # Largest remainders in whole numbers: a float quota would decide ties by its rounding.
         units, left = divmod(total, self.multiple)
         widths = [units * share // sum(shares) for share in shares]
         remainders = sorted(range(levels), key=lambda s: (-(units * shares[s] % sum(shares)), s))
@@ -177,17 +178,20 @@ class ContinuumMemory(Channel):
             raise UserError(f"{len(widths)} widths and {len(periods)} periods: give one of each a level")
         levels = []
         for s, (width, period) in enumerate(zip(widths, periods, strict=True)):
+            # The first level takes the channel's own key and no norm of its own: with one level the leaves, their draws
+            # and the arithmetic are then those of the MLP in this place.
             level_key = key if s == 0 else subkey(subkey(key, "levels"), s)
             level_mlp = MLP(d_model, width, output_scale=output_scale, key=level_key, **mlp)
             own = make_norm(norm, d_model) if s and form == "chain" else None
             levels.append(Level(own, level_mlp, whole(f"periods[{s}]", period)))
         self.levels = tuple(levels)
         self.beta = jnp.ones(len(levels)) if form == "independent" else None
-        self.d_model = d_model
+        self.d_model = whole("d_model", d_model)
         self.form = form
 
     def __call__(self, x: Float[Array, "t {self.d_model}"]) -> Float[Array, "t {self.d_model}"]:
         """What the levels add, for an input that is normed already; a block gives a chain the stream instead."""
+        # In a chain a level sees what the levels before it added, as `stream` would show it.
         total = jnp.zeros_like(x)
         for s, level in enumerate(self.levels):
             if self.beta is not None:

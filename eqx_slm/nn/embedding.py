@@ -1,12 +1,17 @@
 """What every token embedding offers, whatever it is made of."""
 
 import abc
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+import math
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray
 
+from ..errors import UserError
+from .chunks import chunk_size, chunked_sum
 from .head import ReadOut
 
 OrderKind = Literal["tokenizer", "random", "frequency", "co-occurrence"]
@@ -15,7 +20,11 @@ OrderKind = Literal["tokenizer", "random", "frequency", "co-occurrence"]
 class TokenEmbedding(eqx.Module):
     """Maps token ids to vectors. Any module with this call works in a `LanguageModel`; the rest has defaults.
 
-    Ids are not checked here: JAX clamps an index out of range, so streams check theirs on the host.
+    An id outside [0, vocab_size), a negative one too, is no token: its vector is NaN, in every embedding and however it
+    is evaluated (streams refuse such ids on the host before they get here). It has no gradient.
+
+    A coordinate order is a leaf of integers, saved with the model and never trained: `eqx.filter_grad` passes over it,
+    plain `jax.grad` of a module that has one wants `allow_int=True`.
     """
 
     vocab_size: eqx.AbstractVar[int]
@@ -27,11 +36,20 @@ class TokenEmbedding(eqx.Module):
     def __call__(self, ids: Int[Array, "*t"]) -> Float[Array, "*t {self.d_model}"]:
         """Vectors of the ids; ids of shape `()` or `(t,)`."""
 
+    def first_rows(self, ids: Int[Array, " n"], count: Int32[Array, ""] | int) -> Float[Array, "n {self.d_model}"]:
+        """`self(ids)` for the first `count` ids, in chunks of bounded memory; the rows beyond mean nothing.
+
+        What `embed_batch` asks where `distinct_pays`. Reverse mode only.
+        """
+        arrays, static = eqx.partition(self, eqx.is_array)
+        one_term = jax.tree.map(lambda x: x[None], arrays)
+        chunk = chunk_size(ids.shape[0], self.d_model)
+        return chunked_sum(lambda arrays, part: eqx.combine(arrays, static)(part), one_term, ids, count, chunk=chunk)
+
     def materialize(self) -> Float[Array, "{self.vocab_size} {self.d_model}"]:
         """The whole table, one row a token id. A generator evaluates it in bounded chunks."""
-        from .embed_batch import embed_batch  # it calls embeddings: importing it above would be a circle
-
-        return embed_batch(self, jnp.arange(self.vocab_size, dtype=jnp.int32))
+        ids = jnp.arange(self.vocab_size, dtype=jnp.int32)
+        return self.first_rows(ids, self.vocab_size) if self.distinct_pays else self(ids)
 
     def read_out(self) -> ReadOut:
         """The factors of a tied (or, for a generator, generated) read-out: here, the materialized table."""
@@ -74,13 +92,74 @@ class EmbeddingConfig(Protocol):
         ...
 
 
+def row_of(table: Float[Array, "v d"], ids: Int[Array, "*t"]) -> Float[Array, "*t d"]:
+    """`table[ids]`, NaN for an id that has no row, where NumPy's indexing would clamp it or count from the end."""
+    check_ids(ids)
+    return table.at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+
+
+def known_or_nan(ids: Int[Array, "*t"], vocab_size: int, vectors: Float[Array, "*t d"]) -> Float[Array, "*t d"]:
+    """`vectors`, NaN where the id is no token's."""
+    check_ids(ids)
+    return jnp.where(is_token(ids, vocab_size)[..., None], vectors, jnp.nan)
+
+
+def is_token(ids: Int[Array, "*t"], vocab_size: int) -> Bool[Array, "*t"]:
+    """Whether each id is in the vocabulary; asked before any cast, which would wrap wider integers."""
+    return (ids >= 0) & (ids < vocab_size)
+
+
+def check_ids(ids: Array) -> None:
+    """Raises `UserError` for what cannot be token ids, by its dtype: booleans would be taken for a mask."""
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise UserError(f"token ids of dtype {ids.dtype}: they must be integers")
+
+
 def position_of(ids: Int[Array, "*t"], order: Int32[Array, " v"] | None) -> Int[Array, "*t"]:
     """The position whose digits a token uses: its id, or where the coordinate order puts it."""
     return ids if order is None else order[ids]
 
 
+def check_order(order: Any, vocab_size: int) -> Int32[Array, "{vocab_size}"] | None:
+    """A coordinate order as int32, or None; raises `UserError` unless it is a permutation of the ids.
+
+    Under a transformation that hides its values, dtype and length are checked.
+    """
+    if order is None:
+        return None
+    try:
+        order = order if isinstance(order, jax.Array) else np.asarray(order)
+    except (ValueError, OverflowError):
+        raise UserError(f"order: its entries must be the ids 0 to {vocab_size - 1}, each once, in one row") from None
+    if not np.issubdtype(order.dtype, np.integer):
+        raise UserError(f"order of dtype {order.dtype}: a permutation of the ids is made of integers")
+    if order.shape != (vocab_size,):
+        raise UserError(f"order of shape {order.shape}: it must have one entry a token, shape ({vocab_size},)")
+    if not isinstance(order, jax.core.Tracer):
+        values = np.asarray(order)
+        seen = np.zeros(vocab_size, bool)
+        inside = (values >= 0) & (values < vocab_size)
+        seen[values[inside]] = True
+        if not inside.all():
+            raise UserError(
+                f"order has the entry {values[~inside][0]}: a permutation's entries are 0 to {vocab_size - 1}"
+            )
+        if not seen.all():
+            raise UserError(f"order is no permutation: no entry is {seen.argmin()} and another stands twice")
+    return jnp.asarray(order, jnp.int32)
+
+
 def check_sizes(**sizes: int) -> None:
-    """Raises `ValueError` naming the first size below 1."""
+    """Raises `UserError` naming the first size that is no whole number of at least 1."""
     for name, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"{name}={value}: it must be at least 1")
+        if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < 1:
+            raise UserError(f"{name}={value!r}: it must be a whole number, at least 1")
+
+
+def check_scale(**scales: float | None) -> None:
+    """Raises `UserError` naming the first scale of initial values that is no finite number of at least 0 (or None)."""
+    for name, value in scales.items():
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf
+        ):
+            raise UserError(f"{name}={value!r}: it must be a finite number, at least 0")

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Int32, PyTree
 
+from ..checks import check_each_whole, one_of, real
 from ..errors import UserError
 from .block import Decoded
-from .checks import check_each_whole, one_of, real
 from .continuum import ContinuumMemory
 from .lm import LanguageModel, ModelState
 
@@ -70,6 +70,8 @@ class InContext:
         **Raises:** `ValueError` where the model has no continuum, or one with other levels.
         """
         size, t = min(self.chunks), tokens.shape[0]
+        if t == 0:
+            raise UserError("0 tokens: give at least one")
         complete = (t - 1) // size  # whose labels are all known
         deltas = self._zeros(model)
 

@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ..checks import one_of
 from .attention import Attention, HeadsConfig
-from .checks import one_of
 from .init import normal
 from .ops import inner_dtype
 
@@ -67,7 +66,6 @@ class GatedAttention(Attention):
     """
 
     w_gate: Float[Array, "{self.d_model} _"]
-    config: GatedAttentionConfig = eqx.field(static=True)
     no_decay: ClassVar[tuple[str, ...]] = Attention.no_decay
     config_type: ClassVar[type[HeadsConfig]] = GatedAttentionConfig
 
@@ -87,7 +85,7 @@ class GatedAttention(Attention):
         """
         super().__init__(d_model, config, output_scale=output_scale, key=key, **fields)
         # Both published codes start the gate at 0.02 whatever the width: nearly 1/2 for every token.
-        self.w_gate = normal(key, "w_gate", (d_model, self.config.gate_width(d_model)), 0.02)
+        self.w_gate = normal(key, "w_gate", (self.d_model, self.config.gate_width(self.d_model)), 0.02)
 
     def output(self, x: Float[Array, "t d"], mixed: Float[Array, "t n h"]) -> Float[Array, "t d"]:
         """The heads' mixed values, gated by what `x` says, projected back."""

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .checks import one_of, real, whole
+from ..checks import one_of, real, whole
 from .init import normal
 from .ops import inner_dtype
 
@@ -86,6 +86,7 @@ class Head(eqx.Module):
         self.rank = None if rank is None else whole("rank", rank)
         self.std = std
         real("std", std)
+        # Small rows and a projection that keeps its variance: logits start near 0 whatever the rank.
         width = d_model if rank is None else rank
         self.weight = normal(key, "weight", (vocab_size, width), std)
         self.projection = None if rank is None else normal(key, "projection", (d_model, width), d_model**-0.5)

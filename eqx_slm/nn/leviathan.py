@@ -1,19 +1,30 @@
 """Leviathan's generator: digits pick codebook rows, splines and separable products make an embedding of them."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
-from .coordinates import coordinate_base, to_coordinates
-from .embedding import OrderKind, TokenEmbedding, check_sizes, position_of
+from ..errors import UserError
+from .chunks import chunk_size, chunked_sum
+from .digits import coordinate_base, to_coordinates
+from .embedding import (
+    OrderKind,
+    TokenEmbedding,
+    check_order,
+    check_scale,
+    check_sizes,
+    known_or_nan,
+    position_of,
+)
 from .init import normal
+from .leviathan_fast import fast_spline_product, spline_product
 from .ops import inner_dtype, standardize
-from .separable import Heads, head_rows
-from .spline import bspline_basis
+from .spline import check_knots
 
 # LayerNorm's epsilon. Pre-activations start below 0.01: the usual 1e-5 would not be small beside their variance.
 EPS = 1e-6
@@ -36,8 +47,9 @@ class LeviathanConfig:
 
     def __post_init__(self):
         check_sizes(coordinates=self.coordinates, seed_size=self.seed_size, n_heads=self.n_heads, rank=self.rank)
-        if self.knots < 3:
-            raise ValueError(f"knots={self.knots}: a quadratic B-spline needs at least 3 knots")
+        check_knots(self.knots)
+        check_skip(self.skip)
+        check_scale(output_std=self.output_std)
 
     def parameters(self, vocab_size: int, d_model: int) -> int:
         """k b s + h s^2 + 2 h s + h s kappa r + h r D, and s D for a linear skip."""
@@ -83,6 +95,12 @@ class LeviathanConfig:
             order=order,
             key=key,
         )
+
+
+def check_skip(skip: str) -> None:
+    """Raises `UserError` for a skip that is none of the two."""
+    if skip not in ("none", "linear"):
+        raise UserError(f"skip={skip!r}: it is 'none' or 'linear'")
 
 
 class LeviathanEmbedding(TokenEmbedding):
@@ -147,14 +165,14 @@ class LeviathanEmbedding(TokenEmbedding):
         - `order`: an int32 permutation of the ids; None writes the ids themselves in digits.
         - `key`: for the initial values.
 
-        **Raises:** `ValueError` for a size below 1 or fewer than 3 knots.
+        **Raises:** `UserError` (a `ValueError`) for a size that is no whole number of at least 1, fewer than 3 knots,
+        and an order that is no permutation.
         """
         check_sizes(vocab_size=vocab_size, d_model=d_model, coordinates=coordinates)
         check_sizes(seed_size=seed_size, n_heads=n_heads, rank=rank)
-        if knots < 3:
-            raise ValueError(f"knots={knots}: a quadratic B-spline needs at least 3 knots")
-        if skip not in ("none", "linear"):
-            raise ValueError(f"skip={skip!r}: it is 'none' or 'linear'")
+        check_knots(knots)
+        check_skip(skip)
+        check_scale(output_std=output_std)
         self.base = coordinate_base(vocab_size, coordinates)
         self.codebooks = normal(key, "codebooks", (coordinates, self.base, seed_size), 0.02)
         self.w_in = normal(key, "w_in", (n_heads, seed_size, seed_size), 0.02)
@@ -164,7 +182,7 @@ class LeviathanEmbedding(TokenEmbedding):
         std = 0.02 * n_heads**-0.5 if output_std is None else output_std
         self.w_out = normal(key, "w_out", (n_heads, rank, d_model), std)
         self.w_skip = normal(key, "w_skip", (seed_size, d_model), 0.02) if skip == "linear" else None
-        self.order = None if order is None else jnp.asarray(order, jnp.int32)
+        self.order = check_order(order, vocab_size)
         self.vocab_size = vocab_size
         self.d_model = d_model
         self.coordinates = coordinates
@@ -174,54 +192,60 @@ class LeviathanEmbedding(TokenEmbedding):
         self.rank = rank
 
     def __call__(self, ids: Int[Array, "*t"]) -> Float[Array, "*t {self.d_model}"]:
+        seed_ts = self._seed(ids.reshape(-1))
+        out = head_sum(self._heads(), seed_ts)
+        return self._with_skip(out, seed_ts).reshape(*ids.shape, self.d_model)
+
+    def first_rows(self, ids: Int[Array, " n"], count: Int32[Array, ""] | int) -> Float[Array, "n {self.d_model}"]:
+        """As everywhere, with a gradient by hand for the splines (`leviathan_fast`). Reverse mode only."""
+        seed_ns = self._seed(ids)
+        at_once = heads_at_once(self.n_heads)
+        heads = jax.tree.map(lambda x: x.reshape(-1, at_once, *x.shape[1:]), self._heads())
+        chunk = chunk_size(ids.shape[0], at_once * self.seed_size * max(self.knots, self.rank))
+        out = chunked_sum(partial(head_sum, splines=fast_spline_product), heads, seed_ns, count, chunk=chunk)
+        return self._with_skip(out, seed_ns)
+
+    def _heads(self) -> "Heads":
+        """The heads' parameters in the precision that they are computed in, splines as coefficients."""
         dtype = inner_dtype(self.codebooks)
-        seed = self._seed(ids)
-        modes_htr = self._modes(seed.reshape(-1, self.seed_size))
-        out = jnp.einsum("htr,hrd->td", modes_htr, self.w_out.astype(dtype))
-        if self.w_skip is not None:
-            out = out + seed.reshape(-1, self.seed_size) @ self.w_skip.astype(dtype)
-        return out.reshape(ids.shape + (self.d_model,)).astype(self.w_out.dtype)
+        leaves = (self.w_in, self.norm_weight, self.norm_bias, self.spline_offset, self.w_out)
+        heads = Heads(*(leaf.astype(dtype) for leaf in leaves))
+        # The basis sums to one, so 1 + the spline of the offsets is the spline of 1 + the offsets.
+        return heads._replace(spline=1 + heads.spline)
 
-    def rows(self, ids: Int[Array, " n"], count: Int32[Array, ""]) -> Float[Array, "n {self.d_model}"]:
-        """`self(ids)` for the first `count` ids, fast: in chunks of bounded memory, with a backward pass by hand.
-
-        The rows beyond `count` mean nothing. Reverse mode only.
-        """
-        dtype = inner_dtype(self.codebooks)
-        seed = self._seed(ids)
-        heads = Heads(self.w_in, self.norm_weight, self.norm_bias, self.spline_offset, self.w_out)
-        heads = jax.tree.map(lambda x: x.astype(dtype), heads)
-        out = head_rows(seed, heads._replace(spline=1 + heads.spline), count, eps=EPS)
-        if self.w_skip is not None:
-            out = out + seed @ self.w_skip.astype(dtype)
-        return out.astype(self.w_out.dtype)
-
-    def _seed(self, ids: Int[Array, "*t"]) -> Float[Array, "*t {self.seed_size}"]:
+    def _seed(self, ids: Int[Array, " t"]) -> Float[Array, "t {self.seed_size}"]:
+        """The tokens' sums of codebook rows; NaN for what is no token."""
         digits = to_coordinates(position_of(ids, self.order), self.base, self.coordinates)
         rows = self.codebooks[jnp.arange(self.coordinates), digits]
-        return rows.astype(inner_dtype(self.codebooks)).sum(axis=-2)
+        return known_or_nan(ids, self.vocab_size, rows.astype(inner_dtype(self.codebooks)).sum(axis=-2))
 
-    def _modes(self, seed_ts: Float[Array, "t {self.seed_size}"]) -> Float[Array, "{self.n_heads} t {self.rank}"]:
-        """The separable products of every head; heads and seed axes lead, so that the splines are batched matmuls."""
-        dtype = seed_ts.dtype
-        pre_hts = jnp.einsum("ts,hsz->htz", seed_ts, self.w_in.astype(dtype))
-        weight, bias = self.norm_weight.astype(dtype)[:, None], self.norm_bias.astype(dtype)[:, None]
-        u_hst = jax.nn.sigmoid((standardize(pre_hts, EPS) * weight + bias) / 2).transpose(0, 2, 1)
-        basis_hstg = bspline_basis(u_hst, self.knots)
-        # The basis sums to one, so offsets from 1 give 1 + the spline of the offsets.
-        phi_hstr = 1 + jnp.einsum("hstg,hsgr->hstr", basis_hstg, self.spline_offset.astype(dtype))
-        return tree_product(phi_hstr)
+    def _with_skip(self, out: Float[Array, "t d"], seed_ts: Float[Array, "t s"]) -> Float[Array, "t d"]:
+        if self.w_skip is not None:
+            out = out + seed_ts @ self.w_skip.astype(seed_ts.dtype)
+        return out.astype(self.w_out.dtype)
 
 
-def tree_product(x: Float[Array, "h s t r"]) -> Float[Array, "h t r"]:
-    """The product over the second axis, by halves.
+class Heads(NamedTuple):
+    """Parameters of the heads, heads first; `spline` holds the coefficients themselves (1 + the stored offset)."""
 
-    Exact at zeros and signs (no logarithm), in log2(s) steps; its automatic derivative multiplies the other half and
-    never divides.
-    """
-    while x.shape[1] > 1:
-        half, odd = divmod(x.shape[1], 2)
-        rest = x[:, 2 * half :]
-        x = x[:, :half] * x[:, half : 2 * half]
-        x = jnp.concatenate([x, rest], axis=1) if odd else x
-    return x[:, 0]
+    w_in: Float[Array, "n s s"]
+    norm_weight: Float[Array, "n s"]
+    norm_bias: Float[Array, "n s"]
+    spline: Float[Array, "n s q r"]
+    w_out: Float[Array, "n r d"]
+
+
+def heads_at_once(n_heads: int) -> int:
+    """One on a CPU: what a head makes of a chunk of tokens fits into a core's cache. An accelerator wants large
+    matmuls, over all heads."""
+    return 1 if jax.default_backend() == "cpu" else n_heads
+
+
+def head_sum(heads: Heads, seed_ts: Float[Array, "t s"], *, splines: Any = spline_product) -> Float[Array, "t d"]:
+    r"""$\sum_l M_l(z) W^{out}_l$. The reference and the fast form differ in `splines` alone."""
+
+    def modes(head: Heads) -> Float[Array, "r t"]:
+        pre_ts = standardize(seed_ts @ head.w_in, EPS) * head.norm_weight[None] + head.norm_bias[None]
+        return splines(jax.nn.sigmoid(pre_ts / 2).T, head.spline)
+
+    return jnp.einsum("nrt,nrd->td", jax.vmap(modes)(heads), heads.w_out)

@@ -41,7 +41,7 @@ class LanguageModel(eqx.Module):
 
     embedding: TokenEmbedding
     positions: LearnedPositions | None
-    blocks: tuple[Block, ...]
+    blocks: tuple[Block, ...] = eqx.field(converter=tuple)  # a list would be another tree
     norm: RMSNorm | LayerNorm | None
     head: Head | HasReadOut | None
 
@@ -64,6 +64,7 @@ class LanguageModel(eqx.Module):
         A generator evaluates each distinct token once, and blocks that know a faster batched form (`batch`) use it.
         """
         x = embed_batch(self.embedding, tokens)
+        # Blocks stay in a Python loop: tapered ones differ in shape. Equal ones are scanned by `train.stack`.
         if self.positions is not None:
             x = jax.vmap(self.positions)(x)
         for i, block in enumerate(self.blocks):
@@ -104,6 +105,7 @@ class LanguageModel(eqx.Module):
         From the start they are `features(embedding(tokens))`. `logits` turns the rows that are needed into logits.
         """
         x, state = self.embedding(tokens), self._check(state)
+        # Rotary positions come from each attention's own cache; learned ones are added here, once.
         if self.positions is not None:
             x = self.positions.at(x, state.length)
         states = []

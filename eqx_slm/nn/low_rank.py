@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import equinox as eqx
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
-from .embedding import TokenEmbedding, check_sizes
+from .embedding import TokenEmbedding, check_scale, check_sizes, row_of
 from .head import ReadOut
 from .init import normal
 
@@ -22,6 +22,7 @@ class LowRankConfig:
 
     def __post_init__(self):
         check_sizes(rank=self.rank)
+        check_scale(std=self.std)
 
     def parameters(self, vocab_size: int, d_model: int) -> int:
         """(V + D) r."""
@@ -67,6 +68,7 @@ class LowRankEmbedding(TokenEmbedding):
     def __init__(self, vocab_size: int, d_model: int, *, rank: int = 64, std: float = 0.02, key: PRNGKeyArray):
         """**Arguments:** `vocab_size`; `d_model`; `rank`; `std` of the product's initial entries; `key`."""
         check_sizes(vocab_size=vocab_size, d_model=d_model, rank=rank)
+        check_scale(std=std)
         self.rows = normal(key, "rows", (vocab_size, rank), std)
         self.columns = normal(key, "columns", (rank, d_model), rank**-0.5)
         self.vocab_size = vocab_size
@@ -75,7 +77,7 @@ class LowRankEmbedding(TokenEmbedding):
         self.std = std
 
     def __call__(self, ids: Int[Array, "*t"]) -> Float[Array, "*t {self.d_model}"]:
-        return self.rows[ids] @ self.columns
+        return row_of(self.rows, ids) @ self.columns
 
     def materialize(self) -> Float[Array, "{self.vocab_size} {self.d_model}"]:
         """The product of the factors."""

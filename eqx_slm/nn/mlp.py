@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ..checks import check_whole_or_none, configured, one_of, whole
 from .block import Channel
-from .checks import check_whole_or_none, configured, one_of, whole
 from .init import normal
 
 Activation = Literal["swiglu", "gelu", "relu"]
@@ -104,6 +104,7 @@ class MLP(Channel):
 
         **Raises:** `ValueError` for a value out of its range.
         """
+        d_model = whole("d_model", d_model)
         config = d_ff if isinstance(d_ff, MLPConfig) else None
         config = configured(MLPConfig, config, fields if config else {"d_ff": d_ff, **fields})
         f, gated, biased = config.width(d_model), config.activation == "swiglu", config.bias == "all"
@@ -123,6 +124,7 @@ class MLP(Channel):
 
     def __call__(self, x: Float[Array, "t {self.d_model}"]) -> Float[Array, "t {self.d_model}"]:
         hidden = _affine(x, self.up, self.b_up)
+        # Two matmuls and not one over [gate, up]: so the leaves keep names and initial values of their own.
         if self.gate is not None:
             hidden = jax.nn.silu(_affine(x, self.gate, self.b_gate)) * hidden
         else:
@@ -133,5 +135,6 @@ class MLP(Channel):
 def _affine(
     x: Float[Array, "t a"], weight: Float[Array, "a b"], bias: Float[Array, " b"] | None
 ) -> Float[Array, "t b"]:
+    # The stream decides the precision: masters may be float32 where it is bfloat16.
     y = x @ weight.astype(x.dtype)
     return y if bias is None else y + bias.astype(x.dtype)[None]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .checks import one_of, real, whole
+from ..checks import one_of, real, whole
 from .ops import inner_dtype, standardize
 
 NormKind = Literal["rms", "layer", "zero-centred"]

@@ -43,4 +43,6 @@ def varying_like(tree: PyTree[Array], like: Array) -> PyTree[Array]:
     A loop's carry and the cotangents of a custom gradient must agree in this with what they are added to; the
     transpose of becoming varying is the sum over the axes.
     """
+    if not getattr(jax.typeof(like), "vma", True):  # no mesh: an addition of zero would be one more kernel a leaf
+        return tree
     return jax.tree.map(lambda x: x + jnp.zeros_like(like, shape=(), dtype=x.dtype), tree)

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from .checks import real, whole
+from ..checks import real, whole
 from .init import normal
 from .ops import inner_dtype
 

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import equinox as eqx
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
-from .embedding import TokenEmbedding, check_sizes
+from .embedding import TokenEmbedding, check_scale, check_sizes, row_of
 from .head import ReadOut
 from .init import normal
 
@@ -18,6 +18,9 @@ class TableConfig:
     kind: Literal["table"] = "table"
     std: float = 0.02
     tieable: ClassVar[bool] = True
+
+    def __post_init__(self):
+        check_scale(std=self.std)
 
     def parameters(self, vocab_size: int, d_model: int) -> int:
         """V D."""
@@ -58,13 +61,14 @@ class TableEmbedding(TokenEmbedding):
     def __init__(self, vocab_size: int, d_model: int, *, std: float = 0.02, key: PRNGKeyArray):
         """**Arguments:** `vocab_size`; `d_model`; `std` of the initial values; `key`."""
         check_sizes(vocab_size=vocab_size, d_model=d_model)
+        check_scale(std=std)
         self.table = normal(key, "table", (vocab_size, d_model), std)
         self.vocab_size = vocab_size
         self.d_model = d_model
         self.std = std
 
     def __call__(self, ids: Int[Array, "*t"]) -> Float[Array, "*t {self.d_model}"]:
-        return self.table[ids]
+        return row_of(self.table, ids)
 
     def materialize(self) -> Float[Array, "{self.vocab_size} {self.d_model}"]:
         """The table itself."""

@@ -16,8 +16,8 @@ from ..build import ModelConfig, build
 from ..data.base import Stream
 from ..errors import UserError
 from ..infer.generate import generate
-from ..nn.coordinates import cooccurrence_order, frequency_order
 from ..nn.init import subkey
+from ..nn.orders import cooccurrence_order, frequency_order
 from ..train.loop import Progress, RunRecord, train_runs
 from ..train.optimizer import OptimizerConfig
 from ..train.stack import Loop, Remat, stack_blocks

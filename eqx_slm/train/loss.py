@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ..checks import real, whole
 from ..nn.head import ReadOut
 from ..nn.ops import inner_dtype, sum_of_outer_products, varying_like
 
@@ -86,8 +87,9 @@ def cross_entropy(
     wide = inner_dtype(flat)
     share = jnp.ones(target.shape, wide) if weights is None else weights.reshape(-1).astype(wide)
     tokens = share.sum()
-    share = share / jnp.where(tokens == 0, 1, tokens)
+    share = share / jnp.where(tokens == 0, 1, tokens)  # of the mean; 0 where nothing counts, not 0 / 0
     size = _chunk_size(flat.shape[0], weight.shape[0], chunk)
+    real("z_loss", z_loss)
     form = _Form(size, _checked_cap(soft_cap), z_loss, vocab_axis, vocab_size)
     weight, flat = varying_like(weight, flat), varying_like(flat, weight)
     share = varying_like(
@@ -126,9 +128,7 @@ def _flatten(features: Array, read_out: ReadOut, targets: Array) -> tuple[Array,
 
 def _chunk_size(tokens: int, vocab: int, chunk: int | None) -> int:
     logits = CHUNK_LOGITS.get(jax.default_backend(), CHUNK_LOGITS_ACCELERATOR)
-    allowed = max(CHUNK_TOKENS, logits // vocab) if chunk is None else chunk
-    if allowed < 1:
-        raise ValueError(f"chunk={chunk}: it must be at least 1 token")
+    allowed = max(CHUNK_TOKENS, logits // vocab) if chunk is None else whole("chunk", chunk)
     chunks = -(-max(tokens, 1) // allowed)
     return -(-max(tokens, 1) // chunks)  # equal chunks: the least padding
 
@@ -152,15 +152,15 @@ class _ChunkLoss(NamedTuple):
 
 
 def _checked_cap(soft_cap: float | None) -> float | None:
-    if soft_cap is not None and not soft_cap > 0:
-        raise ValueError(f"soft_cap={soft_cap}: it must be positive, or None for no cap")
+    if soft_cap is not None:
+        real("soft_cap", soft_cap, positive=True)
     return soft_cap
 
 
 def _check_rows(weight: Array, vocab_axis: str | None, vocab_size: int | None) -> None:
     devices = 1 if vocab_axis is None else jax.lax.axis_size(vocab_axis)
     rows = devices * weight.shape[0]
-    if vocab_size is not None and not 0 < vocab_size <= rows:
+    if vocab_size is not None and not 0 < whole("vocab_size", vocab_size, least=0) <= rows:
         raise ValueError(f"vocab_size={vocab_size}: the read-out has {rows} rows ({devices} x {weight.shape[0]})")
     if devices == 1:
         return
@@ -177,6 +177,7 @@ def _check_rows(weight: Array, vocab_axis: str | None, vocab_size: int | None) -
 def _places(form: _Form, weight: Array, targets: Array) -> tuple[Array, Array]:
     """The rows of the targets in `weight`, and which of them are there: not another device's, and ids at all."""
     rows = weight.shape[0]
+    # A gather clamps what is out of range, silently: `here` tells what it gave for an id that is none.
     places = targets if form.vocab_axis is None else targets - jax.lax.axis_index(form.vocab_axis) * rows
     return jnp.clip(places, 0, rows - 1), (places >= 0) & (places < rows)
 
@@ -277,6 +278,7 @@ def _weighted_nll_forward(
 
 
 def _weighted_nll_backward(form: _Form, residuals: tuple[Array, Array], cotangent: Array) -> tuple:
+    # All work is done: the loss is one number, and its cotangent a factor.
     grad_x, grad_weight = residuals
     return (grad_x * cotangent.astype(grad_x.dtype), grad_weight * cotangent.astype(grad_weight.dtype), None, None)
 

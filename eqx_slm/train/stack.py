@@ -20,6 +20,7 @@ class Run(eqx.Module):
 
     def batch(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         """The blocks, one after another, over a batch of sequences."""
+        # All arrays, integer buffers too: a scan slices what it is given, and a buffer is a layer's own.
         arrays, static = eqx.partition(self.block, eqx.is_array)
 
         def one(x: Array, layer: Any) -> tuple[Array, None]:
@@ -62,6 +63,7 @@ def stack_blocks(model: Any, *, loop: Loop = "unrolled", remat: Remat = "none") 
             f"loop={loop!r}, remat={remat!r} need a tuple of blocks, {type(model).__name__} has none: "
             "take loop='unrolled' and remat='none'"
         )
+    # Unrolled with rematerialisation is a run of one block each: one form of a block for both.
     runs, first = [], 0
     for length in run_lengths(blocks) if loop == "runs" else (1,) * len(blocks):
         part = blocks[first : first + length]
@@ -81,6 +83,7 @@ def unstack_blocks(model: Any) -> Any:
 
 def run_lengths(blocks: tuple[Any, ...]) -> tuple[int, ...]:
     """How many consecutive blocks share one structure and the shapes of all leaves, run by run."""
+    # Only neighbours: gathering equal blocks from different depths would change their order, which the stream sees.
     lengths: list[int] = []
     previous = None
     for block in blocks:
@@ -103,6 +106,7 @@ def first_blocks(model: Any) -> tuple[int, ...]:
 
 
 def _form(leaf: Any) -> Any:
+    # Shapes count as arrays: a program is lowered from shapes alone, and must find the same runs.
     return (leaf.shape, str(leaf.dtype)) if eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct) else leaf
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Int32, PyTree
 
+from ..checks import one_of, whole
 from .loss import cross_entropy
 from .optimizer import OptimizerConfig, make_optimizer
 from .stack import Loop, Remat, stack_blocks, unstack_blocks
@@ -62,6 +63,7 @@ class Program:
 
     def _start(self, model: Any) -> TrainState:
         stacked = stack_blocks(model, loop=self.loop, remat=self.remat)
+        # Copies: the step donates its state, and the caller's model would be gone with the first batch.
         params = jax.tree.map(jnp.copy, eqx.filter(stacked, eqx.is_inexact_array))
         return TrainState(params, self.optimizer.init(params), jnp.zeros((), jnp.int32))
 
@@ -91,6 +93,8 @@ def make_program(
 
     **Returns:** a `Program`. Batches are int `(rows, T + 1)`: inputs `[:, :-1]`, targets `[:, 1:]`.
     """
+    replicates = whole("replicates", replicates)
+    one_of("compute_dtype", compute_dtype, ("float32", "bfloat16"))
     stacked = stack_blocks(model, loop=loop, remat=remat)
     params, static = eqx.partition(stacked, eqx.is_inexact_array)
     plain = params if stacked is model else eqx.filter(model, eqx.is_inexact_array)
@@ -100,10 +104,11 @@ def make_program(
         return batch_loss(eqx.combine(cast(params, compute_dtype), static), batch)
 
     def step(state: TrainState, batch: Int[Array, "b t"], rate: Float[Array, ""]) -> tuple[TrainState, Metrics]:
+        # The gradient is of the masters: the cast is inside the loss, so that its transpose brings float32 back.
         value, gradients = jax.value_and_grad(loss)(state.params, batch)
         norm = optax.tree.norm(gradients)
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes types, also where a user lets nothing mix them
-            updates, opt_state = optimizer.update(gradients, state.optimizer, state.params)
+        updates, opt_state = optimizer.update(gradients, state.optimizer, state.params)
+        # The rate is an argument, not a constant of the program: a sweep over rates compiles once.
         params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, state.params, updates)
         return TrainState(params, opt_state, state.step + 1), Metrics(value, norm)
 
@@ -112,6 +117,7 @@ def make_program(
 
     if replicates > 1:
         step, evaluate = jax.vmap(step, in_axes=(0, 0, None)), jax.vmap(evaluate, in_axes=(0, None))
+    # `jax.jit` on plain arrays: `eqx.filter_jit` would take the model apart at every call.
     compiled = jax.jit(step, donate_argnums=0), jax.jit(evaluate)
     return Program(static, optimizer, *compiled, loop, remat, replicates)
 
@@ -164,6 +170,7 @@ def cast(params: PyTree[Array], compute_dtype: ComputeDtype) -> PyTree[Array]:
     """Parameters in the compute dtype, but for those that a module names in `full_precision`; float32 changes none."""
     if compute_dtype == "float32":
         return params
+    # By identity: a pytree of the same structure has no names to ask, and a leaf stands in one place only.
     wide = {id(leaf) for leaf in _wide(params)}
     return jax.tree.map(lambda p: p if id(p) in wide else p.astype(compute_dtype), params)
 

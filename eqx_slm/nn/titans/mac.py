@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from ...checks import configured, whole
 from ..attention import Attention, AttentionConfig
 from ..block import Decoded, Mixer, check_state
-from ..checks import configured
 from ..dot_product import Prefix, masked_attention
 from ..init import normal, subkey
 from ..norm import RMSNorm
@@ -140,7 +140,7 @@ class TitansMAC(Mixer):
 
         **Raises:** `ValueError` where the sizes do not fit.
         """
-        config = configured(TitansMACConfig, config, fields)
+        d_model, config = whole("d_model", d_model), configured(TitansMACConfig, config, fields)
         config.check(d_model)
         count = config.memory.persistent
         self.memory = config.inner().build(d_model, output_scale=output_scale, key=subkey(key, "memory"))

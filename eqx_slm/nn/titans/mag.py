@@ -7,10 +7,10 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from ...checks import check_divides, check_whole, configured, whole
 from ...choices import check_choices
 from ..attention import Attention, AttentionConfig
 from ..block import Decoded, Mixer, check_state
-from ..checks import check_divides, check_whole, configured
 from ..dot_product import AttentionState, Prefix, appended, causal_attention, extended
 from ..init import subkey
 from ..norm import RMSNorm
@@ -55,20 +55,20 @@ class TitansMAGConfig:
 
     def flops(self, d_model: int, context: int) -> int:
         """Forward FLOPs a token: memory, projections, and the scores and values of the tokens in sight."""
-        seen = min(self.config.window, context)
+        seen = min(self.window, context)
         sums = 4 * d_model * seen * (2 * context - seen) // (2 * context) + 4 * d_model * self.memory.persistent
         prefix = 4 * d_model**2 * self.memory.persistent // context
         return self.memory.flops(d_model, context) + 8 * d_model**2 + sums + prefix
 
     def activations(self, d_model: int, context: int) -> int:
         """Numbers kept a token: the memory's, the attention's over its window, and both normed branches."""
-        inner = replace(self.attention(), window=self.config.window).activations(d_model, context)
+        inner = replace(self.attention(), window=self.window).activations(d_model, context)
         inner += 2 * self.memory.n_heads * self.memory.persistent  # scores and weights of the prefix
         return self.memory.activations(d_model, context) + inner + 2 * d_model
 
     def state_numbers(self, d_model: int, context: int) -> int:
         """Numbers of decode state: the memory's, and a key and a value a head and token of the window."""
-        return self.memory.state_numbers(d_model, context) + 2 * min(self.config.window, context) * d_model
+        return self.memory.state_numbers(d_model, context) + 2 * min(self.window, context) * d_model
 
     def build(self, d_model: int, *, rotary: bool = True, output_scale: float = 1.0, key: PRNGKeyArray) -> "TitansMAG":
         """The module; `rotary=False` where positions come from elsewhere; `output_scale` multiplies both w_o."""
@@ -126,7 +126,7 @@ class TitansMAG(Mixer):
 
         **Raises:** `ValueError` where the sizes do not fit.
         """
-        config = configured(TitansMAGConfig, config, fields)
+        d_model, config = whole("d_model", d_model), configured(TitansMAGConfig, config, fields)
         config.check(d_model)
         self.memory = config.memory.build(d_model, output_scale=output_scale, key=subkey(key, "memory"))
         attention = config.attention(rotary)

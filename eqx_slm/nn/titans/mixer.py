@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
+from ...checks import configured, whole
 from ..block import Decoded, Mixer, check_state
-from ..checks import configured
 from ..init import normal
 from ..norm import RMSNorm
 from ..ops import inner_dtype, unit_length, varying_like
@@ -119,7 +119,7 @@ class TitansMemory(Mixer):
 
         **Raises:** `ValueError` where the heads do not fit `d_model`, or a value is out of its range.
         """
-        config = configured(TitansConfig, config, fields)
+        d_model, config = whole("d_model", d_model), configured(TitansConfig, config, fields)
         layers, n = config.layers(d_model), config.n_heads
         std = d_model**-0.5
         self.w_q = normal(key, "w_q", (d_model, d_model), std)

@@ -5,7 +5,7 @@ import math
 import numbers
 from typing import Any, TypeVar
 
-from ..errors import UserError
+from .errors import UserError
 
 Config = TypeVar("Config")
 
@@ -19,34 +19,39 @@ def whole(name: str, value: Any, least: int = 1, otherwise: str = "") -> int:
     return int(value)
 
 
+def finite(name: str, value: Any, bound: str = "a number") -> None:
+    """**Raises:** `UserError` where `value` is no finite number."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value):
+        raise UserError(f"{name}={shown(value)}: it must be {bound}, and finite")
+
+
 def real(name: str, value: Any, *, positive: bool = False) -> None:
     """**Raises:** `UserError` where `value` is no finite number from 0 on, or none above it where it is `positive`."""
     bound = "positive" if positive else "at least 0"
-    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value):
-        raise UserError(f"{name}={shown(value)}: it must be {bound}, a finite number")
+    finite(name, value, bound)
     if value < 0 or (positive and value == 0):
         raise UserError(f"{name}={value}: it must be {bound}")
 
 
 def share(name: str, value: Any, what: str) -> None:
     """**Raises:** `UserError` where `value` is no number from 0 to 1: the share of what."""
-    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= value <= 1:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= float(value) <= 1:
         raise UserError(f"{name}={shown(value)}: it is a share of {what}, from 0 to 1")
 
 
-def one_of(name: str, value: Any, words: tuple[str, ...]) -> None:
+def one_of(name: str, value: Any, words: tuple) -> None:
     """**Raises:** `UserError` where `value` is none of the words."""
     if value not in words:
         raise UserError(f"{name}={shown(value)}: it is one of {', '.join(words)}")
 
 
-def check_whole(config: Any, *names: str, least: int = 1) -> None:
+def check_whole(config: Any, *names: Any, least: int = 1) -> None:
     """`whole` for fields of a frozen config, which then hold Python integers."""
     for name in names:
         object.__setattr__(config, name, whole(name, getattr(config, name), least))
 
 
-def check_whole_or_none(config: Any, *names: str, otherwise: str = ", or None") -> None:
+def check_whole_or_none(config: Any, *names: Any, otherwise: str = ", or None") -> None:
     """The same for fields that may be None."""
     for name in names:
         if getattr(config, name) is not None:
@@ -65,7 +70,7 @@ def check_each_whole(config: Any, name: str, what: str) -> None:
     object.__setattr__(config, name, found)
 
 
-def configured(cls: type[Config], config: Config | None, fields: dict[str, Any]) -> Config:
+def configured(cls: type[Config], config: Config | None, fields: dict) -> Config:
     """The config of a module that is given as a whole, by its fields as keywords, or as both (the keywords win).
 
     So the sizes of a module stand in one place, its config, with their defaults and what they mean.
