@@ -177,8 +177,15 @@ def make_optimizer(config: OptimizerConfig, model: Any, *, plain: Any = None) ->
     decay = optax.add_decayed_weights(config.weight_decay, mask=decayed)
     clip = optax.clip_by_global_norm(config.clip_norm)
     if set(periods.values()) <= {1}:
-        return optax.chain(clip, adam, decay)
-    return optax.chain(clip, update_every(optax.chain(adam, decay), periods.__getitem__))
+        chain = optax.chain(clip, adam, decay)
+    else:
+        chain = optax.chain(clip, update_every(optax.chain(adam, decay), periods.__getitem__))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer array, which "strict" refuses
+            return chain.update(updates, state, params)
+
+    return optax.GradientTransformation(chain.init, update)
 
 
 def _by_stacked_name(values: dict[str, Any], model: Any, plain: Any) -> dict[str, Any]:
