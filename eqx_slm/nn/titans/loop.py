@@ -123,10 +123,11 @@ def memory_chunks(
     # In a loop over shards, what every shard starts from must vary as its tokens do.
     memory, anchor = varying_like((memory, anchor), k)
     inputs = (q, k, v, coefficients(gates, valid), full)
+    rematerialised = jax.checkpoint(one_chunk, prevent_cse=False)
     if chunks == 1:  # without a loop, so that XLA counts its FLOPs
-        (memory, anchor), y = one_chunk((memory, anchor), jax.tree.map(lambda a: a[0], inputs))
+        (memory, anchor), y = rematerialised((memory, anchor), jax.tree.map(lambda a: a[0], inputs))
         return memory, anchor, y[None]
-    (memory, anchor), y = jax.lax.scan(jax.checkpoint(one_chunk, prevent_cse=False), (memory, anchor), inputs)
+    (memory, anchor), y = jax.lax.scan(rematerialised, (memory, anchor), inputs)
     return memory, anchor, y
 
 
