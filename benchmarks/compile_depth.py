@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from eqx_slm.build import ModelConfig, TaperConfig, build
+from eqx_slm.model import ModelConfig, TaperConfig, build
 from eqx_slm.nn import AttentionConfig, MLPConfig
 from eqx_slm.train import OptimizerConfig, make_program
 from eqx_slm.train.step import compile_step

@@ -11,8 +11,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from eqx_slm.build import ModelConfig, build
 from eqx_slm.infer import generate, materialize
+from eqx_slm.model import ModelConfig, build
 from eqx_slm.nn import AttentionConfig, LeviathanConfig
 
 from .harness import Row, interleave, parser, show

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from eqx_slm.account import flops
-from eqx_slm.build import ModelConfig, build
+from eqx_slm.model import ModelConfig, build
 from eqx_slm.nn import AttentionConfig, LeviathanConfig
 from eqx_slm.study.config import preset
 from eqx_slm.train import make_program

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from eqx_slm.build import ModelConfig
+from eqx_slm.model import ModelConfig
 from eqx_slm.nn import AttentionConfig
 from eqx_slm.train import OptimizerConfig
 

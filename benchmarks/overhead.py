@@ -9,7 +9,7 @@ with Zipf frequencies; those of (b) are the preset's own text.
 
 import dataclasses
 
-from eqx_slm.build import ModelConfig
+from eqx_slm.model import ModelConfig
 from eqx_slm.nn import AttentionConfig, LeviathanConfig
 from eqx_slm.study.arms import make_arm
 from eqx_slm.study.config import QUICK

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eqx_slm.build import ModelConfig, build
+from eqx_slm.model import ModelConfig, build
 from eqx_slm.study.config import QUICK
 from eqx_slm.train import Program, TrainState, keep_freed_memory, make_program
 

@@ -6,7 +6,7 @@
 and the steps add to a process' resident size after its imports: parameters, optimizer, temporaries, our compiler.
 """
 
-from eqx_slm.build import ModelConfig
+from eqx_slm.model import ModelConfig
 from eqx_slm.nn import AttentionConfig
 
 from .harness import Row, need, parser, show

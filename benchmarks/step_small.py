@@ -9,7 +9,7 @@ parameters.
 """
 
 from eqx_slm.account import parameter_ledger
-from eqx_slm.build import ModelConfig
+from eqx_slm.model import ModelConfig
 from eqx_slm.nn import AttentionConfig
 from eqx_slm.train import keep_freed_memory
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from eqx_slm.build import ModelConfig, build
+from eqx_slm.model import ModelConfig, build
 from eqx_slm.train import OptimizerConfig, keep_freed_memory, make_program
 from eqx_slm.train.step import compile_step
 

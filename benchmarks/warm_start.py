@@ -31,7 +31,7 @@ def first_step() -> float:
     import jax
     import numpy as np
 
-    from eqx_slm.build import build
+    from eqx_slm.model import build
     from eqx_slm.study.arms import make_arm
     from eqx_slm.study.config import QUICK
     from eqx_slm.train import make_program

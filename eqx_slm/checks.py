@@ -1,21 +1,27 @@
 """What configs and constructors check of what they are given: in one line and at once, not in a matmul's error."""
 
 import dataclasses
+import functools
 import math
 import numbers
-from typing import Any, TypeVar
+import typing
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 from .errors import UserError
 
 Config = TypeVar("Config")
+INT32 = 2**31 - 1  # the most that steps, ids and sizes are counted to
 
 
-def whole(name: str, value: Any, least: int = 1, otherwise: str = "") -> int:
-    """`value` as a Python integer (NumPy's are taken). **Raises:** `UserError` for others, and below `least`."""
+def whole(name: str, value: Any, least: int = 1, otherwise: str = "", most: int | None = None) -> int:
+    """`value` as a Python integer (NumPy's are taken). **Raises:** `UserError` for others, and beyond the bounds."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise UserError(f"{name}={shown(value)}: it must be a whole number, at least {least}{otherwise}")
     if value < least:
-        raise UserError(f"{name}={value}: it must be at least {least}{otherwise}")
+        raise UserError(f"{name}={shown(value)}: it must be at least {least}{otherwise}")
+    if most is not None and int(value) > most:
+        raise UserError(f"{name}={shown(value)}: it must be at most {most:,}")
     return int(value)
 
 
@@ -84,6 +90,45 @@ def configured(cls: type[Config], config: Config | None, fields: dict) -> Config
     return cls(**fields) if config is None else dataclasses.replace(config, **fields)  # type: ignore[type-var]
 
 
+def check_number(name: str, value: Any, allowed: str, fits: Callable[[float], Any]) -> None:
+    """Raises `UserError` for what is no finite number or does not fit; `allowed` says in words what does."""
+    finite(name, value, allowed)
+    if not fits(float(value)):
+        raise UserError(f"{name}={shown(value)}: it must be {allowed}")
+
+
+def check_choices(config: Any) -> None:
+    """Raises `UserError` where a field of a dataclass, or of one inside it, is none of the words of its `Literal`.
+
+    A misspelt word would be another model.
+    """
+    for name, words in _choices(type(config)).items():
+        value = getattr(config, name)
+        if value not in words:
+            raise UserError(f"{name}={value!r}: it is one of {', '.join(map(str, words))}")
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            check_choices(value)
+
+
+@functools.cache
+def _choices(cls: type) -> dict[str, tuple[Any, ...]]:
+    """The allowed values of every field that is a `Literal`, with None or without."""
+    try:
+        hints = typing.get_type_hints(cls)
+    except NameError:  # a config of the user's own, with annotations that are not there at run time
+        return {}
+    found = {}
+    for field in dataclasses.fields(cls):
+        parts = typing.get_args(hints[field.name]) or ()
+        options = [hints[field.name], *parts]
+        words = [word for part in options if typing.get_origin(part) is Literal for word in typing.get_args(part)]
+        if words:
+            found[field.name] = (*words, None) if type(None) in parts else tuple(words)
+    return found
+
+
 def check_divides(d_model: int, multiple: int, what: str, instead: str = "") -> None:
     """**Raises:** `UserError` where `d_model` is no multiple, with the nearest that are."""
     if whole("d_model", d_model) % multiple:
@@ -94,5 +139,8 @@ def check_divides(d_model: int, multiple: int, what: str, instead: str = "") -> 
 
 def shown(value: Any, most: int = 60) -> str:
     """A value as a line says it: its repr on one line, cut where it is long."""
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # an integer of more digits than Python writes
+        return "a number of thousands of digits"
     return text if len(text) <= most else f"{text[: most - 3]}..."

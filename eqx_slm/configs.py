@@ -1,69 +1,15 @@
-"""Frozen dataclasses to and from JSON; single fields set from text; what a config checks of its own fields."""
+"""Frozen dataclasses to and from JSON; single fields set from text."""
 
 import dataclasses
-import functools
 import json
 import math
 import operator
 import types
 import typing
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any
 
 from .errors import UserError
-
-
-def check_choices(config: Any) -> None:
-    """Raises `UserError` where a field of a dataclass, or of one inside it, is none of the words of its `Literal`.
-
-    A misspelt word would be another model.
-    """
-    for name, words in _choices(type(config)).items():
-        value = getattr(config, name)
-        if value not in words:
-            raise UserError(f"{name}={value!r}: it is one of {', '.join(map(str, words))}")
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            check_choices(value)
-
-
-@functools.cache
-def _choices(cls: type) -> dict[str, tuple[Any, ...]]:
-    """The allowed values of every field that is a `Literal`, with None or without."""
-    try:
-        hints = typing.get_type_hints(cls)
-    except NameError:  # a config of the user's own, with annotations that are not there at run time
-        return {}
-    found = {}
-    for field in dataclasses.fields(cls):
-        parts = typing.get_args(hints[field.name]) or ()
-        options = [hints[field.name], *parts]
-        words = [word for part in options if typing.get_origin(part) is Literal for word in typing.get_args(part)]
-        if words:
-            found[field.name] = (*words, None) if type(None) in parts else tuple(words)
-    return found
-
-
-def check_integer(name: str, value: Any, least: int = 1, most: int = 2**31 - 1) -> None:
-    """Raises `UserError` for what is no integer from `least` to `most`, at first sight and not in a step's arithmetic.
-
-    The default bound is what 32 bits count: steps, ids and sizes do not go beyond it.
-    """
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-        raise UserError(f"{name}={value!r}: it must be an integer, at least {least}")
-    if value > most:
-        raise UserError(f"{name}={_short(value)}: it must be at most {most:,}")
-
-
-def check_number(name: str, value: Any, allowed: str, fits: Callable[[float], Any]) -> None:
-    """Raises `UserError` for what is no finite number or does not fit; `allowed` says in words what does."""
-    real = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not real or not math.isfinite(value) or not fits(float(value)):
-        raise UserError(f"{name}={value!r}: it must be {allowed}")
 
 
 def read_json(path: Path) -> Any:
@@ -105,14 +51,6 @@ def _strict(value: Any, where: str, path: Path) -> Any:
     if isinstance(value, list):
         return [_strict(item, f"{where}[{i}]", path) for i, item in enumerate(value)]
     return value
-
-
-def _short(value: Any) -> str:
-    try:
-        text = str(value)
-    except ValueError:  # more digits than Python writes
-        return "a number of thousands of digits"
-    return text if len(text) <= 40 else f"{text[:12]}... ({len(text)} digits)"
 
 
 def to_dict(config: Any) -> Any:

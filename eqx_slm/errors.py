@@ -1,7 +1,5 @@
 """What the commands turn into a single line and exit code 2."""
 
-from typing import Any
-
 
 class UserError(ValueError):
     """Something the user gave cannot be used.
@@ -9,10 +7,3 @@ class UserError(ValueError):
     The message is one line: what was given, what is allowed, what to do. Being a `ValueError`, it reads the same in a
     user's own code.
     """
-
-
-def parse(*arguments: Any) -> Any:
-    """The old home of `eqx_slm.commandline.parse`."""
-    from .commandline import parse
-
-    return parse(*arguments)

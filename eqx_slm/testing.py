@@ -18,7 +18,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
-from .build import EmbeddingConfigs, ModelConfig, Schedule, TaperConfig
+from .model import EmbeddingConfigs, ModelConfig, Schedule, TaperConfig
 from .nn.attention import AttentionConfig, QKNorm
 from .nn.block import MixerConfig
 from .nn.compositional import CompositionalConfig

@@ -10,7 +10,7 @@ The base is four layers, so that a taper has room; every arm has the same parame
 import dataclasses
 import sys
 
-from eqx_slm.build import TaperConfig
+from eqx_slm.model import TaperConfig
 from eqx_slm.study import (
     Study,
     budgets,

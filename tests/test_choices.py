@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from eqx_slm import AttentionConfig, HeadConfig, LeviathanConfig, MLPConfig, ModelConfig, OptimizerConfig, TaperConfig
-from eqx_slm.configs import check_choices
+from eqx_slm.checks import check_choices
 from eqx_slm.study.config import preset
 
 CONFIG = ModelConfig(embedding=LeviathanConfig())

@@ -84,7 +84,7 @@ def told_before_reading(arguments):
         (["--set", "all.d_model=63"], "d_model=63 is not divisible by n_heads=2"),
         (["--set", "leviathan-deep.embedding.knots=2"], "knots=2.*at least 3"),
         (["--arms", "dense", "tapered", "--set", "tapered.taper.multiple=48"], "arm tapered: .*48"),
-        (["--vocab-size", "0"], r"\(--vocab-size\)=0: it must be an integer, at least 1"),
+        (["--vocab-size", "0"], r"\(--vocab-size\)=0: it must be at least 1"),
         (["--vocab-size", "-3"], r"\(--vocab-size\)=-3"),
         (["--batch-size", "0"], r"\(--batch-size\)=0"),
         (["--sequence-length", "-1"], r"\(--sequence-length\)=-1"),

@@ -12,7 +12,7 @@ import pytest
 from tiny import GENERATOR, LENGTH, ROWS, VOCAB, WIDTH, tiny_config, tiny_stream
 
 from eqx_slm import OptimizerConfig, TokenEmbedding, UserError, build, cooccurrence_order, frequency_order, pair
-from eqx_slm.build import order_for
+from eqx_slm.model import order_for
 
 STREAM = tiny_stream()
 DENSE = tiny_config()

@@ -83,7 +83,7 @@ def test_a_fifth_mixer_is_one_file_and_one_line(tmp_path: Path) -> None:
     (line,) = re.findall(r"```python\n(    from \.nn\.fade import FadeConfig\n)```", text)
     shutil.copytree(ROOT / "eqx_slm", tmp_path / "eqx_slm", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "eqx_slm" / "nn" / "fade.py").write_text(files_of("docs/mixers.md")["fade.py"], encoding="utf-8")
-    build = tmp_path / "eqx_slm" / "build.py"
+    build = tmp_path / "eqx_slm" / "model.py"
     before, above, after = build.read_text(encoding="utf-8").partition(
         "    from .nn.attention import AttentionConfig\n"
     )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..build import ModelConfig
+from ..model import ModelConfig
 from .flops import counted_flops, flops
 from .ledger import parameter_ledger
 from .memory import memory

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..build import ModelConfig
 from ..checks import whole
 from ..errors import UserError
+from ..model import ModelConfig
 
 CONVENTIONS = (
     "Matmul FLOPs only, 2 a multiply-add; backward = 2 x forward, so training = 3 x forward; causal attention counted "

@@ -10,7 +10,7 @@ from typing import Any
 import equinox as eqx
 import jax
 
-from ..build import ModelConfig
+from ..model import ModelConfig
 from ..nn.norm import norm_parameters
 from ..pytree import path_name
 

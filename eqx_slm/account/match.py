@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..build import ModelConfig
 from ..errors import UserError
+from ..model import ModelConfig
 from ..nn.embedding import check_sizes
 from .flops import flops
 from .ledger import total_parameters
@@ -99,7 +99,7 @@ def with_value(config: ModelConfig, vary: Vary, value: int) -> ModelConfig:
 def _budget(target: Any) -> float:
     """The target as a number; raises `UserError` for what is no budget."""
     number = isinstance(target, numbers.Real) and not isinstance(target, bool | np.bool_)
-    if not number or not 0 < target < math.inf:
+    if not number or not 0 < float(target) < math.inf:
         raise UserError(f"target={target!r}: a number, which must be positive and finite, or a ModelConfig")
     return float(target)
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from ..build import ModelConfig
 from ..checks import whole
+from ..model import ModelConfig
 from .ledger import total_parameters
 
 

@@ -10,9 +10,9 @@ import jax
 
 from ..account import Match, match_flops, match_parameters, parameter_ledger
 from ..account.match import Vary
-from ..build import ModelConfig, TaperConfig
 from ..configs import set_field
 from ..errors import UserError
+from ..model import ModelConfig, TaperConfig
 from ..nn.compositional import CompositionalConfig
 from ..nn.continuum import ContinuumConfig
 from ..nn.gated import GatedAttentionConfig

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..build import ModelConfig
-from ..configs import check_number, differences
+from ..checks import check_number
+from ..configs import differences
 from ..errors import UserError
+from ..model import ModelConfig
 from .results import ArmResult, Row, finite
 from .statistics import Interval, Number, holm, holm_levels, p_value, paired_interval, slope_against_log_tokens, verdict
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..build import ModelConfig
-from ..configs import check_integer, check_number, from_dict, read_json, set_field
+from ..checks import INT32, check_number, whole
+from ..configs import from_dict, read_json, set_field
 from ..errors import UserError
+from ..model import ModelConfig
 from ..nn.attention import AttentionConfig
 from ..nn.leviathan import LeviathanConfig
 from ..nn.table import TableConfig
@@ -45,9 +46,9 @@ class StreamConfig:
                     f"{name}={value!r}: it is empty; leave --{name.replace('_', '-')} out or name something"
                 )
         for name in ("pad_vocab_to", "sequence_length", "batch_size", "eval_tokens"):
-            check_integer(f"{name} (--{name.replace('_', '-')})", getattr(self, name))
+            whole(f"{name} (--{name.replace('_', '-')})", getattr(self, name), most=INT32)
         if self.vocab_size is not None:
-            check_integer("vocab_size (--vocab-size)", self.vocab_size)
+            whole("vocab_size (--vocab-size)", self.vocab_size, most=INT32)
         if self.batch_size * (self.sequence_length + 1) >= 2**31:
             raise UserError(
                 f"batch_size={self.batch_size}, sequence_length={self.sequence_length}: a batch has at most 2^31 tokens"
@@ -77,7 +78,7 @@ def check_design(seeds: Sequence[int], rates: Sequence[float], seeds_at_once: in
     if len(set(seeds)) < len(seeds):
         raise UserError(f"seeds={list(seeds)}: one is given twice")
     for seed in seeds:
-        check_integer("a seed", seed, least=0, most=2**32 - 1)
+        whole("a seed", seed, least=0, most=2**32 - 1)
     if not rates:
         raise UserError("learning_rates (--lr): give at least one, each positive and finite")
     for rate in rates:
@@ -116,7 +117,7 @@ class PairConfig(RunConfig):
         check_name(self.name)
         if len(self.arms) < 1:
             raise UserError("no arms: name at least one, the first is the reference")
-        check_integer("seeds", self.seeds, most=10_000)
+        whole("seeds", self.seeds, most=10_000)
         check_design(range(self.seeds), self.learning_rates, self.seeds_at_once)
         check_number("margin", self.margin, "a number of nats, at least 0", lambda margin: margin >= 0)
         check_number("confidence", self.confidence, "between 0 and 1", lambda confidence: 0 < confidence < 1)

@@ -12,10 +12,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ..build import ModelConfig, build
 from ..configs import differences, from_dict, read_json, to_dict
 from ..errors import UserError
 from ..files import LOCK, Lock, folder_name, json_ready, write_json_atomic
+from ..model import ModelConfig, build
 from ..train.checkpoint import load_model, save_model
 from .results import Row
 from .runner import Event, Run

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..build import ModelConfig
 from ..configs import set_field
 from ..errors import UserError
+from ..model import ModelConfig
 
 
 @dataclass(frozen=True)

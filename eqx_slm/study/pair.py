@@ -7,9 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..build import ModelConfig
 from ..data import Stream
 from ..errors import UserError
+from ..model import ModelConfig
 from ..train.loop import RunConfig
 from .arms import Arm
 from .compare import CONTROLS, paired

@@ -13,11 +13,11 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from ..build import ModelConfig, build, order_for
 from ..configs import to_dict
 from ..data import Stream
 from ..errors import UserError
 from ..infer.generate import generate
+from ..model import ModelConfig, build, order_for
 from ..nn.init import subkey
 from ..train.checkpoint import named_arrays
 from ..train.loop import Progress, RunConfig, eval_steps, train_runs
@@ -93,7 +93,7 @@ class Runner:
 
     def keys(self, seeds: Sequence[int], rates: Sequence[float]) -> dict[Run, str]:
         """For every run the hash of what decides it: the arm, how it is trained, its seed and rate, the data."""
-        from .. import __version__
+        from ..version import __version__
 
         keys = {}
         for name, arm in self.arms.items():

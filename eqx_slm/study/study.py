@@ -15,11 +15,12 @@ from typing import Any
 import jax
 
 from ..account.facts import facts
-from ..build import ModelConfig
-from ..configs import check_integer, to_dict
+from ..checks import whole
+from ..configs import to_dict
 from ..data import Stream
 from ..errors import UserError
 from ..files import write_json_atomic
+from ..model import ModelConfig
 from ..train.host import keep_freed_memory
 from ..train.loop import RunConfig
 from .blocks import Block, write_report
@@ -71,7 +72,7 @@ class Study:
         if not (self.arms.points if isinstance(self.arms, Grid) else self.arms):
             raise UserError("no arms: give at least one, the first is the reference")
         if not isinstance(self.seeds, Sequence):
-            check_integer("seeds", self.seeds, most=10_000)
+            whole("seeds", self.seeds, most=10_000)
         check_design(self.which, self.rates, self.run.seeds_at_once)
 
     @property
@@ -188,7 +189,7 @@ def _results(study: Study, runner: Runner, rows: Sequence[Row], levels: Mapping[
             made_of=arm,
         )
     found = [(isinstance(analysis, Control), analysis(arms)) for analysis in study.analyses]
-    from .. import __version__
+    from ..version import __version__
 
     return Results(
         name=study.name,

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int32, PyTree
 
-from ..configs import check_choices, check_integer
+from ..checks import INT32, check_choices, whole
 from .host import keep_freed_memory
 from .optimizer import OptimizerConfig
 from .stack import Loop, Remat
@@ -52,10 +52,10 @@ class RunConfig:
 
     def __post_init__(self):
         check_choices(self)
-        check_integer("steps", self.steps)
-        check_integer("seeds_at_once (--seeds-at-once)", self.seeds_at_once, most=10_000)
-        check_integer("evaluations", self.evaluations, most=10_000)
-        check_integer("sample_tokens", self.sample_tokens, least=0, most=100_000)
+        whole("steps", self.steps, most=INT32)
+        whole("seeds_at_once (--seeds-at-once)", self.seeds_at_once, most=10_000)
+        whole("evaluations", self.evaluations, most=10_000)
+        whole("sample_tokens", self.sample_tokens, least=0, most=100_000)
 
     @property
     def activation_bytes(self) -> int:

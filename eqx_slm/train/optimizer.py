@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import optax
 
-from ..configs import check_choices, check_number
+from ..checks import check_choices, check_number
 from ..errors import UserError
 from ..pytree import path_name
 from .stack import first_blocks

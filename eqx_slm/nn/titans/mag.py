@@ -7,8 +7,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from ...checks import check_divides, check_whole, configured, whole
-from ...choices import check_choices
+from ...checks import check_choices, check_divides, check_whole, configured, whole
 from ..attention import Attention, AttentionConfig
 from ..block import Decoded, Mixer, check_state
 from ..dot_product import AttentionState, Prefix, appended, causal_attention, extended

@@ -4,8 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ...checks import check_divides, check_whole, check_whole_or_none, real
-from ...configs import check_choices
+from ...checks import check_choices, check_divides, check_whole, check_whole_or_none, real
 from .rule import Read, Residual
 
 CONV = 4  # taps of the depthwise causal convolution

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Array, Int32, PRNGKeyArray
 
-from .checks import check_whole, finite
-from .configs import check_choices
+from .checks import check_choices, check_whole, finite
 from .nn.block import Block, ChannelConfig, MixerConfig, Placement
 from .nn.compositional import CompositionalConfig
 from .nn.embedding import check_order

@@ -1,1 +1,0 @@
-from .configs import check_choices as check_choices  # the old home
