@@ -103,7 +103,7 @@ def extended(
     """What t more tokens mix of each other and of what is cached, and the cache after them: the oldest leave it."""
     t, size, before = q.shape[0], cache.k.shape[0], cache.length
     # The cache is a ring: a row's token is told from how many have been, so that no position is stored.
-    new_t = before + jnp.arange(t)
+    new_t = before + jnp.arange(t, dtype=jnp.int32)
     position = jnp.concatenate([cached_positions(before, size), new_t])[None]
     seen = (position <= new_t[:, None]) & (position >= 0)
     if window is not None:
@@ -112,7 +112,7 @@ def extended(
     mixed = masked_attention(q, k_all, v_all, seen, prefix)
     # Each row holds the latest of its tokens: one of these, or still the one it held.
     latest = cached_positions(before + t, size)
-    rows = jnp.where(latest >= before, size + latest - before, jnp.arange(size))
+    rows = jnp.where(latest >= before, size + latest - before, jnp.arange(size, dtype=jnp.int32))
     k, v = (jnp.take(every, rows, axis=0).astype(cache.k.dtype) for every in (k_all, v_all))
     return mixed, AttentionState(k, v, before + t)
 
@@ -138,4 +138,4 @@ def appended(
 def cached_positions(length: Int[Array, ""], size: int) -> Int[Array, "{size}"]:
     """The position of the token in every row of a cache after `length` tokens, negative where there is none yet."""
     last = length - 1
-    return last - (last - jnp.arange(size)) % size
+    return last - (last - jnp.arange(size, dtype=jnp.int32)) % size

@@ -85,7 +85,9 @@ class InContext:
         inputs = tokens[: complete * size].reshape(complete, size)
         labels = tokens[1 : complete * size + 1].reshape(complete, size)
         carry = (deltas, deltas, model.start(t))
-        (deltas, _, state), features = jax.lax.scan(chunk, carry, (jnp.arange(complete), inputs, labels))
+        (deltas, _, state), features = jax.lax.scan(
+            chunk, carry, (jnp.arange(complete, dtype=jnp.int32), inputs, labels)
+        )
         rest = self._with(model, deltas).prefill(tokens[complete * size :], state).y
         return jnp.concatenate([features.reshape(-1, rest.shape[-1]), rest])
 

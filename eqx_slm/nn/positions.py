@@ -46,7 +46,7 @@ def rotate(
     dtype = inner_dtype(x)
     # Angles in at least float32: at position 1,000 bfloat16 has steps of 4 radians.
     frequency = base ** (-jnp.arange(0, width, 2, dtype=dtype) / width)
-    angle = (jnp.arange(x.shape[0]) + offset).astype(dtype)[:, None] * frequency[None, :]
+    angle = (jnp.arange(x.shape[0], dtype=jnp.int32) + offset).astype(dtype)[:, None] * frequency[None, :]
     cos, sin = jnp.cos(angle)[:, None, :], jnp.sin(angle)[:, None, :]
     first, second = x[..., : width // 2].astype(dtype), x[..., width // 2 : width].astype(dtype)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
@@ -75,5 +75,5 @@ class LearnedPositions(eqx.Module):
 
     def at(self, x: Float[Array, "t {self.d_model}"], offset: Int[Array, ""]) -> Float[Array, "t {self.d_model}"]:
         """The call for tokens whose first stands at `offset`; those from `context` on become NaN, having no vector."""
-        rows = self.table.at[offset + jnp.arange(x.shape[0])].get(mode="fill", fill_value=jnp.nan)
+        rows = self.table.at[offset + jnp.arange(x.shape[0], dtype=jnp.int32)].get(mode="fill", fill_value=jnp.nan)
         return x + rows.astype(x.dtype)

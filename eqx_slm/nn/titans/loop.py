@@ -103,9 +103,9 @@ def memory_chunks(
     chunks, _, t, _ = q.shape
     valid, full = None, None if anchor is None else jnp.ones(chunks, bool)
     if span is not None:
-        at = jnp.arange(chunks * t).reshape(chunks, 1, t)
+        at = jnp.arange(chunks * t, dtype=jnp.int32).reshape(chunks, 1, t)
         valid = (at >= span[0]) & (at < span[1])
-        full = None if anchor is None else span[1] >= t * jnp.arange(1, chunks + 1)
+        full = None if anchor is None else span[1] >= t * jnp.arange(1, chunks + 1, dtype=jnp.int32)
 
     def one_chunk(
         carry: tuple[Memory, Matrices | None], chunk: tuple[Any, ...]

@@ -208,7 +208,7 @@ class TitansMAC(Mixer):
             return (inner, cache), y
 
         carry = GroupState(memory.rows[None], Memory(memory.weights, memory.momentum), memory.anchor)
-        inputs = (laid.reshape(segments, size, -1), size * jnp.arange(segments))
+        inputs = (laid.reshape(segments, size, -1), size * jnp.arange(segments, dtype=jnp.int32))
         (carry, cache), y = jax.lax.scan(run, (carry, cache), inputs)
         y = jax.lax.dynamic_slice_in_dim(y.reshape(segments * size, -1), phase, t, axis=0)
         return Decoded(y, MACState(decode_state(carry, (phase + t) % size), cache))
@@ -245,7 +245,9 @@ class TitansMAC(Mixer):
         anchor = carry.memory.weights if carry.anchor is None else carry.anchor
         q, new = self._projected(x, anchor, 0)
         if cache is not None and span is not None:
-            fresh = ((jnp.arange(size) >= span[0]) & (jnp.arange(size) < span[1]))[:, None, None]
+            fresh = ((jnp.arange(size, dtype=jnp.int32) >= span[0]) & (jnp.arange(size, dtype=jnp.int32) < span[1]))[
+                :, None, None
+            ]
             new = SegmentCache(*(jnp.where(fresh, a.astype(old.dtype), old) for a, old in zip(new, cache, strict=True)))
         causal = jnp.tril(jnp.ones((size, size), bool))
         y = self._attend(x, q, SegmentCache(*(a.astype(x.dtype) for a in new)), causal, prefix)

@@ -196,7 +196,7 @@ class TitansMemory(Mixer):
         span = group * size
         laid = jnp.zeros((groups * span, self.d_model), x.dtype)
         laid = jax.lax.dynamic_update_slice_in_dim(laid, x, state.phase, axis=0)
-        offsets = span * jnp.arange(groups)
+        offsets = span * jnp.arange(groups, dtype=jnp.int32)
 
         def run(before: GroupState, now: tuple[Array, Array]) -> tuple[GroupState, Array]:
             rows, offset = now
