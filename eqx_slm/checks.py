@@ -51,6 +51,19 @@ def one_of(name: str, value: Any, words: tuple) -> None:
         raise UserError(f"{name}={shown(value)}: it is one of {', '.join(words)}")
 
 
+def check_sizes(**sizes: Any) -> None:
+    """`whole` for each, by name: a constructor's sizes."""
+    for name, value in sizes.items():
+        whole(name, value)
+
+
+def check_scale(**scales: Any) -> None:
+    """**Raises:** `UserError` naming the first scale that is neither None nor a finite number of at least 0."""
+    for name, value in scales.items():
+        if value is not None:
+            real(name, value)
+
+
 def check_whole(config: Any, *names: Any, least: int = 1) -> None:
     """`whole` for fields of a frozen config, which then hold Python integers."""
     for name in names:

@@ -20,13 +20,25 @@ def loaded(*statements):
     return [set(json.loads(line)) for line in done.stdout.splitlines()]
 
 
-def test_importing_loads_no_more_than_equinox_does():
-    theirs, with_ours, with_a_name = loaded(
-        "import equinox, jaxtyping, numpy", "import eqx_slm", "from eqx_slm import OptimizerConfig"
+def test_importing_loads_nothing_and_a_module_no_more_than_equinox_does():
+    before, ours = loaded("pass", "import eqx_slm")
+    assert ours - before - sys.stdlib_module_names == {"eqx_slm", "lazy_loader"}
+    theirs, with_a_module, with_a_name = loaded(
+        "import equinox, jaxtyping, numpy",
+        "from eqx_slm import LeviathanEmbedding, build, flops",
+        "from eqx_slm import OptimizerConfig",
     )
-    assert with_ours - theirs - sys.stdlib_module_names == {"eqx_slm"}
-    assert with_ours & HEAVY <= theirs
+    assert with_a_module - theirs - sys.stdlib_module_names == {"eqx_slm", "lazy_loader"}
+    assert with_a_module & HEAVY <= theirs
     assert "optax" in with_a_name  # the probe sees what is loaded
+
+
+def test_each_public_name_stands_once():
+    """Also where a submodule has the name: `eqx_slm.pair` is the function, whatever was imported before."""
+    assert dir(eqx_slm) == sorted([*eqx_slm.__all__, "__version__"])
+    import eqx_slm.study.pair
+
+    assert callable(eqx_slm.pair) and callable(eqx_slm.build) and callable(eqx_slm.memory)
 
 
 def test_every_public_name_is_there():

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..checks import check_sizes
 from ..errors import UserError
 from ..model import ModelConfig
-from ..nn.embedding import check_sizes
 from .flops import flops
 from .ledger import total_parameters
 

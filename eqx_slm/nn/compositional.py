@@ -7,13 +7,12 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
+from ..checks import check_scale, check_sizes
 from .digits import coordinate_base, to_coordinates
 from .embedding import (
     OrderKind,
     TokenEmbedding,
     check_order,
-    check_scale,
-    check_sizes,
     known_or_nan,
     position_of,
 )

@@ -1,7 +1,6 @@
 """What every token embedding offers, whatever it is made of."""
 
 import abc
-import math
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import equinox as eqx
@@ -148,19 +147,3 @@ def check_order(order: Any, vocab_size: int) -> Int32[Array, "{vocab_size}"] | N
         if not seen.all():
             raise UserError(f"order is no permutation: no entry is {seen.argmin()} and another stands twice")
     return jnp.asarray(order, jnp.int32)
-
-
-def check_sizes(**sizes: int) -> None:
-    """Raises `UserError` naming the first size that is no whole number of at least 1."""
-    for name, value in sizes.items():
-        if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < 1:
-            raise UserError(f"{name}={value!r}: it must be a whole number, at least 1")
-
-
-def check_scale(**scales: float | None) -> None:
-    """Raises `UserError` naming the first scale of initial values that is no finite number of at least 0 (or None)."""
-    for name, value in scales.items():
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf
-        ):
-            raise UserError(f"{name}={value!r}: it must be a finite number, at least 0")

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
+from ..checks import check_scale, check_sizes
 from ..errors import UserError
 from .chunks import chunk_size, chunked_sum
 from .digits import coordinate_base, to_coordinates
@@ -16,8 +17,6 @@ from .embedding import (
     OrderKind,
     TokenEmbedding,
     check_order,
-    check_scale,
-    check_sizes,
     known_or_nan,
     position_of,
 )

@@ -6,7 +6,8 @@ from typing import ClassVar, Literal
 import equinox as eqx
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
-from .embedding import TokenEmbedding, check_scale, check_sizes, row_of
+from ..checks import check_scale, check_sizes
+from .embedding import TokenEmbedding, row_of
 from .head import ReadOut
 from .init import normal
 
