@@ -278,7 +278,7 @@ def test_a_second_run_in_a_folder_is_told_who_is_there(copy):
         refused("is in use by process", check_folder, copy, CONFIG)
         # From another process too, and before it has read any data.
         code = "import sys; from eqx_slm.study.command import main; sys.exit(main(sys.argv[1:]))"
-        told = ["--config", str(copy / "config.json"), "--data", "no/such/file", "--out", str(copy)]
+        told = ["--config", str(copy / "config.json"), "--out", str(copy)]  # its data are nowhere
         done = subprocess.run([sys.executable, "-c", code, *told], capture_output=True, text=True)
         assert done.returncode == 2 and done.stderr.count("\n") == 1
         assert f"is in use by process {os.getpid()}" in done.stderr
