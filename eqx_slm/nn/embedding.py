@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray
 
 from ..errors import UserError
@@ -135,7 +136,7 @@ def check_order(order: Any, vocab_size: int) -> Int32[Array, "{vocab_size}"] | N
         raise UserError(f"order of dtype {order.dtype}: a permutation of the ids is made of integers")
     if order.shape != (vocab_size,):
         raise UserError(f"order of shape {order.shape}: it must have one entry a token, shape ({vocab_size},)")
-    if not isinstance(order, jax.core.Tracer):
+    if not isinstance(order, Tracer):
         values = np.asarray(order)
         seen = np.zeros(vocab_size, bool)
         inside = (values >= 0) & (values < vocab_size)
