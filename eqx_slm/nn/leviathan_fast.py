@@ -1,12 +1,11 @@
 """The product of splines with a gradient by hand: the part of the generator in which nearly all of its time goes.
 
-JAX's own gradient of the same lines takes about twice the time on a CPU and five times the memory (see
-experiments/LOG.md). Three things make the difference: tokens are the last axis of every array, so that loops run along
-it and no matmul needs a transposed copy; a factor's gradient divides the product by that factor, where JAX multiplies
-the others; and the slope of a quadratic spline is a difference of hats, a third of the work of the derivative of its
-pieces.
+JAX's own gradient of the same lines takes about twice the time on a CPU (see experiments/LOG.md). Three things make
+the difference: tokens are the last axis of every array, so that loops run along it and no matmul needs a transposed
+copy; a factor's gradient divides the product by that factor, where JAX multiplies the others; and the slope of a
+quadratic spline is a difference of hats, a third of the work of the derivative of its pieces.
 
-c, s, q, r, t as in the package's legend: coordinates, seed size, knots, rank, tokens.
+Axes: s seed size, q knots, r rank, t tokens.
 """
 
 from typing import Any
