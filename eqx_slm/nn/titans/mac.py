@@ -227,7 +227,7 @@ class TitansMAC(Mixer):
                 for old, row in zip(cache, new, strict=True)
             )
         )
-        seen = (jnp.arange(self.memory.config.chunk) <= memory.phase)[None]
+        seen = (jnp.arange(self.memory.config.chunk, dtype=jnp.int32) <= memory.phase)[None]
         y = self._attend(x[None], q, SegmentCache(*(a.astype(x.dtype) for a in cache)), seen, self._prefix(x))[0]
         remembered, memory = self.memory.step(y, memory)
         return Decoded(self._gated(y, remembered), MACState(memory, cache))
