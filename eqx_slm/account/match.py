@@ -97,8 +97,8 @@ def with_value(config: ModelConfig, vary: Vary, value: int) -> ModelConfig:
 
 def _budget(target: Any) -> float:
     """The target as a number; raises `UserError` for what is no budget."""
-    number = isinstance(target, numbers.Real) and not isinstance(target, bool | np.bool_)
-    if not number or not 0 < float(target) < math.inf:
+    real = isinstance(target, int | float | np.integer | np.floating) and not isinstance(target, bool)
+    if not real or not 0 < target < math.inf:
         raise UserError(f"target={target!r}: a number, which must be positive and finite, or a ModelConfig")
     return float(target)
 
