@@ -1,9 +1,10 @@
-"""The plan of the house: which file may import which, and how long rooms and files may become.
+"""The plan of the house: which file may import which, how long rooms and files may become, what docs say of it.
 
 Read from the source: imports at the top, inside of functions and classes, and for type checkers alone all count.
 """
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ FILES = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in sor
 
 # From the ground up: a room imports itself and what stands below it. A file beside the rooms that is not named here is
 # a leaf: it imports nothing but leaves.
-FLOORS = (("leaf",), ("taper", "nn"), ("build",), ("account", "testing"), ("data",), ("train", "infer"), ("study",))
+FLOORS = (("leaf",), ("taper", "nn"), ("model",), ("account", "testing"), ("data",), ("train", "infer"), ("study",))
 # A named tuple's own, and what tiktoken shows under no other name.
 PUBLIC_UNDERSCORES = {"_replace", "_asdict", "_fields", "_pat_str", "_mergeable_ranks", "_special_tokens"}
 LINES = {"data": 2400, "study": 2100, "": 12_000}  # "" is the whole house
@@ -83,7 +84,7 @@ def circles(graph):
 
 def test_the_reader_of_imports_reads_them_all():
     assert set().union(*GRAPH.values()) <= FILES.keys()
-    assert "nn/attention" in GRAPH["build"] and "nn/titans/__init__" in GRAPH["build"]  # inside of a class
+    assert "nn/attention" in GRAPH["model"] and "nn/titans/__init__" in GRAPH["model"]  # inside of a class
     assert "nn/titans/rule" in GRAPH["nn/titans/loop"] and "nn/ops" in GRAPH["nn/titans/rule"]  # one level up
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == {"b", "c"}
 
@@ -136,3 +137,44 @@ def test_no_room_is_too_large(part):
     if total > LINES[part] and part in LINES_KNOWN:
         pytest.skip(f"{part or 'the house'}: {total} lines, at most {LINES[part]} when it is rebuilt")
     assert total <= LINES[part]
+
+
+PAGE = ROOT.parent / "docs" / "architecture.md"
+
+
+def tree():
+    """A line a file, by room: its name and the first sentence of its docstring."""
+    told = []
+    for name, path in sorted(FILES.items(), key=lambda each: (each[0].rpartition("/")[0], each[0])):
+        folder, _, file = name.rpartition("/")
+        said = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").split("\n\n")[0].replace("\n", " ")
+        if file not in ("__init__", "__main__") and said:
+            if not told or told[-1][0] != folder:
+                told.append((folder, []))
+            told[-1][1].append(f"- `{file}` {said}")
+    parts = [f"**eqx_slm/{folder}**".replace("/**", "**") + "\n\n" + "\n".join(files) for folder, files in told]
+    return "\n\n".join(parts)
+
+
+def test_the_page_has_every_file():
+    """`python tests/test_architecture.py` writes the tree anew."""
+    assert between_marks(PAGE.read_text("utf-8"))[1].strip() == tree()
+
+
+def test_what_the_page_names_is_there():
+    """Every `room/file` in the page's walks."""
+    text = PAGE.read_text("utf-8")
+    rooms = "|".join(sorted({name.split("/")[0] for name in FILES if "/" in name}))
+    named = set(re.findall(rf"`((?:{rooms})/\w+)`", text))
+    assert len(named) > 20 and named <= FILES.keys(), named - FILES.keys()
+
+
+def between_marks(text):
+    before, _, rest = text.partition("<!-- tree -->\n")
+    inside, _, after = rest.partition("<!-- /tree -->")
+    return before, inside, after
+
+
+if __name__ == "__main__":
+    start, _, end = between_marks(PAGE.read_text("utf-8"))
+    PAGE.write_text(f"{start}<!-- tree -->\n\n{tree()}\n\n<!-- /tree -->{end}", "utf-8")
