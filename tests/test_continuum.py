@@ -199,7 +199,8 @@ def sgd(period):
 
     def step(carry, given):
         (params, state), (g, rate) = carry, given
-        updates, state = optimizer.update({"fast": g, "slow": g}, state, params)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes types
+            updates, state = optimizer.update({"fast": g, "slow": g}, state, params)
         params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
         return (params, state), params
 

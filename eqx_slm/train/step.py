@@ -107,8 +107,7 @@ def make_program(
         # The gradient is of the masters: the cast is inside the loss, so that its transpose brings float32 back.
         value, gradients = jax.value_and_grad(loss)(state.params, batch)
         norm = optax.tree.norm(gradients)
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes types, also where a user lets nothing mix them
-            updates, opt_state = optimizer.update(gradients, state.optimizer, state.params)
+        updates, opt_state = optimizer.update(gradients, state.optimizer, state.params)
         # The rate is an argument, not a constant of the program: a sweep over rates compiles once.
         params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, state.params, updates)
         return TrainState(params, opt_state, state.step + 1), Metrics(value, norm)
