@@ -117,7 +117,7 @@ def test_bad_sizes_and_states_are_refused_in_one_line():
             lambda: TitansMACConfig(memory=TitansConfig(n_heads=8)),
             odd,
         ),
-        (lambda: TitansMACConfig(memory=TitansConfig(n_heads=3)), "d_model=8 is not divisible by n_heads=3"),
+        (lambda: TitansMACConfig(memory=TitansConfig(n_heads=3)), "d_model=8 is not divisible by 2 x n_heads=3"),
         (lambda: TitansMACConfig(memory=TitansConfig(chunk=0)), "chunk=0: it must be at least 1"),
     ):
         with pytest.raises(ValueError, match=named) as caught:
