@@ -23,7 +23,7 @@ SHARD = 64 << 20  # bytes of text a file
 def base_texts(data_root: str | None) -> dict[str, str]:
     """The text at hand, by set."""
     texts = {}
-    wanted = [("stdlib", None), ("site-packages", None), ("wikitext-2", data_root)]
+    wanted = [("stdlib", None), ("wikitext-2", data_root)]
     for name, root in wanted:
         with contextlib.suppress(UserError):
             texts[name] = "\n".join(load_corpus(name, data_root=root).train)

@@ -179,8 +179,7 @@ def open_data(
     **Arguments:**
 
     - `data`: what `make_stream` takes (text in memory); a folder that `prepare` wrote; `stream:SOURCE` for documents
-        tokenized on the fly (see `open_source`); `mix:0.7=A,0.3=B` for several prepared folders, or
-        `stream:mix:0.7=A,0.3=B` for several sources.
+        tokenized on the fly (see `open_source`); `mix:0.7=A,0.3=B` for several prepared folders.
     - `tokenizer`: by default `bpe:8192`; a prepared folder brings its own, and another one is refused.
     - `text_field`: the field of records that is the text, by default "text"; prepared text has none any more.
     - `vocab_size`: the model's; by default the tokenizer's. `pad_vocab_to`: it is padded to a multiple of this.
@@ -204,16 +203,18 @@ def open_data(
     if data.startswith("stream:"):
         from .streaming import StreamingStream
 
-        names, weights = parse_mix(data.removeprefix("stream:"))
+        name = data.removeprefix("stream:")
+        if name.startswith("mix:"):
+            raise UserError(f"{data!r}: streamed sources are not mixed; prepare them, and mix the prepared folders")
         fields = None if text_field is None else Fields(text=text_field)
-        sources = [open_source(name, data_root=data_root, fields=fields) for name in names]
-        rules = [split_rule(source) for source in sources]
-        made = tokenizer_for(spec, sources[0], rules[0], on_error=on_error, cache_dir=cache_dir)
+        source = open_source(name, data_root=data_root, fields=fields)
+        rule = split_rule(source)
+        made = tokenizer_for(spec, source, rule, on_error=on_error, cache_dir=cache_dir)
         size = padded_vocab(made.vocab_size if vocab_size is None else vocab_size, pad_vocab_to)
-        much: dict[str, Any] = {"rules": rules, "weights": weights, "workers": workers, "on_error": on_error}
-        return StreamingStream(sources, made, vocab_size=size, **much, **sizes)
+        how: dict[str, Any] = {"rule": rule, "workers": workers, "on_error": on_error}
+        return StreamingStream(source, made, vocab_size=size, **how, **sizes)
     if data.startswith("mix:"):
-        raise UserError(f"{data!r} names a folder that is not prepared: prepare it, or write stream:{data}")
+        raise UserError(f"{data!r} names a folder that is not prepared: prepare it first")
     padding = {"vocab_size": vocab_size, "pad_vocab_to": pad_vocab_to}
     where = {"data_root": data_root, "text_field": text_field, "cache_dir": cache_dir}
     return make_stream(data, spec, **where, **padding, **sizes)

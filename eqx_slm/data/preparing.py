@@ -125,7 +125,7 @@ class _Run:
         """Takes up the state of an unfinished run, or begins."""
         state = self._state()
         self.at = Position(*state["at"]) if state["at"] else None
-        self.skipped = Skipped.of(self.on_error, state["skipped"])
+        self.skipped = Skipped(self.on_error, **state["skipped"])
         self.counts = {split: SplitCounts(**state["counts"].get(split, {})) for split in SPLITS}
         # Where equal texts may meet in two splits, every document leaves 8 bytes of its hash.
         dtype, hashed = token_dtype(self.tokenizer.vocab_size), self.rule.kind != "content"
@@ -157,7 +157,7 @@ class _Run:
                     f"{self.folder} holds {other.name!r}, which is not prepared data: name a new or empty folder"
                 )
         save_tokenizer(self.folder / VOCABULARY, self.tokenizer)
-        empty = {"at": None, "skipped": None, "counts": {}, "writers": {}}
+        empty = {"at": None, "skipped": {}, "counts": {}, "writers": {}}
         self._save(empty)
         return empty
 
@@ -211,7 +211,7 @@ class _Run:
             if not self.counts[split].documents:
                 raise UserError(
                     f"{self.source.name} has no document in the {split} split by the rule '{self.rule}'; give more "
-                    "text, other shares (--valid-share), --split content, or --unit paragraph for a long text file"
+                    "text, other shares (--valid-share), --split content, or --unit line for a long text file"
                 )
         files = {name: writer.finish() for name, writer in self.writers.items()}
         size, tokenizer = self.tokenizer.vocab_size, self.tokenizer

@@ -132,7 +132,7 @@ class Stream(abc.ABC):
             return " ".join(str(i) for i in np.asarray(ids).reshape(-1).tolist())
         return self.tokenizer.decode(ids)
 
-    def _own_rows(self, rows: np.ndarray) -> np.ndarray:
+    def own_rows(self, rows: np.ndarray) -> np.ndarray:
         """Of the rows of a whole batch, those of this process."""
         share = len(rows) // self.process_count
         return rows[self.process_index * share : (self.process_index + 1) * share]
@@ -213,7 +213,7 @@ class TokenStream(Stream):
     def batch(self, seed: int, index: int) -> np.ndarray:
         if index < 0:
             raise ValueError(f"batch index {index} is negative; give an integer of at least 0")
-        rows = self._own_rows(np.arange(self.batch_size))
+        rows = self.own_rows(np.arange(self.batch_size))
         if len(self.splits) == 1:
             epoch, step = divmod(index, self.steps_per_epoch)
             return self._windows(0, "train", step * self.batch_size + rows, seed=seed, epoch=epoch)
@@ -252,7 +252,7 @@ class TokenStream(Stream):
         They are the first windows of one fixed permutation of each validation split, mixed by the weights; at least one
         batch, at most all.
         """
-        return [self._own_rows(batch) for batch in self._eval]
+        return [self.own_rows(batch) for batch in self._eval]
 
     def token_counts(self) -> np.ndarray:
         counts = np.zeros(self.vocab_size, np.int64)

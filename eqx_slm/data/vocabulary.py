@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import UserError
 from ..files import write_bytes_atomic, write_json_atomic
 from .corpora import Corpus
-from .documents import MemorySource, OnError, Problem, Skipped, Source
+from .documents import OnError, Problem, Skipped, Source
 from .sources import spec_hash
 from .splits import SPLITS, SplitRule
 from .tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, WordTokenizer
@@ -93,14 +93,12 @@ def tokenizer_for(
 
     **Raises:** `UserError` as `make_tokenizer` does, and where the text is larger than that.
     """
-    if isinstance(source, MemorySource):
-        return _on(spec, source.name, source.digest, source.splits, cache_dir)
+    if isinstance(source, Corpus):
+        return make_tokenizer(spec, source, cache_dir=cache_dir)
     merges = spec.startswith("bpe:")
-    if not (merges or spec.startswith(("char", "word"))):
-        return _on(spec, source.name, "", {}, cache_dir)
     texts: dict[str, list[str]] = {split: [] for split in SPLITS}
     size, skipped = 0, Skipped(on_error)
-    for item in source.items():
+    for item in source.items() if merges or spec.startswith(("char", "word")) else ():
         if isinstance(item, Problem):
             skipped.see(item)
             continue
@@ -117,12 +115,9 @@ def tokenizer_for(
         if merges and size >= TRAINING_BYTES:
             break
     identity = {"source": source.spec, "rule": str(rule), "bytes": TRAINING_BYTES, "on_error": on_error}
-    return _on(spec, source.name, spec_hash(identity), texts, cache_dir)
-
-
-def _on(spec: str, name: str, digest: str, splits: Any, cache_dir: str | Path | None) -> Tokenizer:
-    train, valid, test = (tuple(splits.get(split, ())) for split in SPLITS)
-    return make_tokenizer(spec, Corpus(name, train, valid, test, split_rule="", hash=digest), cache_dir=cache_dir)
+    train, valid, test = (tuple(texts[split]) for split in SPLITS)
+    corpus = Corpus(source.name, train, valid, test, split_rule=str(rule), hash=spec_hash(identity))
+    return make_tokenizer(spec, corpus, cache_dir=cache_dir)
 
 
 def save_tokenizer(path: str | Path, tokenizer: Tokenizer) -> Path:
