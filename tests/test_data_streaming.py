@@ -105,7 +105,7 @@ def test_mixtures_keep_the_request_in_what_is_trained_on(tmp_path):
     assert mixed.identity() != open_prepared([tmp_path / letter for letter in letters], **options).identity()
     with pytest.raises(ValueError, match="no common epoch"):
         _ = mixed.steps_per_epoch
-    for data, message in (("mix:a,b", "write mix:WEIGHT=SOURCE"), (f"stream:{mix}", "prepare them, and mix")):
+    for data, message in (("mix:a,b", "write mix:WEIGHT=SOURCE"), (f"stream:{mix}", "only prepared folders are mixed")):
         with pytest.raises(UserError, match=message):
             open_data(data)
 

@@ -60,7 +60,7 @@ class Prepare(Text):
 
 @dataclass(frozen=True)
 class Export:
-    """Write a tokenizer: .json is Hugging Face's tokenizer.json, .tiktoken is tiktoken's ranks."""
+    """Write a tokenizer as Hugging Face's tokenizer.json."""
 
     out: Positional[Path]  # The file to write.
     tokenizer: str = "bpe:8192"  # bpe:N or a tiktoken name.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from ..files import _sync_folder, write_json_atomic
+from ..files import sync_folder, write_json_atomic
 from .splits import SPLITS
 from .tokens import Tokens
 
@@ -53,11 +53,14 @@ class ShardWriter:
         self.folder, self.split, self.dtype, self.shard_tokens = folder, split, dtype, shard_tokens
         state = state or {"shards": [], "tokens": 0}
         self.shards = [Shard(**shard) for shard in state["shards"]]
-        self._file: Any = None
-        self._tokens, self._largest, self._digest = 0, 0, hashlib.sha256()
         self._held: list[np.ndarray] = []
         self._held_bytes = 0
+        self._new_shard()
         self._recover(state["tokens"])
+
+    def _new_shard(self) -> None:
+        self._file: Any = None
+        self._tokens, self._largest, self._digest = 0, 0, hashlib.sha256()
 
     def _part(self) -> Path:
         return self.folder / f".{self._final().name}.part"
@@ -118,10 +121,9 @@ class ShardWriter:
         os.fsync(self._file.fileno())
         self._file.close()
         os.replace(self._part(), self._final())
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
         self.shards.append(Shard(self._final().name, self._tokens, self._largest, self._digest.hexdigest()))
-        self._file = None
-        self._tokens, self._largest, self._digest = 0, 0, hashlib.sha256()
+        self._new_shard()
 
     def commit(self) -> dict[str, Any]:
         """Brings everything to the disk and says how far that is."""
@@ -163,6 +165,12 @@ class SplitCounts:
             counts = self.sets.setdefault(group, {"documents": 0, "bytes": 0, "tokens": 0})
             for name, more in (("documents", 1), ("bytes", size), ("tokens", tokens)):
                 counts[name] += more
+
+    def row(self) -> dict[str, Any]:
+        """As JSON, with bytes a token; sets in the order of their names, where there are some."""
+        row = {**asdict(self), "bytes_per_token": round(self.bytes / self.tokens, 4) if self.tokens else None}
+        sets = row.pop("sets")
+        return {**row, "sets": dict(sorted(sets.items()))} if sets else row
 
 
 @dataclass(frozen=True)
@@ -210,16 +218,16 @@ class Manifest:
             raise UserError(f"{path} was changed: its shards do not make its hash; prepare again")
         return manifest
 
-    def tokens(self, folder: Path, vocab_size: int, *, hashes: bool) -> dict[str, Tokens]:
+    def tokens(self, folder: Path, vocab_size: int) -> dict[str, Tokens]:
         """The shards, mapped into memory, by split.
 
-        **Raises:** `UserError` naming the first file whose size, or where asked sha256, is not what is written here,
-        and shard and byte of the first id that is not below `vocab_size`.
+        **Raises:** `UserError` naming the first file whose size or sha256 is not what is written here, and shard and
+        byte of the first id that is not below `vocab_size`.
         """
         dtype = np.dtype(f"<u{self.tokenizer['token_bytes']}")
         shards = [shard for split in SPLITS for shard in self.shards[split]]
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # sha256 releases the GIL
-            list(pool.map(lambda shard: _check(folder / shard.file, shard, dtype, hashes), shards))
+            list(pool.map(lambda shard: _check(folder / shard.file, shard, dtype), shards))
         mapped = {split: [np.memmap(folder / s.file, dtype, "r") for s in self.shards[split]] for split in SPLITS}
         for split in SPLITS:
             for shard, tokens in zip(self.shards[split], mapped[split], strict=True):
@@ -233,17 +241,16 @@ class Manifest:
         return {split: Tokens(parts) for split, parts in mapped.items()}
 
 
-def _check(path: Path, shard: Shard, dtype: np.dtype, hashes: bool) -> None:
+def _check(path: Path, shard: Shard, dtype: np.dtype) -> None:
     again = "prepare again, or copy the file again"
     try:
         size, expected = path.stat().st_size, shard.tokens * dtype.itemsize
         if size != expected:
             raise UserError(f"{path} has {size:,} bytes, its manifest says {expected:,}: {again}")
-        if hashes:
-            with open(path, "rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != shard.sha256:
-                raise UserError(f"{path}: its sha256 is {found}, its manifest says {shard.sha256}: {again}")
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != shard.sha256:
+            raise UserError(f"{path}: its sha256 is {found}, its manifest says {shard.sha256}: {again}")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; {again}") from None
 

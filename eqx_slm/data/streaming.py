@@ -17,7 +17,7 @@ from .sources import lasting, spec_hash
 from .splits import SplitRule
 from .state import LARGEST, StreamState, check_cursor
 from .stream import BatchIterator, Stream
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, padded_vocab
 from .tokenizing import tokenized
 from .tokens import check_sizes
 
@@ -38,7 +38,7 @@ class StreamingStream(Stream):
     - `buffer`: sequences in the shuffle buffer; fewer where they would hold more than 25 MB.
     - `workers`: tokenizing threads; 0 tokenizes in the caller's, None is one a core.
     - `on_error`: what to do with a record that is no document: "stop", or "skip" and count.
-    - `vocab_size` (by default the tokenizer's) and the rest: see `Stream`.
+    - `vocab_size`, `pad_vocab_to` and the rest: see `make_stream`.
 
     **Raises:** `UserError` for sizes that do not fit, and where the source has no text in a split that is needed.
     """
@@ -55,9 +55,10 @@ class StreamingStream(Stream):
         workers: int | None = 0,
         on_error: OnError = "stop",
         vocab_size: int | None = None,
+        pad_vocab_to: int = 1,
         **options: Any,
     ) -> None:
-        size = tokenizer.vocab_size if vocab_size is None else vocab_size
+        size = padded_vocab(tokenizer.vocab_size if vocab_size is None else vocab_size, pad_vocab_to)
         super().__init__(vocab_size=size, tokenizer=tokenizer, **options)
         check_sizes(buffer=buffer)
         check_sizes(0, workers=workers or 0)
@@ -76,8 +77,6 @@ class StreamingStream(Stream):
             "corpus_hash": spec_hash(self.identity()),
             "corpus_note": f"streamed through a shuffle buffer of {self.buffer:,} sequences",
             "split_rule": str(rule),
-            "tokenizer": tokenizer.name,
-            "tokenizer_hash": tokenizer.hash,
             **self.info,
         }
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..files import write_bytes_atomic, write_json_atomic
+from ..files import write_bytes_atomic
 from .corpora import Corpus
 from .documents import OnError, Problem, Skipped, Source
 from .sources import spec_hash
@@ -166,23 +166,16 @@ def _of(data: dict[str, Any]) -> Tokenizer:
 
 
 def export_tokenizer(path: str | Path, tokenizer: Tokenizer) -> Path:
-    """Writes a BPE tokenizer: as Hugging Face's tokenizer.json where the name ends in .json, as tiktoken's ranks where
-    it ends in .tiktoken (pattern and special tokens then go into `<path>.json`); both give the same ids.
+    """Writes a BPE tokenizer as Hugging Face's tokenizer.json, which gives the same ids.
 
     tiktoken merges whatever pair makes a token of the lowest rank; the Hub's format lists pairs. Every way of cutting
     a token into two tokens is listed under the token's rank, so that both do the same.
     """
-    suffix, data = Path(path).suffix, tokenizer.content()
-    if suffix not in (".json", ".tiktoken"):
-        raise UserError(f"{path}: end the name in .json (tokenizer.json) or .tiktoken (ranks)")
+    data = tokenizer.content()
+    if Path(path).suffix != ".json":
+        raise UserError(f"{path}: end the name in .json (Hugging Face's tokenizer.json)")
     if data["kind"] != "tiktoken":
         raise UserError(f"the tokenizer {tokenizer.name} has no merges to write; give bpe:N or a tiktoken name")
-    if suffix == ".tiktoken":
-        lines = (f"{token} {rank}\n" for token, rank in zip(data["tokens"], data["ids"], strict=True))
-        write_json_atomic(
-            f"{path}.json", {"pattern": data["pattern"], "special": data["special"], "name": tokenizer.name}
-        )
-        return write_bytes_atomic(path, "".join(lines).encode("ascii"))
     from .bpe import bytes_of_characters
 
     character = {byte: text for text, byte in bytes_of_characters().items()}
