@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import re
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -66,10 +64,6 @@ class TiktokenTokenizer(Tokenizer):
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
         data = b"".join(self._bytes[i] if 0 <= i < self.vocab_size else REPLACEMENT.encode() for i in id_list(ids))
         return data.decode("utf-8", "replace")
-
-    def _encode_all(self, documents: Sequence[str]) -> Iterable[np.ndarray]:
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # tiktoken releases the GIL
-            return list(pool.map(self.encode, documents))
 
     def content(self) -> dict[str, Any]:
         encoding: Any = self.encoding

@@ -102,7 +102,8 @@ class _Run:
         self.source, self.tokenizer, self.folder, self.rule = source, tokenizer, folder, rule
         self.skipped, self.shard_tokens = Skipped(on_error), shard_tokens
         plan = {"source": source.spec, "split_rule": str(rule), "tokenizer": tokenizer.hash}
-        self.plan = json.loads(json.dumps({**plan, "shard_tokens": shard_tokens}))  # as it comes back from a file
+        plan |= {"shard_tokens": shard_tokens, "version": 2}  # of what an unfinished run leaves
+        self.plan = json.loads(json.dumps(plan))  # as it comes back from a file
         self.made_of = {**lasting(self.plan["source"]), "shard_tokens": shard_tokens}
 
     def finished(self) -> Manifest:
@@ -142,8 +143,8 @@ class _Run:
                 plan, state = data["plan"], data["state"]
             except (ValueError, KeyError) as error:
                 raise UserError(f"{path} is damaged ({error}): remove {self.folder} and prepare again") from None
-            if plan != self.plan or "hashes" in state:  # which the format before this one had
-                changed = ", ".join(key for key in self.plan if plan.get(key) != self.plan[key]) or "version"
+            if plan != self.plan:
+                changed = ", ".join(key for key in self.plan if plan.get(key) != self.plan[key])
                 raise UserError(
                     f"{self.folder} holds an unfinished run with another {changed}: name another folder, or remove it"
                 )
