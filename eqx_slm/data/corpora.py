@@ -13,7 +13,7 @@ import tokenize
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from ..errors import UserError
 from .documents import START, Document, Position
@@ -51,8 +51,8 @@ class Corpus:
     split_rule: str
     hash: str
     note: str = ""
-    official: ClassVar[bool] = True
-    whole_files: ClassVar[bool] = False
+    official: bool = field(default=True, init=False, repr=False)
+    whole_files: bool = field(default=False, init=False, repr=False)
 
     @property
     def splits(self) -> dict[str, tuple[str, ...]]:
