@@ -17,7 +17,7 @@ from .corpora import Corpus
 from .documents import OnError, Problem, Skipped, Source
 from .sources import spec_hash
 from .splits import SPLITS, SplitRule
-from .tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, WordTokenizer
+from .tokenizer import ByteTokenizer, ListTokenizer, Tokenizer
 
 FORMAT = 1
 SPECS = "'bpe:N', 'char', 'byte', 'word:eos=newline', 'word:eos=none' or a tiktoken name such as 'o200k_base'"
@@ -40,10 +40,9 @@ def make_tokenizer(spec: str, corpus: Corpus, *, cache_dir: str | Path | None = 
     """
     if spec == "byte":
         return ByteTokenizer()
-    if spec == "char":
-        return CharTokenizer.of_text(corpus.train, (*corpus.valid, *corpus.test))
-    if spec in ("word", "word:eos=newline", "word:eos=none"):
-        return WordTokenizer.of_text(corpus.train, eos="none" if spec == "word:eos=none" else "newline")
+    if spec in ("char", "word", "word:eos=newline", "word:eos=none"):
+        name = "word:eos=newline" if spec == "word" else spec
+        return ListTokenizer.of_text(name, corpus.train, (*corpus.valid, *corpus.test))
     import tiktoken
 
     from . import bpe
@@ -153,12 +152,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 def _of(data: dict[str, Any]) -> Tokenizer:
     if data["kind"] == "byte":
         return ByteTokenizer()
-    if data["kind"] == "char":
-        return CharTokenizer(data["characters"], lossless=not data["unknown"])
-    if data["kind"] == "word":
-        return WordTokenizer(data["words"], eos=data["eos"])
+    if data["kind"] == "list":
+        return ListTokenizer(data["name"], data["entries"])
     if data["kind"] != "tiktoken":
-        raise ValueError(f"a tokenizer of kind {data['kind']!r}; allowed is byte, char, word or tiktoken")
+        raise ValueError(f"a tokenizer of kind {data['kind']!r}; allowed is byte, list or tiktoken")
     from .bpe import make
 
     ranks = dict(zip(map(base64.b64decode, data["tokens"]), data["ids"], strict=True))
