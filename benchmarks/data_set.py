@@ -1,7 +1,7 @@
 """A made Pile-like set for the benchmarks of data: pieces of the text at hand, of log-normal length, as JSON lines.
 
-The text is this Python's sources and installed packages, and with a data root the prose of wikitext-2; records have
-`text` and `meta.pile_set_name`, in .jsonl.zst files of about 64 MB of text.
+The text is this Python's sources, and with a data root the prose of wikitext-2; records have `text` and
+`meta.pile_set_name`, in .jsonl.zst files of about 64 MB of text.
 """
 
 import argparse

@@ -81,7 +81,7 @@ def _unpacked(raw: Readable, zstandard: Any) -> Iterator[bytes]:
     name, size = ("gzip", _GZIP) if zstandard is None else ("zstandard", _ZSTANDARD)
     member, members, begun, unused = None, 0, 0, b""
     while packed := unused or raw.read(size):
-        if member is None:
+        if member is None:  # another one begins, unless this is padding
             packed = packed.lstrip(b"\0") if members and zstandard is None else packed
             member, begun = (_new(zstandard), raw.tell() - len(packed)) if packed else (None, 0)
         try:

@@ -103,7 +103,11 @@ class Stream(abc.ABC):
 
     @abc.abstractmethod
     def eval_batches(self) -> list[np.ndarray]:
-        """The validation batches, int32[B, T+1] each, equal for all seeds and arms; at least one."""
+        """The validation batches, int32[B, T+1] each: about `eval_tokens` targets, at least one batch, at most all.
+
+        They are equal for all seeds and arms: the first windows of one fixed permutation of each validation split,
+        mixed by the weights; of streamed text the first validation documents, packed without overlap.
+        """
 
     @abc.abstractmethod
     def token_counts(self) -> np.ndarray:
@@ -253,11 +257,6 @@ class TokenStream(Stream):
         return {"tokens": self._tokens_hashes, "weights": self.mixture.quotas, **sizes}
 
     def eval_batches(self) -> list[np.ndarray]:
-        """The validation batches, int32[B, T+1] each: about `eval_tokens` targets, equal for all seeds and arms.
-
-        They are the first windows of one fixed permutation of each validation split, mixed by the weights; at least one
-        batch, at most all.
-        """
         return [self.own_rows(batch) for batch in self._eval]
 
     def token_counts(self) -> np.ndarray:

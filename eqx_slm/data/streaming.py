@@ -108,10 +108,6 @@ class StreamingStream(Stream):
         return StreamingBatches(self, state.cursor["seed"], state)
 
     def eval_batches(self) -> list[np.ndarray]:
-        """The validation batches, int32[B, T+1] each: about `eval_tokens` targets, equal for all seeds and arms.
-
-        They are the first validation documents, packed without overlap; at least one batch, at most all.
-        """
         if self._eval is None:
             packing = Packing(self, "valid")
             rows = [*itertools.islice(packing, self._wanted_batches() * self.batch_size)]

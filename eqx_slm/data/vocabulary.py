@@ -173,31 +173,19 @@ def export_tokenizer(path: str | Path, tokenizer: Tokenizer) -> Path:
         raise UserError(f"{path}: end the name in .json (Hugging Face's tokenizer.json)")
     if data["kind"] != "tiktoken":
         raise UserError(f"the tokenizer {tokenizer.name} has no merges to write; give bpe:N or a tiktoken name")
-    from .bpe import bytes_of_characters
+    from tokenizers import AddedToken, decoders, models
+    from tokenizers import Tokenizer as Exported
+
+    from .bpe import bytes_of_characters, pieces
 
     character = {byte: text for text, byte in bytes_of_characters().items()}
     tokens = [base64.b64decode(token) for token in data["tokens"]]
     written = {token: "".join(character[byte] for byte in token) for token in tokens}
     ways = ((token[:cut], token[cut:]) for token in tokens for cut in range(1, len(token)))
-    merges = [[written[left], written[right]] for left, right in ways if left in written and right in written]
+    merges = [(written[left], written[right]) for left, right in ways if left in written and right in written]
     special = sorted(data["special"].items(), key=lambda item: item[1])
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    split = {"type": "Split", "pattern": {"Regex": data["pattern"]}, "behavior": "Isolated", "invert": False}
-    unused = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")
     vocab = {written[token]: rank for token, rank in zip(tokens, data["ids"], strict=True)} | dict(special)
-    content = {
-        "version": "1.0",
-        "added_tokens": [{"id": token, "content": text, **flags} for text, token in special],
-        **dict.fromkeys(("truncation", "padding", "normalizer", "post_processor")),
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]},
-        "decoder": level,
-        "model": {
-            "type": "BPE",
-            **dict.fromkeys(unused),
-            **dict.fromkeys(("fuse_unk", "byte_fallback", "ignore_merges"), False),
-            "vocab": vocab,
-            "merges": merges,
-        },
-    }
-    return write_bytes_atomic(path, json.dumps(content, ensure_ascii=False).encode("utf-8"))
+    exported: Any = Exported(models.BPE(vocab, merges))
+    exported.pre_tokenizer, exported.decoder = pieces(data["pattern"]), decoders.ByteLevel()
+    exported.add_special_tokens([AddedToken(text, normalized=False, special=True) for text, _ in special])
+    return write_bytes_atomic(path, exported.to_str().encode("utf-8"))
