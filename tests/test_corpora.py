@@ -162,6 +162,9 @@ def test_unknown_name(tmp_path):
     one_line(error)
     with pytest.raises(UserError, match="no such folder with three splits"):
         load_corpus("nothing-here", data_root=tmp_path)
+    with pytest.raises(UserError, match="give 'stdlib', the path of a text file or folder") as error:
+        load_corpus("site-packages")
+    one_line(error)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
