@@ -1,7 +1,7 @@
 """A made Pile-like set for the benchmarks of data: pieces of the text at hand, of log-normal length, as JSON lines.
 
-The text is this Python's sources and installed packages, and with a data root the prose of wikitext-2; records have
-`text` and `meta.pile_set_name`, in .jsonl.zst files of about 64 MB of text.
+The text is this Python's sources, and with a data root the prose of wikitext-2; records have `text` and
+`meta.pile_set_name`, in .jsonl.zst files of about 64 MB of text.
 """
 
 import argparse
@@ -23,7 +23,7 @@ SHARD = 64 << 20  # bytes of text a file
 def base_texts(data_root: str | None) -> dict[str, str]:
     """The text at hand, by set."""
     texts = {}
-    wanted = [("stdlib", None), ("site-packages", None), ("wikitext-2", data_root)]
+    wanted = [("stdlib", None), ("wikitext-2", data_root)]
     for name, root in wanted:
         with contextlib.suppress(UserError):
             texts[name] = "\n".join(load_corpus(name, data_root=root).train)

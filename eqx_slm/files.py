@@ -37,7 +37,7 @@ def write_bytes_atomic(path: str | Path, data: bytes) -> Path:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     return path
 
 
@@ -122,8 +122,8 @@ def folder_name(name: str) -> str:
     return re.sub(r"[^\w.+=-]+", "-", name)[:20].strip("-.") + "-" + digest
 
 
-def _sync_folder(folder: Path) -> None:
-    # The rename itself is durable only once the folder is; not every system lets a folder be opened.
+def sync_folder(folder: Path) -> None:
+    """Brings renames in a folder to the disk, where the system lets a folder be opened."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

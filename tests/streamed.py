@@ -3,8 +3,6 @@
 from text_files import json_line, some_texts, write_texts
 
 from eqx_slm.data import Corpus, StreamingStream, make_tokenizer, open_source
-from eqx_slm.data.documents import MemorySource
-from eqx_slm.data.lane import Lane
 from eqx_slm.data.splits import SplitRule, split_rule
 from eqx_slm.data.tokenizer import ByteTokenizer
 
@@ -13,11 +11,11 @@ SEPARATOR = ord("\n")
 
 
 def memory(train, valid=("valid text " * 40,), name="memory"):
-    return MemorySource(name, {"train": tuple(train), "valid": tuple(valid), "test": ()}, name)
+    return Corpus(name, tuple(train), tuple(valid), (), "official", name)
 
 
 def streaming(train, *, length=7, batch=2, **options):
-    options = {"rules": OFFICIAL, "eval_tokens": 4, **options}
+    options = {"rule": OFFICIAL, "eval_tokens": 4, **options}
     return StreamingStream(
         memory(train) if isinstance(train, list) else train,
         ByteTokenizer(),
@@ -28,7 +26,7 @@ def streaming(train, *, length=7, batch=2, **options):
 
 
 def take(iterator, count):
-    return [iterator.next() if isinstance(iterator, Lane) else next(iterator) for _ in range(count)]
+    return [next(iterator) for _ in range(count)]
 
 
 def write_folder(folder):
@@ -49,4 +47,4 @@ def trained_tokenizer(cache):
 def folder_stream(folder, tokenizer, **options):
     source = open_source(str(folder))
     options = {"sequence_length": 15, "batch_size": 4, "eval_tokens": 120, "buffer": 20, **options}
-    return StreamingStream(source, tokenizer, rules=split_rule(source, valid=0.2, test=0.1), on_error="skip", **options)
+    return StreamingStream(source, tokenizer, rule=split_rule(source, valid=0.2, test=0.1), on_error="skip", **options)

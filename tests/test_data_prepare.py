@@ -19,7 +19,7 @@ from eqx_slm.data import (
     open_source,
     prepare,
 )
-from eqx_slm.data.documents import START, Document, MemorySource
+from eqx_slm.data.documents import START, Document
 from eqx_slm.data.preparing import PROGRESS, describe
 from eqx_slm.data.shards import Manifest
 from eqx_slm.data.splits import SplitRule, split_rule
@@ -41,7 +41,7 @@ def contents(folder):
 
 
 def memory(train, valid=("v",), test=()):
-    return MemorySource("memory", {"train": tuple(train), "valid": tuple(valid), "test": tuple(test)}, "hash")
+    return Corpus("memory", tuple(train), tuple(valid), tuple(test), "official", "hash")
 
 
 def jsonl(folder, count=200, files=3):
@@ -187,7 +187,7 @@ def test_what_a_tokenizer_refuses_is_named_and_can_be_skipped(tmp_path, workers)
     texts[40] = next(t for t in (f"{i} x" for i in range(99)) if rule(one._replace(data=t.encode())) == "train")
     source = open_source(str(write_texts(tmp_path / "a.jsonl", texts)))
     options = {"rule": rule, "workers": workers}
-    sizes = {"rules": rule, "sequence_length": 8, "batch_size": 2, "workers": workers, "eval_tokens": 32}
+    sizes = {"rule": rule, "sequence_length": 8, "batch_size": 2, "workers": workers, "eval_tokens": 32}
 
     def batches(on_error):
         return StreamingStream(source, Picky(), on_error=on_error, **sizes).batches(0)
@@ -248,10 +248,9 @@ def test_a_damaged_shard(tmp_path):
     with pytest.raises(UserError, match=r"train-00001.bin: its sha256 is [0-9a-f]{64}, its manifest says") as error:
         open_prepared(folder, sequence_length=4, batch_size=2)
     one_line(error)
-    open_prepared(folder, sequence_length=4, batch_size=2, verify="size")
     shard.write_bytes(whole[:-2])
     with pytest.raises(UserError, match="train-00001.bin has 398 bytes, its manifest says 400"):
-        open_prepared(folder, sequence_length=4, batch_size=2, verify="size")
+        open_prepared(folder, sequence_length=4, batch_size=2)
     shard.unlink()
     with pytest.raises(UserError, match="train-00001.bin cannot be read"):
         open_prepared(folder, sequence_length=4, batch_size=2)

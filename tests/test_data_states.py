@@ -155,7 +155,7 @@ def test_states_are_saved_checked_and_refused(folder, tokenizer, tmp_path, monke
         StreamingStream(
             open_source(str(folder / "b.jsonl")),
             ByteTokenizer(),
-            rules=SplitRule("content"),
+            rule=SplitRule("content"),
             sequence_length=15,
             batch_size=4,
             on_error="skip",

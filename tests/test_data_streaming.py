@@ -10,15 +10,14 @@ from hypothesis import strategies as st
 from streamed import OFFICIAL, SEPARATOR, folder_stream, memory, streaming, take, trained_tokenizer, write_folder
 
 from eqx_slm.data import (
+    Corpus,
     Stream,
-    StreamingStream,
     open_data,
     open_prepared,
     open_source,
     prepare,
 )
-from eqx_slm.data.documents import Document, MemorySource
-from eqx_slm.data.lane import Lane
+from eqx_slm.data.documents import Document
 from eqx_slm.data.splits import split_rule
 from eqx_slm.data.tokenizer import ByteTokenizer
 from eqx_slm.errors import UserError
@@ -28,29 +27,24 @@ from eqx_slm.train.loop import Batches
 # Packing and shuffling
 
 
-def lane(texts, length, **options):
-    return Lane(memory(texts), OFFICIAL, ByteTokenizer(), length=length, **options)
-
-
-@given(st.lists(st.text("abcde", max_size=20), min_size=1, max_size=15).filter(any), st.integers(1, 9))
+@given(st.lists(st.text("abcde", max_size=20), min_size=1, max_size=15).filter(any), st.integers(1, 8))
 def test_packing_loses_and_duplicates_no_token(texts, length):
     """Without a buffer, sequences in a row are the documents in a row, the separator between, pass after pass."""
-    packed = lane(texts, length)
-    rows = take(packed, 30)
-    assert all(row.shape == (length,) and row.dtype == np.int32 for row in rows)
-    assert packed.cursor.epoch > 0 or sum(map(len, texts)) > 20 * length
-    expected = "\n".join(texts * (30 * length // max(1, sum(map(len, texts))) + 1))
-    assert "".join(map(chr, np.concatenate(rows))) == expected[: 30 * length]
+    rows = take(streaming(texts, length=length, batch=1, buffer=1).batches(0), 30)
+    assert all(row.shape == (1, length + 1) and row.dtype == np.int32 for row in rows)
+    count = 30 * (length + 1)
+    expected = "\n".join(texts * (count // max(1, sum(map(len, texts))) + 1))
+    assert "".join(map(chr, np.concatenate(rows).reshape(-1))) == expected[:count]
 
 
 @given(st.integers(1, 60), st.integers(1, 80), st.integers(0, 2**64 - 1))
 def test_the_buffer_gives_a_permutation(count, capacity, seed):
     """Sequences are two characters of a document each; the first tells its place."""
     text = "".join(chr(40 + i) + "." for i in range(count))
-    buffered = lane([text], 2, capacity=capacity, label=f"{seed}")
-    out = [int(row[0]) - 40 for row in take(buffered, count)]
+    batches = streaming([text], length=1, batch=1, buffer=capacity).batches(seed)
+    out = [int(row[0, 0]) - 40 for row in take(batches, count)]
     assert all(i < step + capacity for step, i in enumerate(out))  # never from beyond the buffer
-    assert sorted(out) == list(range(count)) and not buffered.rows
+    assert sorted(out) == list(range(count)) and batches.state().cursor["buffer"]["rows"] == 0
     if capacity == 1:
         assert out == list(range(count))
 
@@ -87,37 +81,33 @@ def test_an_epoch_is_a_permutation_of_what_was_packed(seed, buffer, length, batc
 # Mixing
 
 
-def test_mixed_streams_keep_the_request_in_what_is_trained_on(tmp_path):
-    """Sources of different letters, streamed and prepared: letters tell where each row of each batch came from."""
-    letters = "abc"
-    shares = ["0.5", "0.3", "0.2"]
-    sources = [memory([letter * 90] * 5, [letter * 90], letter) for letter in letters]
-    streamed = StreamingStream(
-        sources, ByteTokenizer(), rules=OFFICIAL, weights=shares, sequence_length=8, batch_size=4, eval_tokens=80
-    )
-    for source in sources:
+def test_mixtures_keep_the_request_in_what_is_trained_on(tmp_path):
+    """Sources of different letters: they tell where each row of each batch came from."""
+    letters, shares = "abc", ["0.5", "0.3", "0.2"]
+    for letter in letters:
         options = {"rule": OFFICIAL, "workers": 0, "on_leak": "keep"}
-        prepare(source, ByteTokenizer(), tmp_path / source.name, **options)
+        prepare(memory([letter * 90] * 5, [letter * 90], letter), ByteTokenizer(), tmp_path / letter, **options)
     mix = "mix:" + ",".join(f"{share}={tmp_path / letter}" for share, letter in zip(shares, letters, strict=True))
     options = {"sequence_length": 8, "batch_size": 4, "eval_tokens": 80}
     mixed = open_data(mix, **options)
-    for stream in (streamed, mixed):
-        seen = np.zeros(3)
-        for step, row in enumerate(row for batch in take(stream.batches(0), 60) for row in batch):
-            which = [letter for letter in letters if ord(letter) in row]
-            assert len(which) == 1  # packed each for itself
-            seen[letters.index(which[0])] += 1
-            assert (abs(seen - np.array([0.5, 0.3, 0.2]) * (step + 1)) < 1).all()
-        evaluated = np.concatenate(stream.eval_batches())
-        assert Counter(chr(row.max()) for row in evaluated)["a"] == round(len(evaluated) / 2)
-        state = (iterator := stream.batches(1)) and take(iterator, 7) and iterator.state()
-        for ours, theirs in zip(take(stream.resume(state), 5), take(iterator, 5), strict=True):
-            np.testing.assert_array_equal(ours, theirs)
+    seen = np.zeros(3)
+    for step, row in enumerate(row for batch in take(mixed.batches(0), 60) for row in batch):
+        which = [letter for letter in letters if ord(letter) in row]
+        assert len(which) == 1  # cut each for itself
+        seen[letters.index(which[0])] += 1
+        assert (abs(seen - np.array([0.5, 0.3, 0.2]) * (step + 1)) < 1).all()
+    evaluated = np.concatenate(mixed.eval_batches())
+    assert Counter(chr(row.max()) for row in evaluated)["a"] == round(len(evaluated) / 2)
+    iterator = mixed.batches(1)
+    take(iterator, 7)
+    for ours, theirs in zip(take(mixed.resume(iterator.state()), 5), take(iterator, 5), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
     assert mixed.identity() != open_prepared([tmp_path / letter for letter in letters], **options).identity()
     with pytest.raises(ValueError, match="no common epoch"):
         _ = mixed.steps_per_epoch
-    with pytest.raises(UserError, match="write mix:WEIGHT=SOURCE"):
-        open_data("mix:a,b")
+    for data, message in (("mix:a,b", "write mix:WEIGHT=SOURCE"), (f"stream:{mix}", "only prepared folders are mixed")):
+        with pytest.raises(UserError, match=message):
+            open_data(data)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -165,7 +155,7 @@ def test_streamed_text_is_the_text(folder, tokenizer):
 
 
 def test_validation_text_is_not_trained_on():
-    source = MemorySource("m", {"train": ("t" * 200,), "valid": ("v" * 200,), "test": ("x" * 200,)}, "m")
+    source = Corpus("m", ("t" * 200,), ("v" * 200,), ("x" * 200,), "official", "m")
     stream = streaming(source)
     assert {int(token) for batch in take(stream.batches(0), 60) for token in batch.reshape(-1)} == {SEPARATOR, ord("t")}
     assert {int(token) for batch in stream.eval_batches() for token in batch.reshape(-1)} == {ord("v")}
@@ -177,7 +167,6 @@ def test_validation_text_is_not_trained_on():
         ({"length": 0}, "sequence_length is 0"),
         ({"buffer": 0}, "buffer is 0"),
         ({"vocab_size": 255}, "the tokenizer byte has 256 ids; raise --vocab-size"),
-        ({"weights": [1, 2]}, "1 sources, 2 weights"),
     ],
 )
 def test_bad_settings(options, message):
@@ -194,9 +183,9 @@ def test_streams_say_what_they_cannot_do(folder):
         with pytest.raises(ValueError, match="at least 0"):
             call()
     with pytest.raises(UserError, match="the valid split of m has 0 sequences of 8 tokens, too few"):
-        streaming(MemorySource("m", {"train": ("t" * 200,), "valid": ()}, "m")).eval_batches()
+        streaming(Corpus("m", ("t" * 200,), (), (), "official", "m")).eval_batches()
     with pytest.raises(UserError, match="has no training text"):
-        next(streaming(MemorySource("m", {"train": (), "valid": ("v",)}, "m")).batches(0))
+        next(streaming(Corpus("m", (), ("v",), (), "official", "m")).batches(0))
     with pytest.raises(UserError, match="line 71"):
         stream = open_data(f"stream:{folder}", "byte", workers=0, sequence_length=15, batch_size=4)
         take(stream.batches(0), 2)

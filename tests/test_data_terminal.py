@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from text_files import json_line, some_texts, write_texts
 
-from eqx_slm.data import open_data, prepare, split_rule
+from eqx_slm.data import Corpus, open_data, prepare, split_rule
 from eqx_slm.data.command import main
-from eqx_slm.data.documents import START, MemorySource
+from eqx_slm.data.documents import START
 from eqx_slm.data.shards import Manifest
 from eqx_slm.data.tokenizer import ByteTokenizer
 from eqx_slm.errors import UserError
@@ -103,11 +103,11 @@ def test_a_name_that_is_no_utf_8(named, capsys):
 
 
 def test_half_surrogates_in_the_name_of_a_set(tmp_path):
-    class Named(MemorySource):
-        def items(self, start=START):
-            return (item._replace(group="half \ud83d") for item in super().items(start))
+    class Named(Corpus):
+        def items(self, start=START, split=""):
+            return (item._replace(group="half \ud83d") for item in super().items(start, split))
 
-    source = Named("n", {"train": ("a", "b"), "valid": ("c" * 20,), "test": ()}, "n")
+    source = Named("n", ("a", "b"), ("c" * 20,), (), "official", "n")
     options = {"rule": split_rule(source), "workers": 0, "commit_bytes": 1}
     manifest = prepare(source, ByteTokenizer(), tmp_path / "out", **options)
     assert Manifest.read(tmp_path / "out") == manifest == prepare(source, ByteTokenizer(), tmp_path / "out", **options)

@@ -30,8 +30,7 @@ def test_every_format_gives_its_documents_and_any_can_be_gone_on_from(tmp_path, 
     items = list(source.items())
     assert [item.text for item in items] == TEXTS and [item.data.decode() for item in items] == TEXTS
     assert not source.official and not source.whole_files
-    if ending != "array_record":
-        assert [item.group for item in items] == groups
+    assert [item.group for item in items] == groups
     for number, item in enumerate(items):
         again = source.items(item.at)
         assert next(again) == item
@@ -39,15 +38,11 @@ def test_every_format_gives_its_documents_and_any_can_be_gone_on_from(tmp_path, 
     assert json.loads(json.dumps(source.spec)) == source.spec
 
 
-@pytest.mark.parametrize("unit", ["line", "paragraph"])
-def test_text_files_fall_into_lines_or_paragraphs(tmp_path, unit):
+def test_text_files_fall_into_lines(tmp_path):
     text = "one\ntwo\n\n \nthree\r\nfour\n\nfive"
     (tmp_path / "a.txt").write_bytes(text.encode())
-    source = open_source(str(tmp_path / "a.txt"), fields=Fields(unit=unit))
-    expected = (
-        ["one\n", "two\n", "three\n", "four\n", "five"] if unit == "line" else ["one\ntwo\n", "three\nfour\n", "five"]
-    )
-    assert texts_of(source) == expected
+    source = open_source(str(tmp_path / "a.txt"), fields=Fields(unit="line"))
+    assert texts_of(source) == (expected := ["one\n", "two\n", "three\n", "four\n", "five"])
     for number, item in enumerate(source.items()):
         assert texts_of(source, item.at) == expected[number:]
         assert text.split("\n")[item.at.line - 1].strip("\r") == item.text.split("\n")[0]
@@ -96,10 +91,6 @@ def broken(path, kind):
         whole = write_texts(path.with_suffix(".parquet"), TEXTS).read_bytes()
         path.with_suffix(".parquet").write_bytes(whole[: len(whole) // 2])
         return path.with_suffix(".parquet"), "truncated", "a.parquet: not a whole parquet file"
-    if kind == "truncated array_record":
-        whole = write_texts(path.with_suffix(".array_record"), TEXTS).read_bytes()
-        path.with_suffix(".array_record").write_bytes(whole[: len(whole) // 2])
-        return path.with_suffix(".array_record"), "truncated", "a.array_record: not a whole ArrayRecord file"
     if kind == "parquet without the column":
         path = path.with_suffix(".parquet")
         pyarrow.parquet.write_table(pyarrow.table({"body": ["x"], "n": [1]}), path)
@@ -132,7 +123,7 @@ def broken(path, kind):
 
 
 BROKEN = (
-    *("truncated zst", "damaged zst", "truncated gz", "truncated parquet", "truncated array_record"),
+    *("truncated zst", "damaged zst", "truncated gz", "truncated parquet"),
     *("parquet without the column", "parquet with a null", "parquet with numbers"),
     *("broken json", "not an object", "missing field", "field of numbers", "invalid utf-8", "half a surrogate"),
     "empty document",
@@ -177,7 +168,7 @@ def test_invalid_utf8_in_text_files(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.txt", "array.json"])
-@pytest.mark.parametrize("unit", ["file", "line", "paragraph"])
+@pytest.mark.parametrize("unit", ["file", "line"])
 def test_byte_order_marks_at_the_start_of_any_line(tmp_path, name, unit):
     texts = [text.replace("\n", " ") + "\n" for text in some_texts(6)]
     lines = [json_line(text) if "json" in name else text.encode() + b"\n" for text in texts]
@@ -192,7 +183,10 @@ def test_byte_order_marks_at_the_start_of_any_line(tmp_path, name, unit):
 
 REFUSED = {
     **{name: b"a,b\n1,2\n" for name in ("a.csv", "a.TSV", "a.csv.gz", "a.tar.gz", "a.txt.bz2", "a.jsonl.xz")},
-    **{name: b"some text\n" for name in ("a.arrow", "a.npy", "a.bin", "a.pdf", "a.zip", "a.tar", "a.parquet.gz")},
+    **{
+        name: b"some text\n"
+        for name in ("a.arrow", "a.array_record", "a.npy", "a.bin", "a.pdf", "a.zip", "a.tar", "a.parquet.gz")
+    },
     **{"a.txt": bz2.compress(b"text"), "b.txt": lzma.compress(b"text"), "c.txt": gzip.compress(b"text")},
     **{"d.txt": zstandard.compress(b"text"), "e": b"PK\x03\x04rest", "f.text": b"%PDF-1.7\n", "g.jsonl": b"\x1f\x8b.."},
     **{"h.txt": "text".encode("utf-16"), "i.jsonl": b'{"text": "x"}\n'.decode().encode("utf-16-be"), "j.txt": b"a\0b"},

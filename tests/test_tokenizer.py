@@ -72,7 +72,7 @@ def test_penn_treebank_counts(data_root):
 
 def test_words_round_trip_up_to_white_space():
     tokenizer = make_tokenizer("word", tiny("the cat\n\nthe  dog\n"))
-    assert tokenizer.words == ["<eos>", "the", "cat", "dog", "<unk>"]
+    assert tokenizer.entries == ["<eos>", "the", "cat", "dog", "<unk>"]
     ids = tokenizer.encode("the cat\n\na dog\n")
     assert ids.tolist() == [1, 2, 0, 0, 4, 3, 0]
     assert tokenizer.decode(ids) == "the cat\n\n<unk> dog\n"

@@ -34,19 +34,12 @@ def write_texts(path, texts, groups=None):
     elif name.endswith(".parquet"):
         metas = [{"pile_set_name": group or ""} for group in groups]
         pyarrow.parquet.write_table(pyarrow.table({"text": texts, "meta": metas}), path, row_group_size=3)
-    elif name.endswith(".array_record"):
-        from array_record.python.array_record_module import ArrayRecordWriter
-
-        writer = ArrayRecordWriter(str(path), "group_size:1")
-        for text in texts:
-            writer.write(text.encode())
-        writer.close()
     else:
         path.write_text("\n".join(texts) + "\n", encoding="utf-8")
     return path
 
 
-FORMATS = ("jsonl", "jsonl.gz", "jsonl.zst", "parquet", "array_record")
+FORMATS = ("jsonl", "jsonl.gz", "jsonl.zst", "parquet")
 
 
 def texts_of(source, start=documents.START):

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import re
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -66,10 +64,6 @@ class TiktokenTokenizer(Tokenizer):
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
         data = b"".join(self._bytes[i] if 0 <= i < self.vocab_size else REPLACEMENT.encode() for i in id_list(ids))
         return data.decode("utf-8", "replace")
-
-    def _encode_all(self, documents: Sequence[str]) -> Iterable[np.ndarray]:
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # tiktoken releases the GIL
-            return list(pool.map(self.encode, documents))
 
     def content(self) -> dict[str, Any]:
         encoding: Any = self.encoding
@@ -133,13 +127,11 @@ def train_bpe(documents: Iterable[str], n_tokens: int) -> list[bytes]:
     tiktoken knows tokens by their bytes, not by the pair that made them. Each token is therefore kept only if merging
     its bytes with the tokens before it leaves exactly two pieces, so that every rank can be reached.
     """
-    from tokenizers import Regex, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Trainee
+    from tokenizers import models, pre_tokenizers, trainers
 
-    trainee = Trainee(models.BPE())
-    split = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
-    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    trainee.pre_tokenizer = pre_tokenizers.Sequence([split, level])  # pyright: ignore[reportAttributeAccessIssue]
+    trainee: Any = Trainee(models.BPE())
+    trainee.pre_tokenizer = pieces(PATTERN)
     trainer = trainers.BpeTrainer(
         vocab_size=n_tokens + _SPARE,  # pyright: ignore[reportCallIssue]
         min_frequency=2,
@@ -147,7 +139,7 @@ def train_bpe(documents: Iterable[str], n_tokens: int) -> list[bytes]:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         max_token_length=LONGEST_TOKEN,
     )
-    trainee.train_from_iterator(_in_short_pieces(documents, split), trainer)
+    trainee.train_from_iterator(_in_short_pieces(documents), trainer)
     byte_of = bytes_of_characters()
     learned = sorted(trainee.get_vocab().items(), key=lambda item: item[1])
     tokens = [bytes([i]) for i in range(256)]
@@ -160,8 +152,18 @@ def train_bpe(documents: Iterable[str], n_tokens: int) -> list[bytes]:
     return tokens
 
 
-def _in_short_pieces(documents: Iterable[str], split: Any) -> Iterator[str]:
+def pieces(pattern: str, *, as_bytes: bool = True) -> Any:
+    """What cuts text into pieces and shows their bytes as characters, in Hugging Face's library."""
+    from tokenizers import Regex, pre_tokenizers
+
+    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([split, level]) if as_bytes else split
+
+
+def _in_short_pieces(documents: Iterable[str]) -> Iterator[str]:
     """The documents; those with pieces beyond 4,096 characters piece by piece, these cut."""
+    split = pieces(PATTERN, as_bytes=False)
     for document in documents:
         long = len(document) > _LONGEST_PIECE and (
             max(map(len, document.split()), default=0) > _LONGEST_PIECE

@@ -26,15 +26,14 @@ from .vocabulary import export_tokenizer, load_tokenizer, tokenizer_for
 class Text:
     """What is read, and how it falls into documents, splits and tokens."""
 
-    # stdlib, site-packages, a corpus below the data root, files, folders, globs, fsspec addresses of text, .jsonl (.gz,
-    # .zst), parquet or ArrayRecord, or hf:NAME; several are read one after another.
+    # stdlib, a corpus below the data root, files, folders, globs, fsspec addresses of text, .jsonl (.gz, .zst) or
+    # parquet, or hf:NAME; several are read one after another.
     data: Positional[tuple[str, ...]]
     data_root: str | None = None  # The folder that holds the named corpora.
     tokenizer: str = "o200k_base"  # bpe:N (trained here), char, byte, word (word:eos=none), or a tiktoken name.
     text_field: str = "text"  # The field of JSON lines, or the column of parquet, that is the text.
     group_field: str = "meta.pile_set_name"  # The field with the name of a document's set; counts are kept by set.
-    unit: Literal["file", "paragraph", "line"] = "file"  # What a document of a text file is.
-    records: Literal["text", "json"] = "text"  # What an ArrayRecord file holds.
+    unit: Literal["file", "line"] = "file"  # What a document of a text file is.
     # auto: official splits where files are named so, else by the hash of the path (text files) or of the content.
     split: Literal["auto", "official", "content", "path"] = "auto"
     valid_share: float = 0.05  # Share of documents that the hash puts into valid.
@@ -61,7 +60,7 @@ class Prepare(Text):
 
 @dataclass(frozen=True)
 class Export:
-    """Write a tokenizer: .json is Hugging Face's tokenizer.json, .tiktoken is tiktoken's ranks."""
+    """Write a tokenizer as Hugging Face's tokenizer.json."""
 
     out: Positional[Path]  # The file to write.
     tokenizer: str = "bpe:8192"  # bpe:N or a tiktoken name.
@@ -98,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _open(options: Text) -> tuple[Any, Any, Any]:
     if not options.data:
         raise UserError("no data: name a corpus, a file, a folder or a glob")
-    fields = Fields(options.text_field, options.group_field, options.unit, options.records)
+    fields = Fields(options.text_field, options.group_field, options.unit)
     source = open_source(options.data, data_root=options.data_root, fields=fields)
     rule = split_rule(source, options.split, valid=options.valid_share, test=options.test_share)
     return source, tokenizer_for(options.tokenizer, source, rule, on_error=options.on_error), rule

@@ -1,4 +1,4 @@
-"""Text in memory: what a corpus is, and those made of the running Python's own sources.
+"""Text in memory: what a corpus is, and the one made of the running Python's own sources.
 
 Splits are by the sha256 of a *name*, never by position, so that adding a file moves no other file.
 """
@@ -10,12 +10,13 @@ import io
 import platform
 import sysconfig
 import tokenize
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
-from .documents import MemorySource
+from .documents import START, Document, Position
 from .files import walk
 from .splits import SPLITS, hashed_split
 
@@ -26,18 +27,17 @@ _SKIPPED_FOLDERS = frozenset(
 # Written or patched per installation: near-copies of each other, or not Python's own.
 _SKIPPED_FILES = ("_sysconfigdata", "sitecustomize", "usercustomize")
 _ENOUGH_SOURCE = 1_000_000  # characters; a frozen or zipped install has (almost) none
-_MOST_PACKAGES = 24_000_000  # characters of installed packages, when they stand in for the standard library
 
 Named = tuple[str, str]  # a document's name and text
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Three splits of documents, and where they came from.
+    """Three splits of documents in memory, and where they came from; a source that keeps its splits.
 
     **Arguments:**
 
-    - `name`: "stdlib", "site-packages", the name of a corpus below `data_root`, or the name of the path that was given.
+    - `name`: "stdlib", the name of a corpus below `data_root`, or the name of the path that was given.
     - `train`, `valid`, `test`: the documents of each split.
     - `split_rule`: one line on how the splits were made.
     - `hash`: sha256 (hex) over the splits, the documents' names and their text.
@@ -51,56 +51,49 @@ class Corpus:
     split_rule: str
     hash: str
     note: str = ""
+    official: bool = field(default=True, init=False, repr=False)
+    whole_files: bool = field(default=False, init=False, repr=False)
+
+    @property
+    def splits(self) -> dict[str, tuple[str, ...]]:
+        """The documents by the name of their split."""
+        return {"train": self.train, "valid": self.valid, "test": self.test}
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The name and the hash."""
+        return {"kind": "memory", "name": self.name, "sha256": self.hash}
+
+    def items(self, start: Position = START, split: str = "") -> Iterator[Document]:
+        """Documents from a position on; `file` counts splits, `offset` documents."""
+        for number, (name, texts) in enumerate(self.splits.items()):
+            path = f"{self.name}/{name}"
+            for i, text in enumerate(texts if split in ("", name) else ()):
+                if (at := Position(number, i, i + 1)) >= start[:2]:
+                    yield Document(text, text.encode("utf-8"), at, path, path, split=name)
 
 
-def in_memory(name: str, splits: Mapping[str, Sequence[Named]], *, rule: str, note: str = "") -> MemorySource:
-    """Documents of each split as a source, with their hash."""
+def in_memory(name: str, splits: Mapping[str, Sequence[Named]], *, rule: str, note: str = "") -> Corpus:
+    """A corpus of named documents, with their hash."""
     digest = hashlib.sha256()
     for split in SPLITS:
         for part in (split, *(part for document in splits[split] for part in document)):
             data = part.encode("utf-8", "surrogateescape")  # a file's *name* may be any bytes
             digest.update(len(data).to_bytes(8, "big"))  # lengths make the concatenation unambiguous
             digest.update(data)
-    texts = {split: tuple(text for _, text in splits[split]) for split in SPLITS}
-    return MemorySource(name, texts, digest.hexdigest(), rule, note)
+    train, valid, test = (tuple(text for _, text in splits[split]) for split in SPLITS)
+    return Corpus(name, train, valid, test, rule, digest.hexdigest(), note)
 
 
-def standard_library() -> MemorySource:
+def standard_library() -> Corpus:
     """The sources of the running Python's standard library, split by top-level module."""
     documents = _python_sources(Path(sysconfig.get_path("stdlib")))
-    if sum(len(text) for _, text in documents) < _ENOUGH_SOURCE:
-        return installed_packages("no standard-library sources here: the installed packages' sources instead")
-    return _by_top_level("stdlib", documents, "module", f"python {platform.python_version()} standard library")
-
-
-def installed_packages(note: str = "") -> MemorySource:
-    """The sources of the installed packages, up to 24 million characters of them, split by package."""
-    roots = sorted({Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib")})
-    packages: dict[str, list[Named]] = {}
-    for document in (document for root in roots for document in _python_sources(root)):
-        packages.setdefault(_top_level(document[0]), []).append(document)
-    # Whole packages in the order of their hashes, so that the choice does not favour the start of the alphabet.
-    chosen: list[Named] = []
-    total = 0
-    for name in sorted(packages, key=lambda name: hashlib.sha256(name.encode("utf-8")).digest()):
-        size = sum(len(text) for _, text in packages[name])
-        if total + size <= _MOST_PACKAGES:
-            chosen += packages[name]
-            total += size
-    if total < _ENOUGH_SOURCE:
-        raise UserError(
-            "this Python has neither standard-library nor package sources to train on; "
-            "give a text file or folder as the data"
-        )
-    note = note or f"packages installed for python {platform.python_version()}"
-    return _by_top_level("site-packages", sorted(chosen, key=lambda document: document[0]), "package", note)
-
-
-def _by_top_level(name: str, documents: Iterable[Named], what: str, note: str) -> MemorySource:
     splits = split_by(documents, lambda document: _top_level(document[0]))
-    if not (splits["train"] and splits["valid"]):
-        raise UserError(f"{name} has too few sources to split by hash; give a text file or folder as the data")
-    return in_memory(name, splits, rule=f"sha256 of the top-level {what}, 5% valid, 5% test", note=note)
+    enough = sum(len(text) for _, text in documents) >= _ENOUGH_SOURCE
+    if not (enough and splits["train"] and splits["valid"]):
+        raise UserError("this Python comes without the sources of its library: give a text file or folder as the data")
+    note = f"python {platform.python_version()} standard library"
+    return in_memory("stdlib", splits, rule="sha256 of the top-level module, 5% valid, 5% test", note=note)
 
 
 def split_by(documents: Iterable[Named], key: Callable[[Named], str]) -> dict[str, list[Named]]:

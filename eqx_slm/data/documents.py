@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from ..errors import UserError
 
@@ -68,30 +66,27 @@ Item = Document | Problem
 
 @runtime_checkable
 class Source(Protocol):
-    """Documents in a fixed order."""
+    """Documents in a fixed order.
+
+    - `name`: a short one, for reports. `spec`: what is read, as JSON; equal specs are equal text.
+    - `official`: whether documents carry the split they belong to.
+    - `whole_files`: whether a document is a file (it is then split by its path, else by its content).
+    """
 
     @property
-    def name(self) -> str:
-        """A short name for reports."""
-        ...
+    def name(self) -> str: ...
 
     @property
-    def spec(self) -> dict:
-        """What is read, as JSON: equal specs are equal text."""
-        ...
+    def spec(self) -> dict[str, Any]: ...
 
     @property
-    def official(self) -> bool:
-        """Whether documents carry the split they belong to."""
-        ...
+    def official(self) -> bool: ...
 
     @property
-    def whole_files(self) -> bool:
-        """Whether a document is a file (it is then split by its path, else by its content)."""
-        ...
+    def whole_files(self) -> bool: ...
 
-    def items(self, start: Position = START) -> Iterator[Item]:
-        """Documents and problems from a position on."""
+    def items(self, start: Position = START, split: str = "") -> Iterator[Item]:
+        """Documents and problems from a position on; of one official split only, where `split` names it."""
         ...
 
 
@@ -100,7 +95,7 @@ class Skipped:
     """How many records were left out, by kind, and the first few in words."""
 
     policy: OnError = "stop"
-    counts: Counter[str] = field(default_factory=Counter)
+    counts: dict[str, int] = field(default_factory=dict)
     first: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -111,46 +106,10 @@ class Skipped:
         """Counts a problem; raises `UserError` where the policy is to stop."""
         if self.policy == "stop":
             raise UserError(f"{problem.message}; mend it, or leave such records out with --on-error skip")
-        self.counts[problem.kind] += 1
+        self.counts[problem.kind] = self.counts.get(problem.kind, 0) + 1
         if len(self.first) < 10:
             self.first.append(problem.message)
 
-    def state(self) -> dict:
-        """As JSON."""
+    def state(self) -> dict[str, Any]:
+        """As JSON; `Skipped(policy, **state)` goes on with it."""
         return {"counts": dict(sorted(self.counts.items())), "first": list(self.first)}
-
-    @classmethod
-    def of(cls, policy: OnError, state: dict | None) -> Skipped:
-        """From `state()`."""
-        state = state or {"counts": {}, "first": []}
-        return cls(policy, Counter(state["counts"]), list(state["first"]))
-
-
-@dataclasses.dataclass(frozen=True)
-class MemorySource:
-    """A corpus in memory as a source: its splits are kept.
-
-    **Arguments:** `name`; `splits`: the documents of each split by its name; `digest`: sha256 of the text;
-    `split_rule`: a line on how it was split; `note`: what a reader of a report should know.
-    """
-
-    name: str
-    splits: dict[str, tuple[str, ...]]
-    digest: str
-    split_rule: str = "official"
-    note: str = ""
-    official: bool = True
-    whole_files: bool = False
-
-    @property
-    def spec(self) -> dict:
-        """The name and the hash."""
-        return {"kind": "memory", "name": self.name, "sha256": self.digest}
-
-    def items(self, start: Position = START) -> Iterator[Item]:
-        """Documents from a position on; `file` counts splits, `offset` documents."""
-        for number, (split, texts) in enumerate(self.splits.items()):
-            path = f"{self.name}/{split}"
-            for i, text in enumerate(texts):
-                if (at := Position(number, i, i + 1)) >= start[:2]:
-                    yield Document(text, text.encode("utf-8"), at, path, path, split=split)

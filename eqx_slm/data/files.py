@@ -19,13 +19,14 @@ from ..errors import UserError
 _PACKINGS = {".gz": "gz", ".zst": "zst", ".zstd": "zst"}
 _RECORDS = {
     **{".jsonl": "jsonl", ".jsonlines": "jsonl", ".ndjson": "jsonl", ".json": "json"},
-    **{".parquet": "parquet", ".pq": "parquet", ".array_record": "array_record", ".arrayrecord": "array_record"},
+    **{".parquet": "parquet", ".pq": "parquet"},
 }
 # Records and packed or binary files that nobody means to read as text. What is missing here and no UTF-8 is found by
 # its first bytes.
 _UNREAD = frozenset(
     ".bz2 .xz .lzma .lz4 .br .z .7z .zip .tar .tgz .rar .csv .tsv .arrow .feather .orc .avro .npy .npz .bin .pkl"
-    " .pickle .pt .pth .safetensors .h5 .hdf5 .msgpack .tfrecord .mds .sqlite .db .xls .xlsx .doc .docx .pdf".split()
+    " .pickle .pt .pth .safetensors .h5 .hdf5 .msgpack .tfrecord .array_record .arrayrecord .mds .sqlite .db .xls .xlsx"
+    " .doc .docx .pdf".split()
 )
 # What lies beside data and is none: notes on it, and what programs leave there.
 _COMPANION = re.compile(
@@ -61,11 +62,11 @@ class InputFile:
 
     @cached_property
     def format(self) -> str:
-        """ "jsonl", "json", "parquet", "array_record", "hub", "text" or, of a kind that is not read, "unread"."""
+        """ "jsonl", "json", "parquet", "hub", "text" or, of a kind that is not read, "unread"."""
         if self.path.startswith("hf:"):
             return "hub"
         form = _RECORDS.get(self.ending, "unread" if self.ending in _UNREAD else "text")
-        return "unread" if self.packing and form in ("parquet", "array_record") else form
+        return "unread" if self.packing and form == "parquet" else form
 
     @property
     def records(self) -> bool:

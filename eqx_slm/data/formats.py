@@ -11,7 +11,7 @@ from .documents import Item, Position
 from .files import InputFile
 from .packed import BLOCK, Damaged, open_unpacked, skip_to
 from .records import LARGEST, Fields, Place, leaves
-from .tables import array_records, hub_rows, parquet_rows
+from .tables import hub_rows, parquet_rows
 
 BOM = b"\xef\xbb\xbf"  # some editors write it before the first line; `cat` brings it to the start of any
 _MAGIC = {
@@ -30,14 +30,14 @@ def read_items(
     of text. `largest` bounds a plain text file that is one document, in bytes.
     """
     place = Place(file, number, fields, split, start.offset, start.line)
-    readers = {"parquet": parquet_rows, "array_record": array_records, "hub": hub_rows}
+    readers = {"parquet": parquet_rows, "hub": hub_rows}
     try:
         if file.format in readers:
             place.line = start.offset + 1
             yield from readers[file.format](place, start.offset)
         elif file.format == "unread":
             what = f"{file.ending} files are not read{' packed' if file.packing else ''}"
-            yield place.refused(f"{what}; give text or JSON lines (.jsonl), plain, .gz or .zst, parquet or ArrayRecord")
+            yield place.refused(f"{what}; give text or JSON lines (.jsonl), plain, .gz or .zst, or parquet")
         else:
             with open_unpacked(file) as stream:
                 yield from _text(place, stream, LARGEST if file.packing else largest)
@@ -104,7 +104,7 @@ def _whole_file(place: Place, stream: io.BufferedReader, largest: int) -> Iterat
     except Damaged as error:
         damage = error
     if size > largest:
-        yield place.large("document; use --unit paragraph or --unit line")
+        yield place.large("document; use --unit line")
         return
     data = b"".join(parts)
     data = data[: data.rfind(b"\n") + 1] if damage else data
@@ -129,34 +129,21 @@ def _whole_file(place: Place, stream: io.BufferedReader, largest: int) -> Iterat
 
 
 def _lines(place: Place, stream: io.BufferedReader) -> Iterator[Item]:
-    """Records, a line each; or lines or paragraphs (runs of lines that are not blank) of text."""
-    held, first, size, damage = [], place, 0, None
-    records, paragraphs = place.file.records, place.fields.unit == "paragraph"
-    while not damage:
-        try:
-            line = stream.readline(LARGEST + 1)
-        except Damaged as error:
-            damage, line = error, b""
+    """Records, or the lines of a text, that are not blank."""
+    while line := stream.readline(LARGEST + 1):
         bare = line
         while bare.startswith(BOM):
             bare = bare[len(BOM) :]
-        blank, long = not bare or bare.isspace(), len(line) > LARGEST
-        if held and (blank or long or not paragraphs):
-            joined = b"".join(held)
-            yield first.document(joined, byte=first.offset) if size <= LARGEST else first.large("paragraph")
-            held = []
-        if not line:
-            break
-        if long:
+        byte = place.offset + len(line) - len(bare)
+        if len(line) > LARGEST:
             yield place.large("line")
-        elif records and not blank:
-            yield place.json(bare, place.offset + len(line) - len(bare))
-        elif not blank:
-            first, size = (first, size + len(bare)) if held else (dataclasses.replace(place), len(bare))
-            held += [bare.replace(b"\r\n", b"\n")] if size <= LARGEST else []
+        elif bare and not bare.isspace():
+            yield (
+                place.json(bare, byte)
+                if place.file.records
+                else place.document(bare.replace(b"\r\n", b"\n"), byte=byte)
+            )
         place.offset += len(line)
-        while long and not line.endswith(b"\n") and (line := stream.readline(BLOCK)):
+        while not line.endswith(b"\n") and (line := stream.readline(BLOCK)):  # the rest of a long one
             place.offset += len(line)
         place.line += 1
-    if damage:
-        raise damage

@@ -1,18 +1,19 @@
-"""One door to every stream: text in memory, prepared folders, streaming, and mixtures of the last two."""
+"""One door to every stream: text in memory, prepared folders and mixtures of them, streaming."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..errors import UserError
 from .documents import OnError
-from .formats import Fields
+from .order import Mixture
+from .records import Fields
 from .shards import VOCABULARY, Manifest, is_prepared
 from .sources import load_corpus, open_source
 from .splits import SPLITS, split_rule
-from .stream import Stream, TokenStream, check_vocabulary
+from .stream import Stream, TokenStream
 from .tokenizer import padded_vocab
 from .vocabulary import load_tokenizer, make_tokenizer, tokenizer_for
 
@@ -23,11 +24,9 @@ def make_stream(
     *,
     data_root: str | Path | None = None,
     text_field: str | None = None,
+    cache_dir: str | Path | None = None,
     vocab_size: int | None = None,
     pad_vocab_to: int = 1,
-    sequence_length: int = 128,
-    batch_size: int = 16,
-    cache_dir: str | Path | None = None,
     **options: Any,
 ) -> TokenStream:
     """Read a corpus, make its tokenizer, and encode its splits, in memory.
@@ -36,8 +35,8 @@ def make_stream(
 
     - `data`, `data_root`: see `load_corpus`. `text_field`: the field of records that is the text, by default "text".
     - `tokenizer`, `cache_dir`: see `make_tokenizer`.
-    - `vocab_size`: the model's vocabulary; by default the tokenizer's own. `pad_vocab_to`: padded to a multiple of it.
-    - `sequence_length`, `batch_size` and `options` (`eval_tokens`, `process_index`, `process_count`): see `Stream`.
+    - `vocab_size`: the model's; by default the tokenizer's own. `pad_vocab_to`: it is padded to a multiple of this.
+    - `options` (`sequence_length`, `batch_size`, ...): see `Stream`.
 
     **Returns:** a `TokenStream` whose `info` names the corpus, the tokenizer, and the size of every split.
 
@@ -47,42 +46,32 @@ def make_stream(
     corpus = load_corpus(data, data_root=data_root, fields=None if text_field is None else Fields(text=text_field))
     made = make_tokenizer(tokenizer, corpus, cache_dir=cache_dir)
     size = padded_vocab(made.vocab_size if vocab_size is None else vocab_size, pad_vocab_to)
-    check_vocabulary(size, made)
-    documents = {split: getattr(corpus, split) for split in SPLITS}
+    ids = {split: made.encode_documents(texts) for split, texts in corpus.splits.items()}
     info = {
         "corpus": corpus.name,
         "corpus_hash": corpus.hash,
         "corpus_note": corpus.note,
         "split_rule": corpus.split_rule,
-        "tokenizer": made.name,
-        "tokenizer_hash": made.hash,
-        "documents": {split: len(texts) for split, texts in documents.items()},
-        "bytes": {split: sum(len(text.encode("utf-8")) for text in texts) for split, texts in documents.items()},
+        "documents": {split: len(texts) for split, texts in corpus.splits.items()},
+        "bytes": {split: sum(len(text.encode("utf-8")) for text in texts) for split, texts in corpus.splits.items()},
     }
-    ids = {split: made.encode_documents(texts) for split, texts in documents.items()}
-    sizes = {"vocab_size": size, "sequence_length": sequence_length, "batch_size": batch_size}
-    return TokenStream.from_tokens(**ids, **sizes, info=info, tokenizer=made, **options)
+    return TokenStream.from_tokens(**ids, vocab_size=size, info=info, tokenizer=made, **options)
 
 
 def open_prepared(
     folders: str | Path | Sequence[str | Path],
     *,
-    sequence_length: int = 128,
-    batch_size: int = 16,
-    vocab_size: int | None = None,
     weights: Sequence[float | int | str] | None = None,
-    verify: Literal["hash", "size"] = "hash",
+    vocab_size: int | None = None,
+    pad_vocab_to: int = 1,
     **options: Any,
 ) -> TokenStream:
     """Opens what `prepare` wrote, mapped into memory: the same windows in the same order as of text in memory.
 
-    **Arguments:**
+    Every shard is read once and its sha256 compared, about a second a gigabyte.
 
-    - `folders`: one, or several of one tokenizer. `weights`: how many sequences of each; equal by default.
-    - `vocab_size`: the model's; by default the tokenizer's.
-    - `verify`: "hash" reads every shard once and compares its sha256 (about a second a gigabyte), "size" looks at
-        sizes only.
-    - `sequence_length`, `batch_size` and `options` (`eval_tokens`, `process_index`, `process_count`): see `Stream`.
+    **Arguments:** `folders`: one, or several of one tokenizer. `weights`: how many sequences of each; equal by default.
+    The rest: see `make_stream`.
 
     **Raises:** `UserError` for a folder that is not prepared, a shard that is not what its manifest says, an id that is
     not below `vocab_size` (naming shard and byte), tokenizers that differ, or too little text for a batch.
@@ -90,50 +79,29 @@ def open_prepared(
     where = [Path(path).expanduser() for path in ([folders] if isinstance(folders, str | Path) else folders)]
     if not where:
         raise UserError("no prepared folder: give at least one")
-    if verify not in ("hash", "size"):
-        raise UserError(f"verify={verify!r}: allowed is 'hash' or 'size'")
     manifests = [Manifest.read(folder) for folder in where]
-    known = manifests[0].tokenizer
-    for folder, manifest in zip(where, manifests, strict=True):
-        if manifest.tokenizer["hash"] != known["hash"]:
-            raise UserError(
-                f"{folder} was prepared with {manifest.tokenizer['name']}, {where[0]} with {known['name']}: "
-                "a mixture needs one tokenizer"
-            )
-    size = known["vocab_size"] if vocab_size is None else vocab_size
-    hashes = verify == "hash"
-    tokens = [manifest.tokens(folder, size, hashes=hashes) for folder, manifest in zip(where, manifests, strict=True)]
     tokenizer = load_tokenizer(where[0] / VOCABULARY)
-    if tokenizer.hash != known["hash"]:
-        raise UserError(f"{where[0] / VOCABULARY} is not the tokenizer of its manifest: prepare again")
-
-    def total(name: str) -> dict[str, int]:
-        return {split: sum(getattr(m.counts[split], name) for m in manifests) for split in SPLITS}
-
-    stream = TokenStream(
-        tokens,
-        weights=weights,
-        hashes=[manifest.hash for manifest in manifests],
-        vocab_size=size,
-        sequence_length=sequence_length,
-        batch_size=batch_size,
-        tokenizer=tokenizer,
-        **options,
-    )
-    mixed = ", ".join(f"{f.name} {q}" for f, q in zip(where, stream.mixture.quotas, strict=True))
-    note = f"prepared, mixed by sequences: {mixed} of {stream.mixture.period}" if len(where) > 1 else "prepared"
-    stream.info = {
+    for folder, manifest in zip(where, manifests, strict=True):
+        if manifest.tokenizer["hash"] != tokenizer.hash:
+            raise UserError(
+                f"{folder} was prepared with {manifest.tokenizer['name']}, but {where[0] / VOCABULARY} is another "
+                f"tokenizer, {tokenizer.name}: a mixture needs one; prepare again"
+            )
+    mixture = Mixture([1] * len(where) if weights is None else weights)
+    mixed = ", ".join(f"{f.name} {q}" for f, q in zip(where, mixture.quotas, strict=False))
+    size = padded_vocab(tokenizer.vocab_size if vocab_size is None else vocab_size, pad_vocab_to)
+    info = {
         "corpus": " + ".join(folder.resolve().name for folder in where),
         "corpus_hash": manifests[0].hash if len(manifests) == 1 else [m.hash for m in manifests],
-        "corpus_note": note,
+        "corpus_note": "prepared" + f", mixed by sequences: {mixed} of {mixture.period}" * (len(where) > 1),
         "split_rule": "; ".join(sorted({m.split_rule for m in manifests})),
-        "tokenizer": known["name"],
-        "tokenizer_hash": known["hash"],
-        "documents": total("documents"),
-        "bytes": total("bytes"),
-        **stream.info,
+        "documents": {split: sum(m.counts[split].documents for m in manifests) for split in SPLITS},
+        "bytes": {split: sum(m.counts[split].bytes for m in manifests) for split in SPLITS},
     }
-    return stream
+    tokens = [manifest.tokens(folder, size) for folder, manifest in zip(where, manifests, strict=True)]
+    hashes = [manifest.hash for manifest in manifests]
+    known: dict[str, Any] = {"hashes": hashes, "vocab_size": size, "tokenizer": tokenizer, "info": info}
+    return TokenStream(tokens, mixture=mixture, **known, **options)
 
 
 def parse_mix(data: str) -> tuple[list[str], list[str] | None]:
@@ -165,31 +133,25 @@ def open_data(
     *,
     data_root: str | Path | None = None,
     text_field: str | None = None,
-    vocab_size: int | None = None,
-    pad_vocab_to: int = 1,
     cache_dir: str | Path | None = None,
     workers: int | None = None,
     on_error: OnError = "stop",
-    sequence_length: int = 128,
-    batch_size: int = 16,
     **options: Any,
 ) -> Stream:
     """Opens the stream that `data` names.
 
     **Arguments:**
 
-    - `data`: what `make_stream` takes (text in memory); a folder that `prepare` wrote; `stream:SOURCE` for documents
-        tokenized on the fly (see `open_source`); `mix:0.7=A,0.3=B` for several prepared folders, or
-        `stream:mix:0.7=A,0.3=B` for several sources.
+    - `data`: what `make_stream` takes (text in memory); a folder that `prepare` wrote; `mix:0.7=A,0.3=B` for several
+        of those; or `stream:SOURCE` for documents tokenized on the fly (see `open_source`).
     - `tokenizer`: by default `bpe:8192`; a prepared folder brings its own, and another one is refused.
     - `text_field`: the field of records that is the text, by default "text"; prepared text has none any more.
-    - `vocab_size`: the model's; by default the tokenizer's. `pad_vocab_to`: it is padded to a multiple of this.
-    - `workers`: threads that tokenize a streamed source.
-    - the rest: see `make_stream`, `open_prepared` and `StreamingStream`.
+    - `workers`, `on_error`: of a streamed source, see `StreamingStream`.
+    - `data_root`, `cache_dir`, `options` (`vocab_size`, `pad_vocab_to`, `sequence_length`, `batch_size`, ...): see
+        `make_stream`.
 
     **Raises:** `UserError` as those do.
     """
-    sizes = {"sequence_length": sequence_length, "batch_size": batch_size, **options}
     own = prepared_tokenizer(data)
     if own is not None:
         if tokenizer not in (None, own):
@@ -197,26 +159,19 @@ def open_data(
         if text_field is not None:
             raise UserError(f"{data} is prepared, so that --text-field {text_field} can choose nothing: leave it out")
         names, weights = parse_mix(data)
-        known = Manifest.read(names[0]).tokenizer["vocab_size"]
-        size = padded_vocab(known if vocab_size is None else vocab_size, pad_vocab_to)
-        return open_prepared(names, weights=weights, vocab_size=size, **sizes)
+        return open_prepared(names, weights=weights, **options)
+    if data.removeprefix("stream:").startswith("mix:"):
+        raise UserError(f"{data!r}: only prepared folders are mixed; prepare each source, and mix those")
     spec = tokenizer or "bpe:8192"
     if data.startswith("stream:"):
         from .streaming import StreamingStream
 
-        names, weights = parse_mix(data.removeprefix("stream:"))
         fields = None if text_field is None else Fields(text=text_field)
-        sources = [open_source(name, data_root=data_root, fields=fields) for name in names]
-        rules = [split_rule(source) for source in sources]
-        made = tokenizer_for(spec, sources[0], rules[0], on_error=on_error, cache_dir=cache_dir)
-        size = padded_vocab(made.vocab_size if vocab_size is None else vocab_size, pad_vocab_to)
-        much: dict[str, Any] = {"rules": rules, "weights": weights, "workers": workers, "on_error": on_error}
-        return StreamingStream(sources, made, vocab_size=size, **much, **sizes)
-    if data.startswith("mix:"):
-        raise UserError(f"{data!r} names a folder that is not prepared: prepare it, or write stream:{data}")
-    padding = {"vocab_size": vocab_size, "pad_vocab_to": pad_vocab_to}
-    where = {"data_root": data_root, "text_field": text_field, "cache_dir": cache_dir}
-    return make_stream(data, spec, **where, **padding, **sizes)
+        source = open_source(data.removeprefix("stream:"), data_root=data_root, fields=fields)
+        rule = split_rule(source)
+        made = tokenizer_for(spec, source, rule, on_error=on_error, cache_dir=cache_dir)
+        return StreamingStream(source, made, rule=rule, workers=workers, on_error=on_error, **options)
+    return make_stream(data, spec, data_root=data_root, text_field=text_field, cache_dir=cache_dir, **options)
 
 
 def _check_name(data: str) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from .files import InputFile, need
 
 Readable = Any  # binary files; what fsspec opens has the methods and not the type
 BLOCK = 1 << 17
-_PACKED = 1 << 14  # bytes of a gzip file at once: at most 16 MiB of text
+_GZIP, _ZSTANDARD = 1 << 14, 1 << 9  # packed bytes at once: at most 16 MiB of text
 
 
 class Damaged(Exception):
@@ -35,7 +35,7 @@ def open_unpacked(file: InputFile) -> io.BufferedReader:
     zstandard = need("zstandard", f"reading {file.path}") if file.packing == "zst" else None
     raw = open_raw(file)
     if file.packing:
-        return io.BufferedReader(_Pieces(raw, _gzip(raw) if zstandard is None else _zstandard(raw, zstandard)), BLOCK)
+        return io.BufferedReader(_Pieces(raw, _unpacked(raw, zstandard)), BLOCK)
     return raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, BLOCK)
 
 
@@ -73,87 +73,48 @@ class _Pieces(io.RawIOBase):
         super().close()
 
 
-def _gzip(raw: Readable) -> Iterator[bytes]:
-    """Member after member; zeros between them are padding."""
-    member, members = None, 0
-    while packed := raw.read(_PACKED):
-        while packed := packed.lstrip(b"\0") if members and member is None else packed:
-            member = member or zlib.decompressobj(wbits=31)
-            before = member.copy()  # an error takes all that its call has unpacked with it
-            try:
-                piece = member.decompress(packed)
-            except zlib.error as error:
-                left = yield from _before_damage(before, packed)
-                reason = str(error).rsplit(": ", 1)[-1]
-                raise Damaged(f"the gzip data is damaged ({reason})", raw.tell() - left) from None
-            yield piece
-            packed = member.unused_data
-            if member.eof:
-                member, members = None, members + 1
-    if member or not members:
-        raise Damaged("the gzip data is truncated", raw.tell())
+def _unpacked(raw: Readable, zstandard: Any) -> Iterator[bytes]:
+    """Member after member of a gzip file (zeros between them are padding), frame after frame of a zstandard file.
 
-
-def _before_damage(member: Any, packed: bytes) -> Generator[bytes, None, int]:
-    """What bytes with damage among them unpack to before it: by halves, at last by bytes of text.
-
-    Returns how many packed bytes are left.
+    Neither library says by itself that a file is cut off, and an error takes all that its call has unpacked with it.
     """
-    left = len(packed)
-    while len(packed) > 1:
-        trial, half = member.copy(), packed[: len(packed) // 2]
+    name, size = ("gzip", _GZIP) if zstandard is None else ("zstandard", _ZSTANDARD)
+    member, members, begun, unused = None, 0, 0, b""
+    while packed := unused or raw.read(size):
+        if member is None:  # another one begins, unless this is padding
+            packed = packed.lstrip(b"\0") if members and zstandard is None else packed
+            member, begun = (_new(zstandard), raw.tell() - len(packed)) if packed else (None, 0)
         try:
-            piece = trial.decompress(half)
-        except zlib.error:
-            packed = half
-            continue
+            piece = member.decompress(packed) if member else b""
+        except Exception as error:  # zlib.error or zstandard.ZstdError, which is there where the package is
+            yield from _up_to_damage(raw, zstandard, begun, raw.tell() - len(packed))
+            raise Damaged(f"the {name} data is damaged ({str(error).rsplit(': ', 1)[-1]})", raw.tell()) from None
         yield piece
-        member, packed, left = trial, packed[len(half) :], left - len(half)
-    with contextlib.suppress(zlib.error):
-        while piece := member.decompress(packed, 1):
-            yield piece
-            packed = member.unconsumed_tail
-    return left
+        unused = member.unused_data if member else b""
+        if member and member.eof:
+            member, members = None, members + 1
+    if member or not members:
+        raise Damaged(f"the {name} data is truncated", raw.tell())
 
 
-def _zstandard(raw: Readable, zstandard: Any) -> Iterator[bytes]:
-    """Frame after frame, each block for itself (RFC 8878).
+def _new(zstandard: Any) -> Any:
+    if zstandard is None:
+        return zlib.decompressobj(wbits=31)
+    return zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
 
-    A block unpacks to at most 128 KiB, and an error in one takes nothing with it. The package's stream reader would end
-    silently where a file is cut off.
-    """
 
-    def take(count: int) -> bytes:
-        data = raw.read(count)
-        if len(data) < count:
-            raise Damaged("the zstandard data is truncated", raw.tell())
-        return data
-
-    start = take(4)
-    while start:
-        if start[1:] == b"\x2a\x4d\x18" and start[0] >> 4 == 5:  # a frame of the user's own, to be passed over
-            left = int.from_bytes(take(4), "little")
-            while left:
-                left -= len(take(min(left, BLOCK)))
-        elif start != b"\x28\xb5\x2f\xfd":
-            what = "truncated" if len(start) < 4 else "damaged (no frame begins here)"
-            raise Damaged(f"the zstandard data is {what}", raw.tell())
-        else:
-            frame = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
-            try:
-                flags = take(1)[0]
-                single = flags >> 5 & 1
-                header = (1 - single) + (0, 1, 2, 4)[flags & 3] + (single, 2, 4, 8)[flags >> 6]
-                yield frame.decompress(start + bytes([flags]) + take(header))
-                last = False
-                while not last:
-                    block = take(3)
-                    word = int.from_bytes(block, "little")
-                    last = word & 1
-                    yield frame.decompress(block + take(1 if word >> 1 & 3 == 1 else word >> 3))
-                if flags >> 2 & 1:
-                    yield frame.decompress(take(4))  # the checksum
-            except zstandard.ZstdError as error:
-                reason = str(error).rsplit(": ", 1)[-1]
-                raise Damaged(f"the zstandard data is damaged ({reason})", raw.tell()) from None
-        start = raw.read(4)
+def _up_to_damage(raw: Readable, zstandard: Any, begun: int, known: int) -> Iterator[bytes]:
+    """What a damaged member or frame that begins at a byte unpacks to from another byte on: a byte in, a byte out."""
+    member = _new(zstandard)
+    raw.seek(begun)
+    while raw.tell() < known:
+        member.decompress(raw.read(min(_ZSTANDARD, known - raw.tell())))
+    with contextlib.suppress(Exception):  # the one that was met before
+        while byte := raw.read(1):
+            if zstandard is not None:
+                yield member.decompress(byte)
+                continue
+            while byte:
+                piece = member.decompress(byte, 1)
+                yield piece
+                byte = member.unconsumed_tail

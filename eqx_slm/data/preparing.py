@@ -100,10 +100,10 @@ class _Run:
         self, source: Source, tokenizer: Tokenizer, folder: Path, rule: SplitRule, on_error: OnError, shard_tokens: int
     ) -> None:
         self.source, self.tokenizer, self.folder, self.rule = source, tokenizer, folder, rule
-        self.on_error: OnError = on_error
-        self.shard_tokens = shard_tokens
-        self.plan = {"source": source.spec, "split_rule": str(rule), "tokenizer": tokenizer.hash}
-        self.plan = json.loads(json.dumps({**self.plan, "shard_tokens": shard_tokens}))  # as it comes back from a file
+        self.skipped, self.shard_tokens = Skipped(on_error), shard_tokens
+        plan = {"source": source.spec, "split_rule": str(rule), "tokenizer": tokenizer.hash}
+        plan |= {"shard_tokens": shard_tokens, "version": 2}  # of what an unfinished run leaves
+        self.plan = json.loads(json.dumps(plan))  # as it comes back from a file
         self.made_of = {**lasting(self.plan["source"]), "shard_tokens": shard_tokens}
 
     def finished(self) -> Manifest:
@@ -125,15 +125,14 @@ class _Run:
         """Takes up the state of an unfinished run, or begins."""
         state = self._state()
         self.at = Position(*state["at"]) if state["at"] else None
-        self.skipped = Skipped.of(self.on_error, state["skipped"])
+        self.skipped = Skipped(self.skipped.policy, **state["skipped"])
         self.counts = {split: SplitCounts(**state["counts"].get(split, {})) for split in SPLITS}
-        # Where equal texts may meet in two splits, every document leaves 8 bytes of its hash.
-        dtype, hashed = token_dtype(self.tokenizer.vocab_size), self.rule.kind != "content"
-        sorts = {split: (dtype, self.shard_tokens) for split in SPLITS}
-        sorts |= {f"hashes-{split}": (np.dtype("<u8"), 2**62) for split in SPLITS if hashed}
+        sorts = {split: (token_dtype(self.tokenizer.vocab_size), self.shard_tokens) for split in SPLITS}
+        if self.rule.kind != "content":  # equal texts may meet in two splits: every document leaves 8 bytes of its hash
+            sorts |= {f"hashes-{split}": (np.dtype("<u8"), 2**62) for split in SPLITS}
         self.writers: dict[str, ShardWriter] = {}
-        for name, (kind, size) in sorts.items():
-            self.writers[name] = ShardWriter(self.folder, name, kind, size, state["writers"].get(name))
+        for name, (dtype, size) in sorts.items():
+            self.writers[name] = ShardWriter(self.folder, name, dtype, size, state["writers"].get(name))
             files.callback(self.writers[name].close)
 
     def _state(self) -> dict[str, Any]:
@@ -144,8 +143,8 @@ class _Run:
                 plan, state = data["plan"], data["state"]
             except (ValueError, KeyError) as error:
                 raise UserError(f"{path} is damaged ({error}): remove {self.folder} and prepare again") from None
-            if plan != self.plan or "hashes" in state:  # which the format before this one had
-                changed = ", ".join(key for key in self.plan if plan.get(key) != self.plan[key]) or "version"
+            if plan != self.plan:
+                changed = ", ".join(key for key in self.plan if plan.get(key) != self.plan[key])
                 raise UserError(
                     f"{self.folder} holds an unfinished run with another {changed}: name another folder, or remove it"
                 )
@@ -157,7 +156,7 @@ class _Run:
                     f"{self.folder} holds {other.name!r}, which is not prepared data: name a new or empty folder"
                 )
         save_tokenizer(self.folder / VOCABULARY, self.tokenizer)
-        empty = {"at": None, "skipped": None, "counts": {}, "writers": {}}
+        empty = {"at": None, "skipped": {}, "counts": {}, "writers": {}}
         self._save(empty)
         return empty
 
@@ -211,7 +210,7 @@ class _Run:
             if not self.counts[split].documents:
                 raise UserError(
                     f"{self.source.name} has no document in the {split} split by the rule '{self.rule}'; give more "
-                    "text, other shares (--valid-share), --split content, or --unit paragraph for a long text file"
+                    "text, other shares (--valid-share), --split content, or --unit line for a long text file"
                 )
         files = {name: writer.finish() for name, writer in self.writers.items()}
         size, tokenizer = self.tokenizer.vocab_size, self.tokenizer
@@ -247,10 +246,11 @@ class _Run:
         """Documents that are in two splits, by the hash of their text."""
         if self.rule.kind == "content":
             return {"documents": 0, "pairs": {}, "checked": "equal texts fall into one split by the rule"}
-        hashes = {split: np.zeros(0, "<u8") for split in SPLITS}
-        for split in SPLITS:
-            for shard in self.writers[f"hashes-{split}"].shards:
-                hashes[split] = np.memmap(self.folder / shard.file, np.dtype("<u8"), "r")
+        shards = {split: self.writers[f"hashes-{split}"].shards for split in SPLITS}
+        hashes = {
+            split: np.memmap(self.folder / files[0].file, "<u8", "r") if files else np.zeros(0, "<u8")
+            for split, files in shards.items()
+        }
         pairs: dict[str, int] = {}
         for small, other in (("test", "train"), ("test", "valid"), ("valid", "train")):
             known = np.unique(hashes[small])
@@ -276,33 +276,27 @@ def describe(
     **Returns:** JSON: name, split rule, tokenizer, vocabulary, and for each split documents, characters, bytes, tokens
     (without separators between documents) and bytes a token.
     """
-    made = _vocabulary(tokenizer.name, tokenizer.vocab_size, pad_vocab_to)
     counts, skipped = {split: SplitCounts() for split in SPLITS}, Skipped(on_error)
+    head = _head(source.name, str(rule), tokenizer.name, tokenizer.vocab_size, pad_vocab_to)
     for item, ids in tokenized(source.items(), tokenizer, workers=workers):
         if isinstance(item, Problem):
             skipped.see(item)
         else:
             counts[rule(item)].add(len(item.text), len(item.data), len(ids), item.group)
-    rows = {split: _row(count) for split, count in counts.items()}
-    return {"name": source.name, "split_rule": str(rule), **made, "splits": rows, "skipped": skipped.state()}
+    return {**head, "splits": {split: count.row() for split, count in counts.items()}, "skipped": skipped.state()}
 
 
 def describe_prepared(folder: Path, *, pad_vocab_to: int = 1) -> dict[str, Any]:
     """The same of a prepared folder, from its manifest; tokens are with separators."""
     manifest = Manifest.read(folder)
-    made = _vocabulary(manifest.tokenizer["name"], manifest.tokenizer["vocab_size"], pad_vocab_to)
-    rows = {split: _row(count) for split, count in manifest.counts.items()}
-    head = {"name": folder.name, "split_rule": manifest.split_rule, **made}
+    tokenizer = manifest.tokenizer
+    head = _head(folder.name, manifest.split_rule, tokenizer["name"], tokenizer["vocab_size"], pad_vocab_to)
+    rows = {split: count.row() for split, count in manifest.counts.items()}
     rest = {"skipped": manifest.skipped, "prepared": manifest.hash, "leaks": manifest.leaks}
     return {**head, "splits": rows, **rest}
 
 
-def _vocabulary(name: str, size: int, multiple: int) -> dict[str, Any]:
+def _head(name: str, rule: str, tokenizer: str, size: int, multiple: int) -> dict[str, Any]:
     padded = padded_vocab(size, multiple)
-    return {"tokenizer": name, "vocab_size": size, "padded_vocab_size": padded, "padding": padded - size}
-
-
-def _row(count: SplitCounts) -> dict[str, Any]:
-    row = {**asdict(count), "bytes_per_token": round(count.bytes / count.tokens, 4) if count.tokens else None}
-    sets = row.pop("sets")
-    return {**row, "sets": dict(sorted(sets.items()))} if sets else row
+    made = {"tokenizer": tokenizer, "vocab_size": size, "padded_vocab_size": padded, "padding": padded - size}
+    return {"name": name, "split_rule": rule, **made}

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from .documents import Document, Item, Position, Problem, shown
 from .files import InputFile
 
-Unit = Literal["file", "paragraph", "line"]
+Unit = Literal["file", "line"]
 LARGEST = 256 << 20  # bytes of one record, and of a text file that is one document: they are held in memory
 
 
@@ -21,13 +21,11 @@ class Fields:
     - `text`: the field of a JSON record or the column of a parquet file; dots go into objects (`data.text`).
     - `group`: the field with the name of the set that a document belongs to, where there is one.
     - `unit`: what a document of a text file is.
-    - `records`: what an ArrayRecord holds, UTF-8 text or JSON objects.
     """
 
     text: str = "text"
     group: str = "meta.pile_set_name"
     unit: Unit = "file"
-    records: Literal["text", "json"] = "text"
 
 
 @dataclass

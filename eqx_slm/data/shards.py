@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from ..files import _sync_folder, write_json_atomic
+from ..files import sync_folder, write_json_atomic
 from .splits import SPLITS
 from .tokens import Tokens
 
@@ -22,7 +22,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 VOCABULARY = "vocabulary.json"
 SHARD_TOKENS = 1 << 26
-_BLOCK = 1 << 22
+_BLOCK = 1 << 21  # tokens that are held before they are written
 
 
 @dataclass(frozen=True)
@@ -53,50 +53,45 @@ class ShardWriter:
         self.folder, self.split, self.dtype, self.shard_tokens = folder, split, dtype, shard_tokens
         state = state or {"shards": [], "tokens": 0}
         self.shards = [Shard(**shard) for shard in state["shards"]]
-        self._file: Any = None
-        self._tokens, self._largest, self._digest = 0, 0, hashlib.sha256()
         self._held: list[np.ndarray] = []
-        self._held_bytes = 0
-        self._recover(state["tokens"])
-
-    def _part(self) -> Path:
-        return self.folder / f".{self._final().name}.part"
+        self._held_tokens = 0
+        self._file: Any = None
+        self._tokens = state["tokens"]  # in the file
+        self._recover()
 
     def _final(self) -> Path:
         return self.folder / f"{self.split}-{len(self.shards):05d}.bin"
 
-    def _recover(self, tokens: int) -> None:
+    def _part(self) -> Path:
+        return self.folder / f".{self._final().name}.part"
+
+    def _recover(self) -> None:
         part, final = self._part(), self._final()
         if final.exists():  # finished after the last commit: it is unfinished again
             os.replace(final, part)
         for later in (*self.folder.glob(f"{self.split}-*.bin"), *self.folder.glob(f".{self.split}-*.bin.part")):
             if int(later.name.split(".bin")[0].rsplit("-", 1)[1]) > len(self.shards):
                 later.unlink()
-        if tokens == 0:
+        if self._tokens == 0:
             part.unlink(missing_ok=True)
             return
-        self._file, left = open(part, "r+b", buffering=0), tokens * self.dtype.itemsize
-        while left:
-            block = self._file.read(min(left, _BLOCK))
-            if not block:
-                raise UserError(f"{part} is shorter than it was: remove {self.folder} and prepare again")
-            left -= len(block)
-            self._digest.update(block)
-            self._largest = max(self._largest, int(np.frombuffer(block, self.dtype).max()))
-        self._tokens = tokens
-        self._file.truncate()
+        size = self._tokens * self.dtype.itemsize
+        if part.stat().st_size < size:
+            raise UserError(f"{part} is shorter than it was: remove {self.folder} and prepare again")
+        self._file = open(part, "r+b", buffering=0)
+        self._file.truncate(size)
+        self._file.seek(size)
 
     def add(self, *tokens: np.ndarray) -> None:
         """Appends ids."""
-        for ids in tokens:
-            self._held.append(ids)
-            self._held_bytes += len(ids) * self.dtype.itemsize
-        if self._held_bytes >= _BLOCK:
+        self._held += tokens
+        self._held_tokens += sum(map(len, tokens))
+        if self._held_tokens >= _BLOCK:
             self._write()
 
     def _write(self) -> None:
         tokens = np.concatenate([np.zeros(0, self.dtype), *(ids.astype(self.dtype) for ids in self._held)])
-        self._held, self._held_bytes = [], 0
+        self._held, self._held_tokens = [], 0
         while len(tokens):
             room = self.shard_tokens - self._tokens
             self._append(tokens[:room])
@@ -108,20 +103,20 @@ class ShardWriter:
         if self._file is None:
             self._file = open(self._part(), "xb", buffering=0)
         data = tokens.data.cast("B")
-        self._digest.update(data)
-        self._tokens += len(tokens)
-        self._largest = max(self._largest, int(tokens.max()))
         while len(data):
             data = data[self._file.write(data) :]
+        self._tokens += len(tokens)
 
     def _finish_shard(self) -> None:
         os.fsync(self._file.fileno())
         self._file.close()
-        os.replace(self._part(), self._final())
-        _sync_folder(self.folder)
-        self.shards.append(Shard(self._final().name, self._tokens, self._largest, self._digest.hexdigest()))
-        self._file = None
-        self._tokens, self._largest, self._digest = 0, 0, hashlib.sha256()
+        part, final = self._part(), self._final()
+        largest = int(np.memmap(part, self.dtype, "r").max())
+        shard = Shard(final.name, self._tokens, largest, _sha256(part))
+        os.replace(part, final)
+        sync_folder(self.folder)
+        self.shards.append(shard)
+        self._file, self._tokens = None, 0
 
     def commit(self) -> dict[str, Any]:
         """Brings everything to the disk and says how far that is."""
@@ -163,6 +158,12 @@ class SplitCounts:
             counts = self.sets.setdefault(group, {"documents": 0, "bytes": 0, "tokens": 0})
             for name, more in (("documents", 1), ("bytes", size), ("tokens", tokens)):
                 counts[name] += more
+
+    def row(self) -> dict[str, Any]:
+        """As JSON, with bytes a token; sets in the order of their names, where there are some."""
+        row = {**asdict(self), "bytes_per_token": round(self.bytes / self.tokens, 4) if self.tokens else None}
+        sets = row.pop("sets")
+        return {**row, "sets": dict(sorted(sets.items()))} if sets else row
 
 
 @dataclass(frozen=True)
@@ -210,16 +211,16 @@ class Manifest:
             raise UserError(f"{path} was changed: its shards do not make its hash; prepare again")
         return manifest
 
-    def tokens(self, folder: Path, vocab_size: int, *, hashes: bool) -> dict[str, Tokens]:
+    def tokens(self, folder: Path, vocab_size: int) -> dict[str, Tokens]:
         """The shards, mapped into memory, by split.
 
-        **Raises:** `UserError` naming the first file whose size, or where asked sha256, is not what is written here,
-        and shard and byte of the first id that is not below `vocab_size`.
+        **Raises:** `UserError` naming the first file whose size or sha256 is not what is written here, and shard and
+        byte of the first id that is not below `vocab_size`.
         """
         dtype = np.dtype(f"<u{self.tokenizer['token_bytes']}")
         shards = [shard for split in SPLITS for shard in self.shards[split]]
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # sha256 releases the GIL
-            list(pool.map(lambda shard: _check(folder / shard.file, shard, dtype, hashes), shards))
+            list(pool.map(lambda shard: _check(folder / shard.file, shard, dtype), shards))
         mapped = {split: [np.memmap(folder / s.file, dtype, "r") for s in self.shards[split]] for split in SPLITS}
         for split in SPLITS:
             for shard, tokens in zip(self.shards[split], mapped[split], strict=True):
@@ -233,17 +234,19 @@ class Manifest:
         return {split: Tokens(parts) for split, parts in mapped.items()}
 
 
-def _check(path: Path, shard: Shard, dtype: np.dtype, hashes: bool) -> None:
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check(path: Path, shard: Shard, dtype: np.dtype) -> None:
     again = "prepare again, or copy the file again"
     try:
         size, expected = path.stat().st_size, shard.tokens * dtype.itemsize
         if size != expected:
             raise UserError(f"{path} has {size:,} bytes, its manifest says {expected:,}: {again}")
-        if hashes:
-            with open(path, "rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != shard.sha256:
-                raise UserError(f"{path}: its sha256 is {found}, its manifest says {shard.sha256}: {again}")
+        if (found := _sha256(path)) != shard.sha256:
+            raise UserError(f"{path}: its sha256 is {found}, its manifest says {shard.sha256}: {again}")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; {again}") from None
 

@@ -15,13 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .corpora import Corpus, Named, in_memory, installed_packages, split_by, standard_library
-from .documents import START, Item, MemorySource, Position, Problem, Source, shown
+from .corpora import Corpus, Named, in_memory, split_by, standard_library
+from .documents import START, Item, Position, Problem, shown
 from .files import InputFile, find_files, need
 from .formats import LARGEST, Fields, read_items
 from .splits import SPLITS, hashed_split, official_splits, split_of_name, split_rule, without_companions
-
-_PYTHON = {"stdlib": standard_library, "site-packages": installed_packages}
 
 
 @dataclass(frozen=True)
@@ -56,29 +54,29 @@ class FileSource:
         files = [[shown(file.name), file.size, file.changed] for file in self.files]
         return {"kind": "files", "files": files, "fields": dataclasses.asdict(self.fields), "splits": [*self.splits]}
 
-    def items(self, start: Position = START) -> Iterator[Item]:
-        """Documents and problems from a position on."""
+    def items(self, start: Position = START, split: str = "") -> Iterator[Item]:
+        """Documents and problems from a position on; no file of another official split than `split` is read."""
         for number in range(start.file, len(self.files)):
-            split = self.splits[number] if self.splits else ""
+            own = self.splits[number] if self.splits else ""
             first = start if number == start.file else Position(number)
-            yield from read_items(self.files[number], number, self.fields, split, first, largest=self.largest)
+            if split in ("", own):
+                yield from read_items(self.files[number], number, self.fields, own, first, largest=self.largest)
 
 
 def open_source(
     data: str | Sequence[str], *, data_root: str | Path | None = None, fields: Fields | None = None
-) -> Source:
+) -> FileSource | Corpus:
     """A source by name.
 
     **Arguments:**
 
-    - `data`: `stdlib` (the sources of the running Python's standard library), `site-packages` (of the installed
-        packages), the name of a folder below `data_root`, files, folders, globs or fsspec addresses of text, JSON lines
-        (.jsonl, plain, .gz or .zst; an array in .json too), parquet or ArrayRecord files; or `hf:NAME`
-        (`hf:NAME:CONFIG`). Several are read one after another.
+    - `data`: `stdlib` (the sources of the running Python's standard library), the name of a folder below `data_root`,
+        files, folders, globs or fsspec addresses of text, JSON lines (.jsonl, plain, .gz or .zst; an array in .json
+        too) or parquet; or `hf:NAME` (`hf:NAME:CONFIG`). Several are read one after another.
     - `data_root`: the folder of the named corpora.
     - `fields`: which field is the text, and what a document of a text file is.
 
-    **Returns:** a `Source`. Where every file's name says train, valid (val, validation, dev, eval) or test, those are
+    **Returns:** the source. Where every file's name says train, valid (val, validation, dev, eval) or test, those are
     the splits; of a folder with train.txt, valid.txt and test.txt nothing else is read. Text files too few to be split
     by the hash of their paths are read into memory and split by the hash of each block between blank lines, or line.
 
@@ -91,13 +89,13 @@ def open_source(
         raise UserError(f"no data in {data!r}: name a corpus, a file, a folder or a glob ('.' is the working folder)")
     if data_root is not None and not str(data_root).strip():
         raise UserError("data_root is empty: give the folder that holds the named corpora, or leave it out")
-    alone = [name for name in names if name in _PYTHON or name.startswith("hf:")]
+    alone = [name for name in names if name == "stdlib" or name.startswith("hf:")]
     if alone and len(names) > 1:
         raise UserError(f"{alone[0]} cannot be one of several inputs: give it alone, or write a mix: of prepared data")
     if alone and fields.unit != "file":
         raise UserError(f"{alone[0]} has documents of its own: --unit {fields.unit} is for text files")
     if alone:
-        return _PYTHON[alone[0]]() if alone[0] in _PYTHON else _hugging_face(alone[0], fields)
+        return standard_library() if alone[0] == "stdlib" else _hugging_face(alone[0], fields)
     paths = [_find(name, data_root) for name in names]
     name = _label(paths[0]) if len(paths) == 1 else f"{len(paths)} sources"
     files = _files(paths)
@@ -131,9 +129,7 @@ def load_corpus(data: str = "stdlib", *, data_root: str | Path | None = None, fi
     if str(data).startswith("hf:"):
         raise UserError(f"{data} is not read into memory: stream it (stream:{data}), or prepare it")
     source = open_source(data, data_root=data_root, fields=fields)
-    read = source if isinstance(source, MemorySource) else _collect(source)
-    train, valid, test = (read.splits[split] for split in SPLITS)
-    return Corpus(read.name, train, valid, test, read.split_rule, read.digest, read.note)
+    return source if isinstance(source, Corpus) else _collect(source)
 
 
 def spec_hash(spec: dict) -> str:
@@ -148,11 +144,10 @@ def lasting(spec: dict[str, Any]) -> dict[str, Any]:
     return {**spec, "files": [[name, size] for name, size, _ in spec["files"]]}
 
 
-def _collect(source: Source) -> MemorySource:
+def _collect(source: FileSource) -> Corpus:
     """The documents of a source in memory, by its split rule; those of too few text files by blocks of their text."""
     rule = split_rule(source)
-    if isinstance(source, FileSource):
-        source = dataclasses.replace(source, largest=max(LARGEST, source.size))
+    source = dataclasses.replace(source, largest=max(LARGEST, source.size))
     documents: list[Named] = []
     splits: dict[str, list[Named]] = {split: [] for split in SPLITS}
     for item in source.items():
@@ -165,7 +160,7 @@ def _collect(source: Source) -> MemorySource:
         raise UserError(f"{source.name} holds no text; give a text file, or a folder of text files, that is not empty")
     if splits["train"] and splits["valid"]:
         return in_memory(source.name, splits, rule=str(rule))
-    if isinstance(source, FileSource) and source.official:
+    if source.official:
         empty = source.splits.index("valid" if splits["train"] else "train")
         path = shown(source.files[empty].path)
         raise UserError(f"{path} is empty; a corpus needs text to train on and to validate on")
@@ -197,8 +192,8 @@ def _find(name: str, data_root: str | Path | None) -> str:
         return str(corpus)
     where = "no data root was given" if data_root is None else f"{data_root} has no such folder with three splits"
     raise UserError(
-        f"no corpus {name!r}: {where}, and it is no file or folder; give 'stdlib', 'site-packages', the path of a text "
-        "file or folder, or a data root that holds <name>/train.txt, valid.txt and test.txt"
+        f"no corpus {name!r}: {where}, and it is no file or folder; give 'stdlib', the path of a text file or "
+        "folder, or a data root that holds <name>/train.txt, valid.txt and test.txt"
     )
 
 

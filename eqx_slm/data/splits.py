@@ -30,7 +30,7 @@ _WORDS = {
 _NUMBERING = re.compile(r"\d+|of|v\d+|(part|shard|chunk|file|split)\d*")
 # Endings of text that is data. A name without one is, too; a split's word in test.py or test.md says nothing.
 _TEXT = frozenset("txt text tokens tok raw bpe en de fr es it nl ru zh ja ko".split())
-_DATA = _TEXT | frozenset("gz zst zstd jsonl jsonlines ndjson json parquet pq array_record arrayrecord".split())
+_DATA = _TEXT | frozenset("gz zst zstd jsonl jsonlines ndjson json parquet pq".split())
 
 
 def hashed_split(key: bytes, valid: float = VALID_SHARE, test: float = TEST_SHARE) -> str:

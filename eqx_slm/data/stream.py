@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import functools
 import hashlib
 import platform
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,7 +38,7 @@ class Stream(abc.ABC):
     - `vocab_size`: the model's; at least the tokenizer's.
     - `sequence_length`: T, in tokens. `batch_size`: B, in windows of all processes.
     - `eval_tokens`: about how many targets `eval_batches` holds.
-    - `info`: what a report needs, as JSON. `tokenizer`: for `encode` and `decode`, if there is one.
+    - `tokenizer`: for `encode` and `decode`, if there is one. `info`: what a report needs, as JSON.
     - `byte_lengths`: the bytes of each id, int32[vocab_size], or None for a tokenizer that loses bytes.
     - `process_index`, `process_count`: a process gets rows [i B / n, (i + 1) B / n) of every batch.
 
@@ -48,8 +49,8 @@ class Stream(abc.ABC):
         self,
         *,
         vocab_size: int,
-        sequence_length: int,
-        batch_size: int,
+        sequence_length: int = 128,
+        batch_size: int = 16,
         eval_tokens: int = 16384,
         tokenizer: Tokenizer | None = None,
         byte_lengths: np.ndarray | None = None,
@@ -62,8 +63,13 @@ class Stream(abc.ABC):
         )
         check_processes(batch_size, process_index, process_count)
         if tokenizer is not None:
-            check_vocabulary(vocab_size, tokenizer)
+            if vocab_size < (known := tokenizer.vocab_size):
+                raise UserError(
+                    f"vocab_size is {vocab_size}, but the tokenizer {tokenizer.name} has {known} ids; "
+                    f"raise --vocab-size to at least {known}, or leave it out"
+                )
             byte_lengths = tokenizer.byte_lengths if byte_lengths is None else byte_lengths
+            info = {**(info or {}), "tokenizer": tokenizer.name, "tokenizer_hash": tokenizer.hash}
         if byte_lengths is not None:
             byte_lengths = as_tokens(byte_lengths, LARGEST_SIZE, "byte_lengths")
             if len(byte_lengths) > vocab_size:
@@ -97,7 +103,11 @@ class Stream(abc.ABC):
 
     @abc.abstractmethod
     def eval_batches(self) -> list[np.ndarray]:
-        """The validation batches, int32[B, T+1] each, equal for all seeds and arms; at least one."""
+        """The validation batches, int32[B, T+1] each: about `eval_tokens` targets, at least one batch, at most all.
+
+        They are equal for all seeds and arms: the first windows of one fixed permutation of each validation split,
+        mixed by the weights; of streamed text the first validation documents, packed without overlap.
+        """
 
     @abc.abstractmethod
     def token_counts(self) -> np.ndarray:
@@ -132,7 +142,7 @@ class Stream(abc.ABC):
             return " ".join(str(i) for i in np.asarray(ids).reshape(-1).tolist())
         return self.tokenizer.decode(ids)
 
-    def _own_rows(self, rows: np.ndarray) -> np.ndarray:
+    def own_rows(self, rows: np.ndarray) -> np.ndarray:
         """Of the rows of a whole batch, those of this process."""
         share = len(rows) // self.process_count
         return rows[self.process_index * share : (self.process_index + 1) * share]
@@ -147,11 +157,11 @@ class TokenStream(Stream):
     Training tokens are cut into windows of `sequence_length` + 1 tokens, each starting on the last token of the one
     before, so that every token but the first is a target once. One epoch reads every window once, in an order that
     depends on the seed and the epoch only; what does not fill a batch at the end of an epoch is dropped. Of several
-    sources each sequence comes from the one that the `Mixture` of the weights names, and each starts its next epoch
-    when its own windows are used up. Batch `i` of a seed can be had at any time, which is what resuming and a matched
-    pair stand on. Use `make_stream`, `open_prepared` or `TokenStream.from_tokens`.
+    sources each sequence comes from the one that the mixture names, and each starts its next epoch when its own windows
+    are used up. Batch `i` of a seed can be had at any time, which is what resuming and a matched pair stand on. Use
+    `make_stream`, `open_prepared` or `TokenStream.from_tokens`.
 
-    **Arguments:** `splits`: of each source the tokens by split. `weights`: how many sequences of each source.
+    **Arguments:** `splits`: of each source the tokens by split. `mixture`: of the sources, where they are several.
     `hashes`: of each source's tokens, where they are known. `options`: see `Stream`.
 
     **Raises:** `UserError` where a split has not one batch of windows.
@@ -161,13 +171,13 @@ class TokenStream(Stream):
         self,
         splits: Sequence[dict[str, Tokens]],
         *,
-        weights: Sequence[float | int | str] | None = None,
+        mixture: Mixture | None = None,
         hashes: Sequence[str] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
         self.splits, self._hashes = tuple(splits), hashes
-        self.mixture = Mixture([1] * len(self.splits) if weights is None else weights)
+        self.mixture = mixture or Mixture([1] * len(self.splits))
         if len(self.mixture) != len(self.splits):
             raise UserError(f"{len(self.splits)} sources, but {len(self.mixture)} weights: give one for each")
         need = self.batch_size * self.sequence_length + 1
@@ -213,7 +223,7 @@ class TokenStream(Stream):
     def batch(self, seed: int, index: int) -> np.ndarray:
         if index < 0:
             raise ValueError(f"batch index {index} is negative; give an integer of at least 0")
-        rows = self._own_rows(np.arange(self.batch_size))
+        rows = self.own_rows(np.arange(self.batch_size))
         if len(self.splits) == 1:
             epoch, step = divmod(index, self.steps_per_epoch)
             return self._windows(0, "train", step * self.batch_size + rows, seed=seed, epoch=epoch)
@@ -240,19 +250,14 @@ class TokenStream(Stream):
         threads and iterator state. (`batches` does without: Grain's part is as long as reading a small batch.)"""
         import grain
 
-        return grain.MapDataset.source(_Batches(self, seed, start))
+        return grain.MapDataset.range(start, start + 2**48).map(functools.partial(self.batch, seed))
 
     def identity(self) -> dict[str, Any]:
         sizes = {"batch_size": self.batch_size, "sequence_length": self.sequence_length}
         return {"tokens": self._tokens_hashes, "weights": self.mixture.quotas, **sizes}
 
     def eval_batches(self) -> list[np.ndarray]:
-        """The validation batches, int32[B, T+1] each: about `eval_tokens` targets, equal for all seeds and arms.
-
-        They are the first windows of one fixed permutation of each validation split, mixed by the weights; at least one
-        batch, at most all.
-        """
-        return [self._own_rows(batch) for batch in self._eval]
+        return [self.own_rows(batch) for batch in self._eval]
 
     def token_counts(self) -> np.ndarray:
         counts = np.zeros(self.vocab_size, np.int64)
@@ -308,28 +313,3 @@ class TokenBatches(BatchIterator):
 
     def state(self, *, back: int = 0) -> StreamState:
         return StreamState({"stream": self._stream.identity(), "seed": self._seed, "batch": self._index - back})
-
-
-class _Batches:
-    """Grain's random-access source: element `i` is batch `start + i`."""
-
-    def __init__(self, stream: TokenStream, seed: int, start: int) -> None:
-        self._stream, self._seed, self._start = stream, seed, start
-
-    def __len__(self) -> int:
-        return 2**48  # batches; more than anyone trains on
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self._stream.batch(self._seed, self._start + index)
-
-    def __repr__(self) -> str:  # Grain may print its source
-        return f"TokenStream(seed={self._seed}, start={self._start})"
-
-
-def check_vocabulary(vocab_size: int, tokenizer: Tokenizer) -> None:
-    """Raises `UserError` where a vocabulary has not all ids of a tokenizer."""
-    if vocab_size < tokenizer.vocab_size:
-        raise UserError(
-            f"vocab_size is {vocab_size}, but the tokenizer {tokenizer.name} has {tokenizer.vocab_size} ids; "
-            f"raise --vocab-size to at least {tokenizer.vocab_size}, or leave it out"
-        )

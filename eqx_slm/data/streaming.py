@@ -2,102 +2,89 @@
 
 from __future__ import annotations
 
-import functools
-import operator
+import itertools
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator
 from typing import Any, NoReturn
 
 import numpy as np
 
 from ..errors import UserError
-from .documents import OnError, Source
-from .lane import Lane
-from .order import Mixture
+from .documents import START, Document, OnError, Position, Problem, Skipped, Source
+from .order import draw, label_start
 from .sources import lasting, spec_hash
 from .splits import SplitRule
 from .state import LARGEST, StreamState, check_cursor
 from .stream import BatchIterator, Stream
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, padded_vocab
+from .tokenizing import tokenized
 from .tokens import check_sizes
 
 BUFFER_SEQUENCES = 10_000
 _KEPT = 4  # batches that a state may step back over
+_NONE = np.zeros(0, np.int32)
 
 
 class StreamingStream(Stream):
     """The papers' way: the documents of a source in order, packed into T + 1 tokens, through a shuffle buffer.
 
-    Every process reads all documents and keeps its own rows. A new pass begins where the text ends. Several sources are
-    packed and shuffled each for itself and mixed by weight sequence by sequence (see `Mixture`), so that the request
-    holds for every prefix of what is trained on.
+    Every process reads all documents and keeps its own rows. A new pass begins where the text ends.
 
     **Arguments:**
 
-    - `sources`: see `open_source`; `rules`: how each is split; only training documents are trained on.
-    - `tokenizer`: one for all.
-    - `weights`: how many sequences of each source; equal by default.
-    - `buffer`: sequences in the shuffle buffers together; fewer where they would hold more than 25 MB.
-    - `workers`: tokenizing threads of each source; 0 tokenizes in the caller's, None is one a core.
+    - `source`: see `open_source`; `rule`: how it is split; only training documents are trained on.
+    - `tokenizer`: see `make_tokenizer`.
+    - `buffer`: sequences in the shuffle buffer; fewer where they would hold more than 25 MB.
+    - `workers`: tokenizing threads; 0 tokenizes in the caller's, None is one a core.
     - `on_error`: what to do with a record that is no document: "stop", or "skip" and count.
-    - `vocab_size` (by default the tokenizer's) and the rest: see `Stream`.
+    - `vocab_size`, `pad_vocab_to` and the rest: see `make_stream`.
 
-    **Raises:** `UserError` for sizes that do not fit, and where a source has no text in a split that is needed.
+    **Raises:** `UserError` for sizes that do not fit, and where the source has no text in a split that is needed.
     """
 
     tokenizer: Tokenizer
 
     def __init__(
         self,
-        sources: Source | Sequence[Source],
+        source: Source,
         tokenizer: Tokenizer,
         *,
-        rules: SplitRule | Sequence[SplitRule],
-        weights: Sequence[float | int | str] | None = None,
+        rule: SplitRule,
         buffer: int = BUFFER_SEQUENCES,
         workers: int | None = 0,
         on_error: OnError = "stop",
         vocab_size: int | None = None,
+        pad_vocab_to: int = 1,
         **options: Any,
     ) -> None:
-        size = tokenizer.vocab_size if vocab_size is None else vocab_size
+        size = padded_vocab(tokenizer.vocab_size if vocab_size is None else vocab_size, pad_vocab_to)
         super().__init__(vocab_size=size, tokenizer=tokenizer, **options)
         check_sizes(buffer=buffer)
         check_sizes(0, workers=workers or 0)
-        self.sources: tuple[Source, ...] = (sources,) if isinstance(sources, Source) else tuple(sources)
-        one = isinstance(rules, SplitRule)
-        self.rules: tuple[SplitRule, ...] = (rules,) * len(self.sources) if one else tuple(rules)
-        self.workers = workers
+        self.source, self.rule, self.workers = source, rule, workers
         self.on_error: OnError = on_error
-        self.mixture = Mixture([1] * len(self.sources) if weights is None else weights)
-        if len(self.mixture) != len(self.sources) or len(self.rules) != len(self.sources):
-            raise UserError(f"{len(self.sources)} sources, {len(self.mixture)} weights, {len(self.rules)} rules")
-        # What the state may hold, less the batches that it may step back over and a part of a sequence for each source.
-        most = LARGEST // (4 * (self.sequence_length + 1)) - _KEPT * self.batch_size - len(self.sources)
-        self.buffer = min(buffer, most)
-        if self.buffer < len(self.sources):
+        # What the state may hold, less the batches that it may step back over and a part of a sequence.
+        self.buffer = min(buffer, LARGEST // (4 * (self.sequence_length + 1)) - _KEPT * self.batch_size - 1)
+        if self.buffer < 1:
             raise UserError(
                 f"a batch of {self.batch_size} x {self.sequence_length} leaves no room for a shuffle buffer in "
                 f"{LARGEST:,} bytes; give a smaller batch, or prepare the data"
             )
         self._eval: list[np.ndarray] | None = None
         self.info = {
-            "corpus": " + ".join(source.name for source in self.sources),
+            "corpus": source.name,
             "corpus_hash": spec_hash(self.identity()),
             "corpus_note": f"streamed through a shuffle buffer of {self.buffer:,} sequences",
-            "split_rule": "; ".join(sorted({str(rule) for rule in self.rules})),
-            "tokenizer": tokenizer.name,
-            "tokenizer_hash": tokenizer.hash,
+            "split_rule": str(rule),
             **self.info,
         }
 
     def identity(self) -> dict[str, Any]:
         return {
-            "sources": [spec_hash(lasting(source.spec)) for source in self.sources],
-            "rules": [str(rule) for rule in self.rules],
+            "source": spec_hash(lasting(self.source.spec)),
+            "rule": str(self.rule),
             "tokenizer": self.tokenizer.hash,
-            "weights": list(self.mixture.quotas),
             "buffer": self.buffer,
             "batch_size": self.batch_size,
             "sequence_length": self.sequence_length,
@@ -121,37 +108,19 @@ class StreamingStream(Stream):
         return StreamingBatches(self, state.cursor["seed"], state)
 
     def eval_batches(self) -> list[np.ndarray]:
-        """The validation batches, int32[B, T+1] each: about `eval_tokens` targets, equal for all seeds and arms.
-
-        They are the first validation documents of each source, packed without overlap; at least one batch, at most all.
-        """
         if self._eval is None:
-            self._eval = self._read_eval()
+            packing = Packing(self, "valid")
+            rows = [*itertools.islice(packing, self._wanted_batches() * self.batch_size)]
+            packing.close()
+            if len(rows) < self.batch_size:
+                raise UserError(
+                    f"the valid split of {self.source.name} has {len(rows)} sequences of {self.sequence_length + 1} "
+                    f"tokens, too few for one batch of {self.batch_size}; give more text, a larger --valid-share, or "
+                    "a smaller batch"
+                )
+            whole = range(0, len(rows) - self.batch_size + 1, self.batch_size)
+            self._eval = [self.own_rows(np.stack(rows[at : at + self.batch_size])) for at in whole]
         return self._eval
-
-    def _read_eval(self) -> list[np.ndarray]:
-        which, ordinals = self.mixture.locate(np.arange(self._wanted_batches() * self.batch_size))
-        found = []
-        for number in range(len(self.sources)):
-            sequences = self.lane(number, "valid", workers=0).sequences()
-            found.append([row for _, row in zip(range(int((which == number).sum())), sequences, strict=False)])
-        # As many whole batches as every source has sequences for.
-        short = [i for i in range(len(which)) if ordinals[i] >= len(found[which[i]])]
-        count = (short[0] if short else len(which)) // self.batch_size
-        if count < 1:
-            number = int(which[short[0]])
-            raise UserError(
-                f"the valid split of {self.sources[number].name} has {len(found[number])} sequences of "
-                f"{self.sequence_length + 1} tokens, too few for its part of one batch of {self.batch_size}; "
-                "give more text, a larger --valid-share, or a smaller batch"
-            )
-        rows = np.stack([found[which[i]][ordinals[i]] for i in range(count * self.batch_size)])
-        return [self._own_rows(part) for part in rows.reshape(count, self.batch_size, -1)]
-
-    def lane(self, number: int, split: str = "train", **options: Any) -> Lane:
-        """One of the sources, packed."""
-        source, rule, length = self.sources[number], self.rules[number], self.sequence_length + 1
-        return Lane(source, rule, self.tokenizer, length=length, split=split, on_error=self.on_error, **options)
 
     def token_counts(self) -> NoReturn:
         """Not known: raises `UserError`."""
@@ -163,71 +132,149 @@ class StreamingStream(Stream):
         self.token_counts()
 
 
+class Packing(Iterator[np.ndarray]):
+    """The documents of one split in a row, cut into sequences, int32[T+1]; one pass.
+
+    Sequences run across documents and do not overlap; a separator stands before every document but the first of all.
+    What is left at the end of a pass (less than a sequence) begins the first sequence of the next, so no token is lost
+    and none comes twice.
+
+    **Attributes**, from which it goes on: `at`: the document that is being cut. `used`: how many of its tokens are
+    done, with the separator before it where it is `parted`. `left`: the part of a sequence that is begun.
+    """
+
+    def __init__(self, stream: StreamingStream, split: str, workers: int | None = 0) -> None:
+        self._stream, self._split, self._workers = stream, split, workers
+        self.at: Position | None = None
+        self.used, self.parted, self.left = 0, False, _NONE
+        self.skipped = Skipped(stream.on_error)
+        self._sequences = self._cut()
+
+    def __next__(self) -> np.ndarray:
+        return next(self._sequences)
+
+    def again(self, *, parted: bool) -> None:
+        """Begins a pass, with what the last one left."""
+        self.at, self.parted = None, parted
+        self._sequences = self._cut()
+
+    def close(self) -> None:
+        """Ends the threads of the pass."""
+        self._sequences.close()
+
+    def _wanted(self, document: Document) -> bool:
+        return self._stream.rule(document) == self._split
+
+    def _cut(self) -> Generator[np.ndarray, None, None]:
+        stream, at, parted, have = self._stream, self.at, self.parted, self.left
+        length, separator = stream.sequence_length + 1, np.asarray(stream.tokenizer.separator, np.int32)
+        items = stream.source.items(at or START, self._split if stream.rule.kind == "official" else "")
+        for item, ids in tokenized(items, stream.tokenizer, wanted=self._wanted, workers=self._workers):
+            if isinstance(item, Problem):
+                self.skipped.see(item)
+                continue
+            ids = np.concatenate([separator, ids]) if parted else ids
+            if at is None:
+                self.at, self.used, self.parted = item.at, 0, parted
+            elif item.at != at or self.used > len(ids):
+                break
+            parted, at = True, None
+            while True:
+                part = ids[self.used : self.used + length - len(have)]
+                have = np.concatenate([have, part])  # a copy: a view would keep the whole document
+                self.used += len(part)
+                if len(have) < length:
+                    break
+                self.left = _NONE
+                yield have
+                have = _NONE
+        if at is not None:
+            raise UserError(f"{stream.source.name} has no document at {tuple(at)} any more: it changed since the state")
+        self.left = have
+
+
 class StreamingBatches(BatchIterator):
-    """The batches of a `StreamingStream`; dropping it ends its threads."""
+    """The batches of a `StreamingStream`; dropping it ends its threads.
+
+    A draw takes a place of the buffer that depends on seed, pass and number alone, and the next sequence is put there:
+    each pass comes out as a permutation of itself.
+    """
 
     def __init__(self, stream: StreamingStream, seed: int, state: StreamState | None = None) -> None:
         self._stream, self._seed, self._index = stream, int(seed), 0
+        self._epoch, self._draws, self._ended = -1, 0, True
+        self._rows: list[np.ndarray] = []
+        self._packing = Packing(stream, "train", stream.workers)
         self._recent: deque[np.ndarray] = deque(maxlen=_KEPT)
         self._ahead: deque[np.ndarray] = deque()  # batches of a state that had stepped back
-        shares = [max(1, stream.buffer * quota // stream.mixture.period) for quota in stream.mixture.quotas]
-        self._lanes = [
-            stream.lane(number, capacity=share, label=f"{seed}/shuffle/{number}", workers=stream.workers)
-            for number, share in enumerate(shares)
-        ]
         if state is not None:
             self._restore(state)
         # Ends the threads, at the latest before Python takes itself apart.
-        self.close = weakref.finalize(self, _close, self._lanes)
+        self.close = weakref.finalize(self, self._packing.close)
 
     def __next__(self) -> np.ndarray:
         stream = self._stream
         if self._ahead:
             batch = self._ahead.popleft()
         else:
-            first = self._index * stream.batch_size
-            which, _ = stream.mixture.locate(np.arange(first, first + stream.batch_size))
-            batch = np.stack([self._lanes[lane].next() for lane in which.tolist()])
+            batch = np.stack([self._draw() for _ in range(stream.batch_size)])
         self._recent.append(batch)
         self._index += 1
-        return stream._own_rows(batch).copy()
+        return stream.own_rows(batch).copy()
+
+    def _draw(self) -> np.ndarray:
+        while self._ended and not self._rows:
+            self._epoch, self._draws, self._ended, left = self._epoch + 1, 0, False, len(self._packing.left)
+            self._packing.again(parted=self._epoch > 0)
+            while len(self._rows) < self._stream.buffer and (row := self._pull()) is not None:
+                self._rows.append(row)
+            if not self._rows and len(self._packing.left) == left:  # a whole pass gave not a token
+                source, rule = self._stream.source, self._stream.rule
+                raise UserError(f"{source.name} has no training text by the rule '{rule}'; give more text")
+        label = f"{self._seed}/shuffle/0/{self._epoch}"
+        place = draw(label_start(label), self._draws, len(self._rows))
+        self._draws += 1
+        row, new = self._rows[place], self._pull()
+        self._rows[place] = self._rows[-1] if new is None else new
+        if new is None:
+            self._rows.pop()
+        return row
+
+    def _pull(self) -> np.ndarray | None:
+        row = None if self._ended else next(self._packing, None)
+        self._ended = row is None
+        return row
 
     @property
     def skipped(self) -> dict[str, int]:
         """How many records were left out so far, by kind (read ahead included)."""
-        return dict(functools.reduce(operator.add, (lane.skipped.counts for lane in self._lanes)))
+        return dict(self._packing.skipped.counts)
 
     def state(self, *, back: int = 0) -> StreamState:
         """The state after the last batch, or up to 4 batches earlier."""
         if not 0 <= back <= len(self._recent):
             raise ValueError(f"back={back}: a state can step back over at most {len(self._recent)} batches here")
         ahead = [*list(self._recent)[len(self._recent) - back :], *self._ahead]
-        parts = [batch.reshape(-1) for batch in ahead]
-        parts += [part for lane in self._lanes for part in (*lane.rows, lane.left)]
+        packing = self._packing
         cursor = {
             "stream": self._stream.identity(),
             "seed": self._seed,
             "batch": self._index - back,
             "ahead": len(ahead),
-            "lanes": [lane.state() for lane in self._lanes],
+            "buffer": {"epoch": self._epoch, "draws": self._draws, "ended": self._ended, "rows": len(self._rows)},
+            "packing": {"at": packing.at, "used": packing.used, "parted": packing.parted, "left": len(packing.left)},
         }
-        return StreamState(cursor, np.concatenate([np.zeros(0, np.int32), *parts]))
+        return StreamState(cursor, np.concatenate([*(batch.reshape(-1) for batch in ahead), *self._rows, packing.left]))
 
     def _restore(self, state: StreamState) -> None:
-        stream, cursor, tokens = self._stream, state.cursor, state.tokens
-        length, self._index = stream.sequence_length + 1, state.batches
-
-        def take(count: int) -> np.ndarray:
-            nonlocal tokens
-            taken, tokens = tokens[:count], tokens[count:]
-            return taken
-
-        for _ in range(cursor["ahead"]):
-            self._ahead.append(take(stream.batch_size * length).reshape(stream.batch_size, length))
-        for lane, data in zip(self._lanes, cursor["lanes"], strict=True):
-            lane.restore(data, take(data["rows"] * length).reshape(-1, length), take(data["left"]).copy())
-
-
-def _close(lanes: list[Lane]) -> None:
-    for lane in lanes:
-        lane.close()
+        buffer, packing = state.cursor["buffer"], state.cursor["packing"]
+        size, length = self._stream.batch_size, self._stream.sequence_length + 1
+        sequences = state.tokens[: len(state.tokens) - packing["left"]].reshape(-1, length)
+        ahead = state.cursor["ahead"]
+        self._index = state.batches
+        self._ahead.extend(sequences[: ahead * size].reshape(ahead, size, length))
+        self._rows = [*sequences[ahead * size :]]
+        self._epoch, self._draws, self._ended = buffer["epoch"], buffer["draws"], buffer["ended"]
+        self._packing.at = None if packing["at"] is None else Position(*packing["at"])
+        self._packing.used, self._packing.parted = packing["used"], packing["parted"]
+        self._packing.left = state.tokens[len(state.tokens) - packing["left"] :].copy()

@@ -1,11 +1,10 @@
-"""Rows: parquet, ArrayRecord, and data sets of the Hugging Face hub."""
+"""Rows: parquet, and data sets of the Hugging Face hub."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from ..errors import UserError
 from .documents import Item, shown
 from .files import need
 from .packed import Damaged, open_raw
@@ -71,31 +70,6 @@ def _bytes(batch: Any, path: str) -> list[bytes | None]:
     if pyarrow.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     return column.cast(pyarrow.large_binary()).to_pylist()
-
-
-def array_records(place: Place, start: int) -> Iterator[Item]:
-    """The records of an ArrayRecord file from `start` on."""
-    if place.file.remote:
-        yield place.refused("ArrayRecord files are read from a local disk", "unreadable")
-        return
-    try:
-        from array_record.python.array_record_module import ArrayRecordReader
-    except ImportError:
-        raise UserError(
-            f"reading {place.file.path} needs the package array_record, which comes with grain but not for Windows"
-        ) from None
-    try:
-        reader = ArrayRecordReader(place.file.path)
-        count = reader.num_records()
-        reader.seek(start) if start else None
-        for index in range(start, count):
-            place.word, place.offset, place.line = "record", index, index + 1
-            data = reader.read()
-            yield place.json(data) if place.fields.records == "json" else place.document(data)
-        reader.close()
-    except (RuntimeError, IndexError, ValueError) as error:
-        message = (str(error).splitlines() or [type(error).__name__])[0]
-        raise Damaged(f"not a whole ArrayRecord file ({message})", place.file.size) from error
 
 
 def hub_rows(place: Place, start: int) -> Iterator[Item]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import abc
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -53,11 +55,9 @@ class Tokenizer(abc.ABC):
     def encode_documents(self, documents: Sequence[str]) -> np.ndarray:
         """The ids of all documents, the separator between two of them, int32[t]."""
         separator = np.asarray(self.separator, np.int32)
-        pieces = [piece for ids in self._encode_all(documents) for piece in (separator, ids)][1:]
-        return np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
-
-    def _encode_all(self, documents: Sequence[str]) -> Iterable[np.ndarray]:
-        return map(self.encode, documents)
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:  # tiktoken releases the GIL
+            pieces = [piece for ids in threads.map(self.encode, documents) for piece in (separator, ids)][1:]
+        return np.concatenate([np.zeros(0, np.int32), *pieces])
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}, {self.vocab_size} ids>"
@@ -82,84 +82,58 @@ class ByteTokenizer(Tokenizer):
         return {"kind": "byte"}
 
 
-class CharTokenizer(Tokenizer):
-    """One id for each of some characters, in the order of code points; unless `lossless`, one more, the last, for all
-    others."""
+class ListTokenizer(Tokenizer):
+    """A list of characters (`char`) or of words between white space (`word:eos=...`) in the order of their ids.
 
-    def __init__(self, characters: Iterable[str], *, lossless: bool) -> None:
-        self.characters = sorted(set(characters))
-        self._unknown = None if lossless else len(self.characters)
-        # A table from code points to ids: numpy then encodes a whole text at once.
-        self._points = np.array([ord(c) for c in self.characters], np.uint32)
-        self.name, self.vocab_size = "char", len(self.characters) + (not lossless)
-        self.hash = _hash(["char", *self.characters, *([] if lossless else [UNKNOWN])])
-        self.byte_lengths = np.array([len(c.encode("utf-8")) for c in self.characters], np.int32) if lossless else None
-
-    @classmethod
-    def of_text(cls, train: Iterable[str], others: Iterable[str]) -> CharTokenizer:
-        """The characters of the training text; lossless where other splits have none that it lacks."""
-        known = set().union(*train)
-        return cls(known, lossless=set().union(*others) <= known)
-
-    def encode(self, text: str) -> np.ndarray:
-        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-        ids = np.minimum(np.searchsorted(self._points, points), len(self._points) - 1)
-        strange = self._points[ids] != points
-        if strange.any():
-            if self._unknown is None:
-                raise UserError(
-                    f"character {text[int(np.argmax(strange))]!r} is none of the {len(self.characters)} of this 'char' "
-                    "tokenizer; leave it out, or use the tokenizer 'byte'"
-                )
-            ids[strange] = self._unknown
-        return ids.astype(np.int32)
-
-    def decode(self, ids: Iterable[int] | np.ndarray) -> str:
-        count = len(self.characters)
-        return "".join(self.characters[i] if 0 <= i < count else REPLACEMENT for i in id_list(ids))
-
-    def content(self) -> dict[str, Any]:
-        return {"kind": "char", "characters": "".join(self.characters), "unknown": self._unknown is not None}
-
-
-class WordTokenizer(Tokenizer):
-    """White-space separated words in the order of their ids; the rest are `<unk>`.
-
-    With `eos` "newline" (else "none") every line, an empty one too, ends with `<eos>`, as is usual for Penn Treebank
-    and WikiText.
+    `<unk>` stands for all others; a list of characters may do without. With `eos=newline` (else `none`) every line, an
+    empty one too, ends with `<eos>`, as is usual for Penn Treebank and WikiText.
     """
 
-    def __init__(self, words: Sequence[str], *, eos: str) -> None:
-        self.words, self.eos = list(words), eos
-        self._ids = {word: i for i, word in enumerate(self.words)}
-        self.name, self.vocab_size = f"word:eos={eos}", len(self.words)
-        self.hash = _hash([self.name, *self.words])
-        self.byte_lengths = None  # white space, and unknown words, are lost
+    def __init__(self, name: str, entries: Iterable[str]) -> None:
+        self.name, self.entries = name, list(entries)
+        self.vocab_size, self.hash = len(self.entries), _hash([name, *self.entries])
+        self._ids = {entry: i for i, entry in enumerate(self.entries)}
+        lossless = name == "char" and UNKNOWN not in self._ids  # words lose the white space between them
+        self.byte_lengths = np.array([len(c.encode("utf-8")) for c in self.entries], np.int32) if lossless else None
 
     @classmethod
-    def of_text(cls, train: Iterable[str], *, eos: str) -> WordTokenizer:
-        """The words of the training text, most frequent first, `<eos>` counted like a word; ties by code points."""
+    def of_text(cls, name: str, train: Iterable[str], others: Iterable[str]) -> ListTokenizer:
+        """What the training text has: its characters by code point, and `<unk>` where other splits have more; or its
+        words, most frequent first (`<eos>` counted like a word, `<unk>` too), ties by code points."""
+        if name == "char":
+            known = set().union(*train)
+            return cls(name, [*sorted(known), *([] if set().union(*others) <= known else [UNKNOWN])])
         counts: Counter[str] = Counter()
         for document in train:
-            counts.update(_words(document, eos))
+            counts.update(_words(document, name))
         counts.setdefault(UNKNOWN, 0)
-        return cls(sorted(counts, key=lambda word: (-counts[word], word)), eos=eos)
+        return cls(name, sorted(counts, key=lambda word: (-counts[word], word)))
 
     def encode(self, text: str) -> np.ndarray:
-        unknown = self._ids[UNKNOWN]
-        return np.array([self._ids.get(word, unknown) for word in _words(text, self.eos)], np.int32)
+        unknown = self._ids.get(UNKNOWN, -1)
+        parts = text if self.name == "char" else _words(text, self.name)
+        ids = np.array([self._ids.get(part, unknown) for part in parts], np.int32)
+        if unknown < 0 and (ids < 0).any():
+            raise UserError(
+                f"character {text[int(np.argmin(ids))]!r} is none of the {self.vocab_size} of this 'char' tokenizer; "
+                "leave it out, or use the tokenizer 'byte'"
+            )
+        return ids
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
-        words = (self.words[i] if 0 <= i < self.vocab_size else REPLACEMENT for i in id_list(ids))
-        text = " ".join("\n" if word == END_OF_SENTENCE and self.eos == "newline" else word for word in words)
-        return text.replace(" \n", "\n").replace("\n ", "\n")
+        parts = [self.entries[i] if 0 <= i < self.vocab_size else REPLACEMENT for i in id_list(ids)]
+        if self.name == "char":
+            return "".join(REPLACEMENT if part == UNKNOWN else part for part in parts)
+        if self.name == "word:eos=newline":
+            parts = ["\n" if part == END_OF_SENTENCE else part for part in parts]
+        return " ".join(parts).replace(" \n", "\n").replace("\n ", "\n")
 
     def content(self) -> dict[str, Any]:
-        return {"kind": "word", "eos": self.eos, "words": self.words}
+        return {"kind": "list", "entries": self.entries}
 
 
-def _words(text: str, eos: str) -> list[str]:
-    if eos == "none":
+def _words(text: str, name: str) -> list[str]:
+    if name == "word:eos=none":
         return text.split()
     lines = text.removesuffix("\n").split("\n") if text else []
     return [word for line in lines for word in (*line.split(), END_OF_SENTENCE)]

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..files import write_bytes_atomic, write_json_atomic
+from ..files import write_bytes_atomic
 from .corpora import Corpus
-from .documents import MemorySource, OnError, Problem, Skipped, Source
+from .documents import OnError, Problem, Skipped, Source
 from .sources import spec_hash
 from .splits import SPLITS, SplitRule
-from .tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, WordTokenizer
+from .tokenizer import ByteTokenizer, ListTokenizer, Tokenizer
 
 FORMAT = 1
 SPECS = "'bpe:N', 'char', 'byte', 'word:eos=newline', 'word:eos=none' or a tiktoken name such as 'o200k_base'"
@@ -40,10 +40,9 @@ def make_tokenizer(spec: str, corpus: Corpus, *, cache_dir: str | Path | None = 
     """
     if spec == "byte":
         return ByteTokenizer()
-    if spec == "char":
-        return CharTokenizer.of_text(corpus.train, (*corpus.valid, *corpus.test))
-    if spec in ("word", "word:eos=newline", "word:eos=none"):
-        return WordTokenizer.of_text(corpus.train, eos="none" if spec == "word:eos=none" else "newline")
+    if spec in ("char", "word", "word:eos=newline", "word:eos=none"):
+        name = "word:eos=newline" if spec == "word" else spec
+        return ListTokenizer.of_text(name, corpus.train, (*corpus.valid, *corpus.test))
     import tiktoken
 
     from . import bpe
@@ -93,14 +92,12 @@ def tokenizer_for(
 
     **Raises:** `UserError` as `make_tokenizer` does, and where the text is larger than that.
     """
-    if isinstance(source, MemorySource):
-        return _on(spec, source.name, source.digest, source.splits, cache_dir)
+    if isinstance(source, Corpus):
+        return make_tokenizer(spec, source, cache_dir=cache_dir)
     merges = spec.startswith("bpe:")
-    if not (merges or spec.startswith(("char", "word"))):
-        return _on(spec, source.name, "", {}, cache_dir)
     texts: dict[str, list[str]] = {split: [] for split in SPLITS}
     size, skipped = 0, Skipped(on_error)
-    for item in source.items():
+    for item in source.items() if merges or spec.startswith(("char", "word")) else ():
         if isinstance(item, Problem):
             skipped.see(item)
             continue
@@ -117,12 +114,9 @@ def tokenizer_for(
         if merges and size >= TRAINING_BYTES:
             break
     identity = {"source": source.spec, "rule": str(rule), "bytes": TRAINING_BYTES, "on_error": on_error}
-    return _on(spec, source.name, spec_hash(identity), texts, cache_dir)
-
-
-def _on(spec: str, name: str, digest: str, splits: Any, cache_dir: str | Path | None) -> Tokenizer:
-    train, valid, test = (tuple(splits.get(split, ())) for split in SPLITS)
-    return make_tokenizer(spec, Corpus(name, train, valid, test, split_rule="", hash=digest), cache_dir=cache_dir)
+    train, valid, test = (tuple(texts[split]) for split in SPLITS)
+    corpus = Corpus(source.name, train, valid, test, split_rule=str(rule), hash=spec_hash(identity))
+    return make_tokenizer(spec, corpus, cache_dir=cache_dir)
 
 
 def save_tokenizer(path: str | Path, tokenizer: Tokenizer) -> Path:
@@ -158,12 +152,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 def _of(data: dict[str, Any]) -> Tokenizer:
     if data["kind"] == "byte":
         return ByteTokenizer()
-    if data["kind"] == "char":
-        return CharTokenizer(data["characters"], lossless=not data["unknown"])
-    if data["kind"] == "word":
-        return WordTokenizer(data["words"], eos=data["eos"])
+    if data["kind"] == "list":
+        return ListTokenizer(data["name"], data["entries"])
     if data["kind"] != "tiktoken":
-        raise ValueError(f"a tokenizer of kind {data['kind']!r}; allowed is byte, char, word or tiktoken")
+        raise ValueError(f"a tokenizer of kind {data['kind']!r}; allowed is byte, list or tiktoken")
     from .bpe import make
 
     ranks = dict(zip(map(base64.b64decode, data["tokens"]), data["ids"], strict=True))
@@ -171,48 +163,29 @@ def _of(data: dict[str, Any]) -> Tokenizer:
 
 
 def export_tokenizer(path: str | Path, tokenizer: Tokenizer) -> Path:
-    """Writes a BPE tokenizer: as Hugging Face's tokenizer.json where the name ends in .json, as tiktoken's ranks where
-    it ends in .tiktoken (pattern and special tokens then go into `<path>.json`); both give the same ids.
+    """Writes a BPE tokenizer as Hugging Face's tokenizer.json, which gives the same ids.
 
     tiktoken merges whatever pair makes a token of the lowest rank; the Hub's format lists pairs. Every way of cutting
     a token into two tokens is listed under the token's rank, so that both do the same.
     """
-    suffix, data = Path(path).suffix, tokenizer.content()
-    if suffix not in (".json", ".tiktoken"):
-        raise UserError(f"{path}: end the name in .json (tokenizer.json) or .tiktoken (ranks)")
+    data = tokenizer.content()
+    if Path(path).suffix != ".json":
+        raise UserError(f"{path}: end the name in .json (Hugging Face's tokenizer.json)")
     if data["kind"] != "tiktoken":
         raise UserError(f"the tokenizer {tokenizer.name} has no merges to write; give bpe:N or a tiktoken name")
-    if suffix == ".tiktoken":
-        lines = (f"{token} {rank}\n" for token, rank in zip(data["tokens"], data["ids"], strict=True))
-        write_json_atomic(
-            f"{path}.json", {"pattern": data["pattern"], "special": data["special"], "name": tokenizer.name}
-        )
-        return write_bytes_atomic(path, "".join(lines).encode("ascii"))
-    from .bpe import bytes_of_characters
+    from tokenizers import AddedToken, decoders, models
+    from tokenizers import Tokenizer as Exported
+
+    from .bpe import bytes_of_characters, pieces
 
     character = {byte: text for text, byte in bytes_of_characters().items()}
     tokens = [base64.b64decode(token) for token in data["tokens"]]
     written = {token: "".join(character[byte] for byte in token) for token in tokens}
     ways = ((token[:cut], token[cut:]) for token in tokens for cut in range(1, len(token)))
-    merges = [[written[left], written[right]] for left, right in ways if left in written and right in written]
+    merges = [(written[left], written[right]) for left, right in ways if left in written and right in written]
     special = sorted(data["special"].items(), key=lambda item: item[1])
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    split = {"type": "Split", "pattern": {"Regex": data["pattern"]}, "behavior": "Isolated", "invert": False}
-    unused = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")
     vocab = {written[token]: rank for token, rank in zip(tokens, data["ids"], strict=True)} | dict(special)
-    content = {
-        "version": "1.0",
-        "added_tokens": [{"id": token, "content": text, **flags} for text, token in special],
-        **dict.fromkeys(("truncation", "padding", "normalizer", "post_processor")),
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]},
-        "decoder": level,
-        "model": {
-            "type": "BPE",
-            **dict.fromkeys(unused),
-            **dict.fromkeys(("fuse_unk", "byte_fallback", "ignore_merges"), False),
-            "vocab": vocab,
-            "merges": merges,
-        },
-    }
-    return write_bytes_atomic(path, json.dumps(content, ensure_ascii=False).encode("utf-8"))
+    exported: Any = Exported(models.BPE(vocab, merges))
+    exported.pre_tokenizer, exported.decoder = pieces(data["pattern"]), decoders.ByteLevel()
+    exported.add_special_tokens([AddedToken(text, normalized=False, special=True) for text, _ in special])
+    return write_bytes_atomic(path, exported.to_str().encode("utf-8"))
