@@ -34,6 +34,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / block.splitlines()[0].removeprefix("# ")).write_text(block.partition("\n")[2], "utf-8")
         elif kind == "diff":
             apply(folder, block)
+    (folder / "talk.tsv").write_text("id\ttext\n1\thello there\n2\tand again\n", "utf-8")  # the printf
     return folder
 
 
@@ -41,6 +42,7 @@ COMMANDS = [
     line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if line.startswith("python ")
 ]
 EXPECTED = {"experiments/pair.py": "hashed", "experiments/hashes.py": "hashed-256", "-m benchmarks.hashed": "hashed"}
+EXPECTED["-m eqx_slm.data"] = "talk.tsv"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -56,4 +58,4 @@ def test_a_command_of_the_page(copy: Path, command: str) -> None:
 
 def test_the_page_has_what_it_promises() -> None:
     assert len(COMMANDS) == len(EXPECTED)
-    assert sum(kind == "diff" for kind, _ in BLOCKS) >= 4
+    assert sum(kind == "diff" for kind, _ in BLOCKS) >= 7
