@@ -41,17 +41,3 @@ def test_tiny_shakespeare_in_characters(data_root, tmp_path, capsys):
     assert result["stream"]["vocab_size"] == 65
     run = result["arms"]["dense"]["runs"][0]
     assert run["final_bits_per_byte"] == pytest.approx(run["final_nll"] / 0.6931, rel=1e-3)  # one byte a character
-
-
-def test_wikitext_in_byte_pairs(data_root, tmp_path, capsys):
-    result = train(data_root, tmp_path / "run", "wikitext-2", "bpe:2048", capsys=capsys)
-    assert result["stream"]["vocab_size"] == 2048 and result["stream"]["split_rule"] == "official"
-    run = result["arms"]["dense"]["runs"][0]
-    assert 0 < run["final_bits_per_byte"] < run["final_nll"]
-
-
-def test_wikitext_in_the_200k_vocabulary(data_root, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(data_root / "tiktoken"))
-    result = train(data_root, tmp_path / "run", "wikitext-2", "o200k_base", capsys=capsys, arm="leviathan", steps=2)
-    assert result["stream"]["vocab_size"] == 200_019
-    assert result["arms"]["leviathan"]["parameters"]["head"] == 200_019 * 8
