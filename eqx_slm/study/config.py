@@ -1,7 +1,6 @@
 """A run as plain data: everything that decides its result, with presets; replayed from the JSON it wrote."""
 
 import dataclasses
-import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,10 +58,6 @@ class StreamConfig:
         from ..data.open import open_data
 
         options = dataclasses.asdict(self)
-        if self.text_field is None:
-            del options["text_field"]
-        elif "text_field" not in inspect.signature(open_data).parameters:
-            raise UserError(f"text_field={self.text_field!r}: this version reads records by `prepare` only")
         return open_data(options.pop("data"), options.pop("tokenizer"), **options)
 
 

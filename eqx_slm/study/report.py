@@ -9,8 +9,7 @@ from typing import Any
 
 from ..account.flops import CONVENTIONS
 from .blocks import Block, Code, Folded, Heading, Mono, Paragraph, Picture, Strong, Table
-from .compare import Bounds, Comparison
-from .results import ArmResult, Results, Row
+from .results import ArmResult, Bounds, Comparison, Results, Row
 from .sentences import UNKNOWN, comparison_sentences, counted, human, number, percent, plural, ratio, signed, size, span
 
 Section = Callable[[Results], list[Block]]

@@ -24,12 +24,12 @@ from ..model import ModelConfig
 from ..train.host import keep_freed_memory
 from ..train.loop import RunConfig
 from .blocks import Block, write_report
-from .compare import Comparison, Control, paired
+from .compare import Control, paired
 from .config import QUICK, StreamConfig, check_design, check_name, run_of
 from .folder import Folder
 from .grids import Grid
 from .report import PAIR
-from .results import ArmResult, Results, Row, best_rate
+from .results import ArmResult, Comparison, Results, Row, best_rate
 from .runner import Arms, Event, MakeModel, Runner, distinct_share
 
 Analysis = Callable[[Mapping[str, ArmResult]], list[Comparison]]
