@@ -169,7 +169,7 @@ def test_help_names_every_option_and_loads_no_jax():
 
 def bad_utf8(folder):
     (folder / "bad.txt").write_bytes(b"good\n\nbad \xff here")
-    return [str(folder / "bad.txt")], r"bad\.txt is not UTF-8: .* byte offset 10"
+    return [str(folder / "bad.txt")], r"bad\.txt, line 3 \(byte 10\): not UTF-8"
 
 
 def missing(folder):

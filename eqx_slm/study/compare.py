@@ -8,12 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..checks import check_number
 from ..configs import differences
 from ..errors import UserError
 from ..model import ModelConfig
 from .results import ArmResult, Bounds, Comparison, Row
-from .statistics import Number, holm, holm_levels, p_value, paired_interval, slope_against_log_tokens, verdict
+from .statistics import (
+    Number,
+    check_confidence,
+    check_margin,
+    holm,
+    holm_levels,
+    p_value,
+    paired_interval,
+    slope_against_log_tokens,
+    verdict,
+)
 
 
 @dataclass(frozen=True)
@@ -42,8 +51,8 @@ class paired:
     confidence: float = 0.95
 
     def __post_init__(self):
-        check_number("margin", self.margin, "a number of nats, at least 0", lambda margin: margin >= 0)
-        check_number("confidence", self.confidence, "between 0 and 1", lambda level: 0 < level < 1)
+        check_margin(self.margin)
+        check_confidence(self.confidence)
 
     def pairs(self, levels: Mapping[str, Mapping[str, str]]) -> list[tuple[str, str]]:
         """(arm, its reference) for every arm that is none, from the levels of every arm by name."""

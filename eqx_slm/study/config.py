@@ -18,6 +18,7 @@ from ..nn.leviathan import LeviathanConfig
 from ..nn.table import TableConfig
 from ..train.loop import RunConfig
 from .arms import Arm, Tuned, changed, make_arm
+from .statistics import check_confidence, check_margin
 
 if TYPE_CHECKING:
     from ..data import Stream
@@ -114,8 +115,8 @@ class PairConfig(RunConfig):
             raise UserError("no arms: name at least one, the first is the reference")
         whole("seeds", self.seeds, most=10_000)
         check_design(range(self.seeds), self.learning_rates, self.seeds_at_once)
-        check_number("margin", self.margin, "a number of nats, at least 0", lambda margin: margin >= 0)
-        check_number("confidence", self.confidence, "between 0 and 1", lambda confidence: 0 < confidence < 1)
+        check_margin(self.margin)
+        check_confidence(self.confidence)
 
     @property
     def tokens(self) -> int:

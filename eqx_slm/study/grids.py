@@ -34,7 +34,7 @@ class Grid:
         for point in self.points:
             name, config = "-".join(label for _, label, _, _ in point), base
             for _, _, field, value in point:
-                config = set_field(config, field, value) if isinstance(value, str) else _set(config, field, value)
+                config = set_field(config, field, value if dataclasses.is_dataclass(value) else str(value))
             if name in seen:
                 raise UserError(f"two arms of the grid are called {name}: give the levels labels that tell them apart")
             seen.add(name)
@@ -59,17 +59,3 @@ def grid(field: str, levels: Iterable[Any] | Mapping[str, Any], *, factor: str |
     if not levels:
         raise UserError(f"grid {field!r} has no levels: give at least one")
     return Grid(tuple(((name, str(label), field, value),) for label, value in levels.items()))
-
-
-def _set(config: Any, path: str, value: Any) -> Any:
-    """A copy of a config with the part or number at a path replaced."""
-    if not dataclasses.is_dataclass(value):
-        return set_field(config, path, str(value))
-    name, _, rest = path.partition(".")
-    if name not in {field.name for field in dataclasses.fields(config)}:
-        raise UserError(f"unknown field {path!r}: {name!r} is not one of a {type(config).__name__}'s")
-    inner = _set(getattr(config, name), rest, value) if rest else value
-    try:
-        return dataclasses.replace(config, **{name: inner})
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None

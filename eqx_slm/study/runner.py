@@ -34,20 +34,18 @@ Run = tuple[str, int, float]  # arm, seed, learning rate
 class Event:
     """Something that happened in a study.
 
-    "kept" (a run that was there), "compiled" (with its report), "progress", "sampling" and "sample" (with its text),
-    "run" (with the model and its row). `runs`: how many runs, one a seed, are at the step that "progress" tells of.
+    "kept" (a run that was there), "compiled", "progress", "sampling", "run" (with the model and its row). `seconds`:
+    what compiling or training took; `runs`: how many runs, one a seed, are at the step that "progress" tells of.
     """
 
-    kind: Literal["kept", "compiled", "progress", "sampling", "sample", "run"]
+    kind: Literal["kept", "compiled", "progress", "sampling", "run"]
     arm: str
     seed: int = 0
     learning_rate: float = 0.0
     progress: Progress | None = None
-    report: CompileReport | None = None
     seconds: float = 0.0
     model: Any = None
     row: Row | None = None
-    text: str = ""
     runs: int = 1
 
 
@@ -174,7 +172,7 @@ class Runner:
         program = make_program(model, config.optimizer, **how, replicates=replicates)
         compiled = compile_step(program, model, self.stream.eval_batches()[0])
         known.append((compiled.program, compiled.report))
-        self.tell(Event("compiled", name, seconds=compiled.report.seconds, report=compiled.report))
+        self.tell(Event("compiled", name, seconds=compiled.report.seconds))
         return known[-1]
 
     def _sample(self, name: str, model: Any, rate: float, seed: int) -> str:
@@ -184,9 +182,7 @@ class Runner:
         self.tell(Event("sampling", name, seed, rate))
         start, size = jax.numpy.asarray(prompt), self.stream.sequence_length
         ids = generate(model, start, tokens=tokens, context=size, temperature=0.8, key=jax.random.key(0))
-        text = f"{self.stream.decode(prompt)}⟦…⟧{self.stream.decode(np.asarray(ids))}"
-        self.tell(Event("sample", name, seed, rate, text=text))
-        return text
+        return f"{self.stream.decode(prompt)}⟦…⟧{self.stream.decode(np.asarray(ids))}"
 
 
 def distinct_share(stream: Stream, *, batches: int = 16) -> float:
