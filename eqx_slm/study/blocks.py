@@ -138,7 +138,9 @@ def _inline(text: Text) -> str:
         return f"{ticks}{pad}{code}{pad}{ticks}"
     if isinstance(text, str):
         return escaped(text)
-    return "".join(_inline(part) for part in text)
+    # A block's first spaces would mean something; those between its parts are only spaces.
+    parts = (" " * (not isinstance(part, Mono) and part.startswith(" ")) + _inline(part) for part in text)
+    return "".join(parts).lstrip(" ")
 
 
 def _more_ticks(text: str) -> int:
