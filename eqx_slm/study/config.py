@@ -39,16 +39,12 @@ class StreamConfig:
     eval_tokens: int = 16384
 
     def __post_init__(self):
-        for name in ("data", "data_root", "text_field", "tokenizer"):
-            value = getattr(self, name)
-            if value is not None and not value.strip():
-                raise UserError(
-                    f"{name}={value!r}: it is empty; leave --{name.replace('_', '-')} out or name something"
-                )
-        for name in ("pad_vocab_to", "sequence_length", "batch_size", "eval_tokens"):
-            whole(f"{name} (--{name.replace('_', '-')})", getattr(self, name), most=INT32)
-        if self.vocab_size is not None:
-            whole("vocab_size (--vocab-size)", self.vocab_size, most=INT32)
+        for name, value in vars(self).items():
+            option = f"--{name.replace('_', '-')}"
+            if isinstance(value, str) and not value.strip():
+                raise UserError(f"{name}={value!r}: it is empty; leave {option} out or name something")
+            if value is not None and not isinstance(value, str):
+                whole(f"{name} ({option})", value, most=INT32)
         if self.batch_size * (self.sequence_length + 1) >= 2**31:
             raise UserError(
                 f"batch_size={self.batch_size}, sequence_length={self.sequence_length}: a batch has at most 2^31 tokens"

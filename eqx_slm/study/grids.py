@@ -41,18 +41,18 @@ class Grid:
             yield name, config, {factor: label for factor, label, _, _ in point}
 
 
-def grid(field: str, levels: Iterable[Any] | Mapping[str, Any], *, factor: str | None = None) -> Grid:
+def grid(field: str, levels: Iterable[Any] | Mapping[str, Any]) -> Grid:
     """A grid of one factor.
 
     **Arguments:**
 
     - `field`: the dotted path of a `ModelConfig`'s field, such as "mixer.kind", "taper" or "embedding.rank".
     - `levels`: its values, or label -> value: texts as typed after `--set`, numbers, or parts (`TaperConfig(...)`).
-    - `factor`: what the factor is called; by default the field, without ".kind".
 
-    **Returns:** a `Grid`; `grid("mixer.kind", MIXERS) * grid("taper", TAPERS)` has every pair.
+    **Returns:** a `Grid` whose factor has the field's name, without ".kind"; `grid("mixer.kind", MIXERS) *
+    grid("taper", TAPERS)` has every pair.
     """
-    name = factor or field.removesuffix(".kind")
+    name = field.removesuffix(".kind")
     if not isinstance(levels, Mapping):
         last = name.rpartition(".")[2]
         levels = {level if isinstance(level, str) else f"{last}={level}": level for level in levels}

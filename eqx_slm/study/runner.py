@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -135,15 +136,12 @@ class Runner:
         for record in records:
             self._check_tokens(name, record.seed, record.stream_hash)
             model, record.params = program.model(record.params), None
+            told = ("seed", "learning_rate", "stream_hash", "train_seconds", "tokens_per_second")
             row = Row(
                 key=keys[name, record.seed, rate],
                 arm=name,
-                seed=record.seed,
-                learning_rate=rate,
                 evals=tuple(record.evals),
-                stream_hash=record.stream_hash,
-                train_seconds=record.train_seconds,
-                tokens_per_second=record.tokens_per_second,
+                **{each: getattr(record, each) for each in told},
                 compile_seconds=compiled.seconds,
                 temporary_bytes=compiled.temporary_bytes,
                 seeds_at_once=len(seeds),
@@ -185,9 +183,9 @@ class Runner:
         return f"{self.stream.decode(prompt)}⟦…⟧{self.stream.decode(np.asarray(ids))}"
 
 
-def distinct_share(stream: Stream, *, batches: int = 16) -> float:
-    """Mean number of distinct input tokens of a batch over its tokens, from the first batches of seed 0."""
-    inputs = (batch[:, :-1] for _, batch in zip(range(batches), stream.batches(0), strict=False))
+def distinct_share(stream: Stream) -> float:
+    """Mean number of distinct input tokens of a batch over its tokens, from the first 16 batches of seed 0."""
+    inputs = (batch[:, :-1] for batch in itertools.islice(stream.batches(0), 16))
     return float(np.mean([np.unique(part).size / part.size for part in inputs]))
 
 

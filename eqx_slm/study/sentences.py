@@ -11,13 +11,13 @@ from .statistics import Number
 UNKNOWN = "n/a"
 
 
-def signed(value: Number | None, *, digits: int = 4) -> str:
+def signed(value: Number | None) -> str:
     """A difference with its sign: `+0.0420`; `-1.2e-06` where the digits would show only zeros; `0` where it is 0."""
     if finite(value) is None or value is None:
         return UNKNOWN
     if value == 0.0:
         return "0"
-    return f"{value:+.{digits}f}" if abs(value) >= 0.5 * 10**-digits else f"{value:+.1e}"
+    return f"{value:+.4f}" if abs(value) >= 0.00005 else f"{value:+.1e}"
 
 
 def span(low: Number | None, high: Number | None) -> str:
