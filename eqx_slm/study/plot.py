@@ -52,11 +52,12 @@ def render(draw: Callable[..., Figure], *arguments: Any) -> dict[str, bytes]:
     import matplotlib
 
     files = {}
-    for ending, metadata in {"png": {"Software": None}, "svg": {"Date": None}}.items():
-        with matplotlib.rc_context(cast("dict[Any, Any]", STYLE)), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script that the font lacks: boxes
+    with matplotlib.rc_context(cast("dict[Any, Any]", STYLE)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script that the font lacks: boxes
+        figure = draw(*arguments)
+        for ending, metadata in {"png": {"Software": None}, "svg": {"Date": None}}.items():
             buffer = io.BytesIO()
-            draw(*arguments).savefig(buffer, format=ending, dpi=DPI, metadata=metadata)
+            figure.savefig(buffer, format=ending, dpi=DPI, metadata=metadata)
             files[ending] = buffer.getvalue()
     return files
 
