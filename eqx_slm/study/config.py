@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -63,12 +63,16 @@ def run_of(config: RunConfig) -> RunConfig:
     return RunConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(RunConfig)})
 
 
-def check_design(seeds: Sequence[int], rates: Sequence[float], seeds_at_once: int) -> None:
-    """Raises `UserError` for seeds and learning rates that make no study."""
+def check_design(name: str, arms: Any, seeds: int | Sequence[int], rates: Sequence[float], seeds_at_once: int) -> None:
+    """Raises `UserError` for a name, arms, seeds (how many, or which) and learning rates that make no study."""
+    if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name) or len(name.encode()) > 100:
+        raise UserError(f"name={name[:120]!r}: letters, digits and any of . + - _, at most 100; it names a folder")
+    if not arms:
+        raise UserError("no arms: give at least one, the first is the reference")
+    if not isinstance(seeds, Sequence):
+        seeds = range(whole("seeds", seeds, most=10_000))
     if not seeds or len(seeds) > 10_000:
         raise UserError(f"seeds={len(seeds)}: give at least one, at most 10,000")
-    if len(set(seeds)) < len(seeds):
-        raise UserError(f"seeds={list(seeds)}: one is given twice")
     for seed in seeds:
         whole("a seed", seed, least=0, most=2**32 - 1)
     if not rates:
@@ -76,8 +80,9 @@ def check_design(seeds: Sequence[int], rates: Sequence[float], seeds_at_once: in
     for rate in rates:
         # In float32, which the step computes in: 1e-50 would train nothing.
         check_number("learning_rates (--lr)", rate, "positive and finite, also in float32", _is_rate)
-    if len(set(rates)) < len(rates):
-        raise UserError(f"learning_rates (--lr)={list(rates)}: one is given twice")
+    for what, values in (("seeds", seeds), ("learning_rates (--lr)", rates)):
+        if len(set(values)) < len(values):
+            raise UserError(f"{what}={list(values)}: one is given twice")
     if seeds_at_once > len(seeds):
         raise UserError(f"seeds_at_once (--seeds-at-once)={seeds_at_once}: there are only {len(seeds)} seeds")
 
@@ -106,11 +111,7 @@ class PairConfig(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_name(self.name)
-        if len(self.arms) < 1:
-            raise UserError("no arms: name at least one, the first is the reference")
-        whole("seeds", self.seeds, most=10_000)
-        check_design(range(self.seeds), self.learning_rates, self.seeds_at_once)
+        check_design(self.name, self.arms, self.seeds, self.learning_rates, self.seeds_at_once)
         check_margin(self.margin)
         check_confidence(self.confidence)
 
@@ -164,12 +165,6 @@ class PairConfig(RunConfig):
                 )
             arms[label] = dataclasses.replace(arm, name=label)
         return arms
-
-
-def check_name(name: str) -> None:
-    """Raises `UserError` for the name of a study that cannot name a folder."""
-    if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name) or len(name.encode()) > 100:
-        raise UserError(f"name={name[:120]!r}: letters, digits and any of . + - _, at most 100; it names a folder")
 
 
 def split_setting(setting: str, labels: tuple[str, ...]) -> tuple[str, str]:

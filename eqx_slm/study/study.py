@@ -15,7 +15,6 @@ from typing import Any
 import jax
 
 from ..account.facts import facts
-from ..checks import whole
 from ..configs import to_dict
 from ..data import Stream
 from ..errors import UserError
@@ -25,7 +24,7 @@ from ..train.host import keep_freed_memory
 from ..train.loop import RunConfig
 from .blocks import Block, write_report
 from .compare import Control, paired
-from .config import QUICK, StreamConfig, check_design, check_name, run_of
+from .config import QUICK, StreamConfig, check_design, run_of
 from .folder import Folder
 from .grids import Grid
 from .report import PAIR
@@ -68,12 +67,8 @@ class Study:
     replay: str = ""
 
     def __post_init__(self):
-        check_name(self.name)
-        if not (self.arms.points if isinstance(self.arms, Grid) else self.arms):
-            raise UserError("no arms: give at least one, the first is the reference")
-        if not isinstance(self.seeds, Sequence):
-            whole("seeds", self.seeds, most=10_000)
-        check_design(self.which, self.rates, self.run.seeds_at_once)
+        arms = self.arms.points if isinstance(self.arms, Grid) else self.arms
+        check_design(self.name, arms, self.seeds, self.rates, self.run.seeds_at_once)
 
     @property
     def which(self) -> Sequence[int]:
