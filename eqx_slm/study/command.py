@@ -160,7 +160,7 @@ def _run_pair(options: Options) -> int:
     def at(stream: Any) -> "Study":
         return study_of(config, config.resolve(stream.vocab_size, stream.padding))
 
-    return _run(study, at, options.out, config, options.dry_run)
+    return _run(study, at, options.out, options.dry_run)
 
 
 def _run_study(study: "Study", options: StudyOptions) -> int:
@@ -169,10 +169,10 @@ def _run_study(study: "Study", options: StudyOptions) -> int:
 
     run, stream = given(study.run, steps=options.steps), given(study.stream, data=options.data)
     study = given(study, seeds=options.seeds, rates=options.lr, run=run, stream=stream)
-    return _run(study, lambda stream: study, options.out, study.document(), options.dry_run)
+    return _run(study, lambda stream: study, options.out, options.dry_run)
 
 
-def _run(study: "Study", at: Callable[[Any], "Study"], out: str | None, document: Any, dry_run: bool) -> int:
+def _run(study: "Study", at: Callable[[Any], "Study"], out: str | None, dry_run: bool) -> int:
     """Opens the data, makes the study at its vocabulary, and runs or only plans it."""
     from pathlib import Path
 
@@ -191,7 +191,7 @@ def _run(study: "Study", at: Callable[[Any], "Study"], out: str | None, document
     if out is not None and not out.strip():
         raise UserError("--out is empty: name a folder, or leave it out")
     if out is not None and not dry_run:
-        check_folder(Path(out), document)
+        check_folder(Path(out), study.document())
     _say(console, f"reading {study.stream.data}, tokenizer {study.stream.tokenizer} ...")
     stream = study.stream.open()
     info, took = stream.info, time.perf_counter() - started
@@ -208,7 +208,6 @@ def _run(study: "Study", at: Callable[[Any], "Study"], out: str | None, document
             study,
             stream,
             out=out,
-            document=document,
             on_event=progress,
             on_folder=lambda folder: _say(console, f"run folder {folder}"),
         )

@@ -87,8 +87,9 @@ def pair(
         run=RunConfig(**{name: value for name, value in run.items() if value is not None}),
         notes=notes or {},
     )
-    document = {**study.document(), "stream": stream.info}  # a stream that was given is not described by a config
-    folder, results = run_study(study, stream, out=out, runs=None, document=document, on_event=on_event)
+    # A stream that was given is not described by a config.
+    study = dataclasses.replace(study, config={**study.document(), "stream": stream.info})
+    folder, results = run_study(study, stream, out=out, runs=None, on_event=on_event)
     return PairResult(results, folder)
 
 
@@ -103,7 +104,7 @@ def run_pair(
     """
     stream = config.stream.open() if stream is None else stream
     study = study_of(config, config.resolve(stream.vocab_size, stream.padding))
-    folder, results = run_study(study, stream, out=out, document=config, **options)
+    folder, results = run_study(study, stream, out=out, **options)
     assert folder is not None
     return folder, PairResult(results, folder)
 
@@ -120,6 +121,7 @@ def study_of(config: PairConfig, arms: Mapping[str, Arm]) -> Study:
         run=run_of(config),
         notes={name: arm.match_note for name, arm in arms.items() if arm.match_note},
         replay="python experiments/pair.py --config {config}",
+        config=config,
     )
 
 
