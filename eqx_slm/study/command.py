@@ -217,10 +217,10 @@ def _run(study: "Study", at: Callable[[Any], "Study"], out: str | None, dry_run:
 
 
 def _show_plan(study: "Study", vocab_size: int, padding: int, share: float | None) -> int:
-    from .dry_run import plan, plan_blocks
+    from .dry_run import plan
     from .terminal import print_blocks
 
-    print_blocks(plan_blocks(study, plan(study, vocab_size, padding, share)), _console())
+    print_blocks(plan(study, vocab_size, padding, share), _console())
     return 0
 
 

@@ -76,13 +76,12 @@ class paired:
 
     def __call__(self, arms: Mapping[str, ArmResult]) -> list[Comparison]:
         """The comparisons."""
-        levels = {name: arm.levels for name, arm in arms.items()}
-        pairs = [(arms[arm], arms[other]) for arm, other in self.pairs(levels)]
-        complete = [_complete(_differences(_paired_runs(*pair))) for pair in pairs]
+        pairs = self.pairs({name: arm.levels for name, arm in arms.items()})
+        plain = [compare(arms[arm], arms[other], self.margin, self.confidence) for arm, other in pairs]
         # A comparison without a p-value still is one of the family, as the one that is rejected last.
-        p_values = [1.0 if values is None else p_value(values) for values in complete]
-        steps = zip(pairs, holm_levels(p_values, confidence=self.confidence), holm(p_values), strict=True)
-        return [compare(*pair, self.margin, self.confidence, level, adjusted) for pair, level, adjusted in steps]
+        p_values = [1.0 if each.p is None else each.p for each in plain]
+        steps = zip(plain, holm_levels(p_values, confidence=self.confidence), holm(p_values), strict=True)
+        return [_corrected(each, level, p_holm) for each, level, p_holm in steps]
 
 
 @dataclass(frozen=True)
@@ -107,49 +106,42 @@ class Control:
         return [dataclasses.replace(made, question=self.question, meaning=self.meaning.get(made.verdict, ""))]
 
 
-def compare(
-    arm: ArmResult,
-    reference: ArmResult,
-    margin: float,
-    confidence: float,
-    level: float | None = None,
-    p_holm: float | None = None,
-) -> Comparison:
-    """Two arms' runs side by side, seed by seed.
-
-    **Arguments:** see `paired`; `level` and `p_holm`: what Holm's procedure makes of `confidence` and of the p-value.
+def compare(arm: ArmResult, reference: ArmResult, margin: float, confidence: float) -> Comparison:
+    """Two arms' runs side by side, seed by seed, judged by the plain interval (see `paired`).
 
     **Raises:** `UserError` where their seeds or token counts do not pair.
     """
-    both, level = _paired_runs(arm, reference), confidence if level is None else level
-    finals = _differences(both)
-    values = _complete(finals)
+    both = _paired_runs(arm, reference)
+    ends = [(run.final_nll, other.final_nll) for run, other in both]
+    finals = tuple(None if ours is None or theirs is None else ours - theirs for ours, theirs in ends)
+    every = [value for value in finals if value is not None]
+    # None where a run diverged: the seeds that survive are not a fair sample.
+    values = every if len(every) == len(finals) else None
     losses = [(run.losses, other.losses) for run, other in both]
     tokens = sorted(set.intersection(*(ours.keys() & theirs.keys() for ours, theirs in losses)))
     curves = [[ours[count] - theirs[count] for count in tokens] for ours, theirs in losses]
     columns = [list(column) for column in zip(*curves, strict=True)]
-    largest = max(map(abs, [*(value for value in finals if value is not None), *sum(curves, [])]), default=0.0)
+    largest = max(map(abs, [*every, *sum(curves, [])]), default=0.0)
     known = config_differences(reference.made_of, arm.made_of)
-    plain, corrected = (paired_interval(values, confidence=c) if values else None for c in (confidence, level))
+    interval = paired_interval(values, confidence=confidence) if values else None
     slope = slope_against_log_tokens(tokens, curves, confidence=confidence) if values and len(tokens) > 1 else None
-    p, ends, corrected_ends = p_value(values) if values else None, Bounds.of(plain), Bounds.of(corrected)
-    identical = known == () and largest == 0.0
+    p, bounds, identical = p_value(values) if values else None, Bounds.of(interval), known == () and largest == 0.0
     return Comparison(
         arm=arm.name,
         reference=reference.name,
         seeds=tuple(run.seed for run, _ in both),
         differences=finals,
-        mean=ends.mean,
-        low=ends.low,
-        high=ends.high,
-        corrected_low=corrected_ends.low,
-        corrected_high=corrected_ends.high,
-        corrected_confidence=level,
+        mean=bounds.mean,
+        low=bounds.low,
+        high=bounds.high,
+        corrected_low=bounds.low,
+        corrected_high=bounds.high,
+        corrected_confidence=confidence,
         confidence=confidence,
         margin=margin,
         p=p,
-        p_holm=p if p is None or p_holm is None else p_holm,
-        verdict=verdict(corrected, margin=margin, identical=identical) if corrected else "not resolved",
+        p_holm=p,
+        verdict=verdict(interval, margin=margin, identical=identical) if interval else "not resolved",
         note=_note(arm, reference, known == (), largest),
         curve=tuple(
             Bounds.of(paired_interval(c, confidence=confidence), n) for n, c in zip(tokens, columns, strict=True)
@@ -177,15 +169,21 @@ def _paired_runs(arm: ArmResult, reference: ArmResult) -> list[tuple[Row, Row]]:
     return both
 
 
-def _differences(both: Sequence[tuple[Row, Row]]) -> tuple[float | None, ...]:
-    ends = [(run.final_nll, other.final_nll) for run, other in both]
-    return tuple(None if ours is None or theirs is None else ours - theirs for ours, theirs in ends)
-
-
-def _complete(differences: Sequence[float | None]) -> list[float] | None:
-    # None where a run diverged: the seeds that survive are not a fair sample.
-    known = [value for value in differences if value is not None]
-    return known if len(known) == len(differences) else None
+def _corrected(plain: Comparison, level: float, p_holm: float) -> Comparison:
+    """The same judged by the interval at its own level of Holm's procedure."""
+    values = [value for value in plain.differences if value is not None]
+    if len(values) < len(plain.differences):
+        return dataclasses.replace(plain, corrected_confidence=level)
+    interval = paired_interval(values, confidence=level)
+    bounds, identical = Bounds.of(interval), plain.verdict == "identical arms"
+    return dataclasses.replace(
+        plain,
+        corrected_low=bounds.low,
+        corrected_high=bounds.high,
+        corrected_confidence=level,
+        p_holm=p_holm,
+        verdict=verdict(interval, margin=plain.margin, identical=identical),
+    )
 
 
 def _note(arm: ArmResult, reference: ArmResult, equal: bool, largest: float) -> str:
