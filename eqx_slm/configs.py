@@ -80,8 +80,9 @@ def from_dict(cls: type, data: Any, where: str = "") -> Any:
     return _make(cls, values, where)
 
 
-def set_field(config: Any, path: str, text: str) -> Any:
-    """A copy of `config` with one field, given by its dotted path, set from text as typed on a command line.
+def set_field(config: Any, path: str, value: Any) -> Any:
+    """A copy of `config` with one field, given by its dotted path, set from text as typed on a command line, or a part
+    (a dataclass) put in its place.
 
     Setting `embedding.kind=leviathan` replaces the part by that kind's defaults. A part that names fields in `keeps`
     (a mixer's `n_heads` or `memory.n_heads`, a channel's width) takes those over from the part it replaces, where both
@@ -89,7 +90,7 @@ def set_field(config: Any, path: str, text: str) -> Any:
 
     **Raises:** `UserError` for an unknown field or a value of the wrong type.
     """
-    return _set(config, path.split("."), text, path)
+    return _set(config, path.split("."), value, path)
 
 
 def differences(reference: Any, other: Any) -> list[tuple[str, str, str]]:
@@ -123,7 +124,7 @@ def _join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
 
 
-def _set(config: Any, path: list[str], text: str, whole: str) -> Any:
+def _set(config: Any, path: list[str], text: Any, whole: str) -> Any:
     name, rest = path[0], path[1:]
     above = ".".join(whole.split(".")[: -len(path)])
     names = [f.name for f in dataclasses.fields(config)]
@@ -132,6 +133,12 @@ def _set(config: Any, path: list[str], text: str, whole: str) -> Any:
     hint = typing.get_type_hints(type(config))[name]
     current = getattr(config, name)
     if not rest:
+        if dataclasses.is_dataclass(text):
+            if not isinstance(text, _parts(hint)):
+                raise UserError(
+                    f"{whole} is a {type(text).__name__}: allowed is {' or '.join(map(_describe, _parts(hint)))}"
+                )
+            return _make(type(config), _values(config) | {name: text}, above)
         if dataclasses.is_dataclass(current):
             raise UserError(f"{whole!r} is a group of fields: set one of {whole}.{{{','.join(_names(current))}}}")
         return _make(type(config), _values(config) | {name: _decode(hint, _parse(hint, text), whole)}, above)

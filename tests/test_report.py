@@ -119,6 +119,18 @@ def test_sentences_tell_the_way_as_well_as_the_end():
     assert "better" in crossed and "crossed zero once, at about" in crossed and "in favour of leviathan-deep" in crossed
 
 
+def test_sentences_stay_apart_in_every_target():
+    result = make_result(four_arms())
+    for text in (
+        report(result),
+        *(sentence(result, each.arm) for each in result.comparisons),
+        plain_text(PAIR[0](result)),
+    ):
+        assert " of 0.01 nat. It started " in text and not re.search(r"[a-z]\.[A-Z]", text.split("## ")[0])
+    spaced = markdown([Paragraph(["    a", Strong(" b"), Mono(" c"), " d."])])
+    assert spaced == "a **b**` c` d.\n"
+
+
 def test_sentences_on_an_advantage_that_grows():
     told = sentence(make_result({"dense": make_arm(0.0, 0.0), "other": make_arm(-0.1, -0.3)}), "other")
     assert "It started ahead (-0.1" in told and "never crossed zero" in told and "The advantage grows by 0.0" in told

@@ -27,6 +27,14 @@ def run():
     return finished()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_picture(run):
+    """Pictures take longer than these runs: those of the first study are drawn, the others are empty files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("eqx_slm.study.plot.render", lambda *arguments: {"png": b"", "svg": b""})
+        yield
+
+
 @pytest.fixture
 def copy(run, tmp_path):
     """A finished folder to change."""

@@ -8,7 +8,6 @@ from .blocks import Picture as Picture
 from .blocks import Strong as Strong
 from .blocks import Table as Table
 from .command import study_main as study_main
-from .compare import Comparison as Comparison
 from .compare import Control as Control
 from .compare import paired as paired
 from .config import PairConfig as PairConfig
@@ -30,6 +29,7 @@ from .report import summary as summary
 from .report import verdicts as verdicts
 from .report import what_differs as what_differs
 from .results import ArmResult as ArmResult
+from .results import Comparison as Comparison
 from .results import Results as Results
 from .results import Row as Row
 from .study import Study as Study

@@ -58,10 +58,6 @@ class Recipe:
     vary: Vary = "depth"
 
 
-def _generator(base: ModelConfig, tuned: Tuned) -> ModelConfig:
-    return dataclasses.replace(base, embedding=tuned.generator)
-
-
 def _low_rank(base: ModelConfig, tuned: Tuned) -> ModelConfig:
     """The rank whose factors come nearest to the generator's parameters: the same budget, spent on plain factors."""
     budget = tuned.generator.parameters(base.vocab_size, base.d_model)
@@ -74,21 +70,24 @@ def _compositional(base: ModelConfig, tuned: Tuned) -> ModelConfig:
     return dataclasses.replace(base, embedding=part)
 
 
-def _replace(**parts: Any) -> Callable[[ModelConfig, Tuned], ModelConfig]:
-    return lambda base, tuned: dataclasses.replace(base, **parts)
+def _generator(base: ModelConfig, tuned: Tuned) -> ModelConfig:
+    return dataclasses.replace(base, embedding=tuned.generator)
 
 
-def _kind(path: str, kind: str) -> Callable[[ModelConfig, Tuned], ModelConfig]:
-    return lambda base, tuned: set_field(base, path, kind)
+def _with(path: str, value: Any) -> Callable[[ModelConfig, Tuned], ModelConfig]:
+    return lambda base, tuned: set_field(base, path, value)
 
 
-_table, _tied = _replace(), _replace(head=HeadConfig("tied"))
-_tapered, _rising = (_replace(taper=TaperConfig("cosine", start=a, end=2 - a)) for a in (1.5, 0.5))
-_gated, _titans = _kind("mixer.kind", GatedAttentionConfig.kind), _kind("mixer.kind", TitansConfig.kind)
-_hope = _kind("channel.kind", ContinuumConfig.kind)
+def _unchanged(base: ModelConfig, tuned: Tuned) -> ModelConfig:
+    return base
+
+
+_tied = _with("head", HeadConfig("tied"))
+_hope = _with("channel.kind", ContinuumConfig.kind)
+_gated, _titans = _with("mixer.kind", GatedAttentionConfig.kind), _with("mixer.kind", TitansConfig.kind)
 
 RECIPES: dict[str, Recipe] = {
-    "dense": Recipe(_table, "a V x D token table and an untied head"),
+    "dense": Recipe(_unchanged, "a V x D token table and an untied head"),
     "dense-tied": Recipe(_tied, "one table for both ends, same body"),
     "dense-tied-deep": Recipe(_tied, "tied, the parameters saved spent on depth", "parameters"),
     "low-rank": Recipe(_low_rank, "a factored input table of the generator's size, same body"),
@@ -97,11 +96,14 @@ RECIPES: dict[str, Recipe] = {
     "leviathan": Recipe(_generator, "the generator in place of the input table, same body"),
     "leviathan-deep": Recipe(_generator, "the generator, the parameters saved spent on depth", "parameters"),
     "leviathan-flop": Recipe(_generator, "the generator, d_ff changed to equal training FLOPs", "flops", "d_ff"),
-    "tapered": Recipe(_tapered, "MLP widths 1.5x to 0.5x on a cosine"),
-    "rising": Recipe(_rising, "MLP widths 0.5x to 1.5x on a cosine"),
+    "tapered": Recipe(_with("taper", TaperConfig("cosine", start=1.5, end=0.5)), "MLP widths 1.5x to 0.5x on a cosine"),
+    "rising": Recipe(_with("taper", TaperConfig("cosine", start=0.5, end=1.5)), "MLP widths 0.5x to 1.5x on a cosine"),
     "gated": Recipe(_gated, "a gate on every head, d_ff narrowed by what the gate takes", "parameters", "d_ff"),
     "gated-wide": Recipe(_gated, "a gate on every head, same d_ff"),
-    "hope": Recipe(_hope, "each MLP as a chain of levels, the slower ones updated every few steps"),
+    "hope": Recipe(
+        _with("channel.kind", ContinuumConfig.kind),
+        "each MLP as a chain of levels, the slower ones updated every few steps",
+    ),
     "titans": Recipe(_titans, "a neural memory for attention, d_ff narrowed by what it takes", "parameters", "d_ff"),
     "titans-wide": Recipe(_titans, "a neural memory for attention, same d_ff"),
 }

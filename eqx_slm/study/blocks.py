@@ -49,7 +49,6 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     left: int = 1
-    title: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def _markdown(block: Block) -> str:
             return f"![{escaped(block.alt)}]({block.name}.png)\n"
         case Code():
             text = shown(block.text)
-            fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+            fence = "`" * max(3, _more_ticks(text))
             return f"{fence}{block.language}\n{text}\n{fence}\n"
         case Folded():
             line = html.escape(visible(block.summary))
@@ -134,12 +133,19 @@ def _inline(text: Text) -> str:
         return f"**{escaped(text)}**" if text.strip() else escaped(text)
     if isinstance(text, Mono):
         code = visible(text)
-        ticks = "`" * (1 + max((len(run) for run in re.findall("`+", code)), default=0))
+        ticks = "`" * _more_ticks(code)
         pad = " " if code.startswith("`") or code.endswith("`") else ""
         return f"{ticks}{pad}{code}{pad}{ticks}"
     if isinstance(text, str):
         return escaped(text)
-    return "".join(_inline(part) for part in text)
+    # A block's first spaces would mean something; those between its parts are only spaces.
+    parts = (" " * (not isinstance(part, Mono) and part.startswith(" ")) + _inline(part) for part in text)
+    return "".join(parts).lstrip(" ")
+
+
+def _more_ticks(text: str) -> int:
+    # A code's own backticks end it only where as many come in a row.
+    return 1 + max(map(len, re.findall("`+", text)), default=0)
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -90,7 +90,7 @@ def resolve(options: Options) -> "PairConfig":
     from pathlib import Path
 
     from ..data.open import prepared_tokenizer
-    from .config import StreamConfig, preset, read_config, replaced_settings
+    from .config import preset, read_config, replaced_settings
 
     if options.config is not None and not options.config.strip():
         raise UserError("--config is empty: name a config.json, or leave it out")
@@ -100,15 +100,16 @@ def resolve(options: Options) -> "PairConfig":
         raise UserError("--steps and --tokens are both given: they say the same thing, give one")
     config = preset(options.preset) if options.config is None else read_config(Path(options.config))
     given = {name: value for name, value in vars(options).items() if value is not None}
-    stream = {f.name: given[f.name] for f in dataclasses.fields(StreamConfig) if f.name in given}
+    stream, values = (
+        {field.name: given[field.name] for field in dataclasses.fields(part) if field.name in given}
+        for part in (config.stream, config)
+    )
     changed = dataclasses.replace(config.stream, **stream)
     if "data" in given and "tokenizer" not in given and (own := prepared_tokenizer(changed.data)) is not None:
         stream["tokenizer"] = own  # prepared data brings its tokenizer, and with it the vocabulary
     if "tokenizer" in stream and "vocab_size" not in given:
         stream["vocab_size"] = None
-    changed = dataclasses.replace(config.stream, **stream)
-    names = ("arms", "seeds", "steps", "margin", "pairing", "loop", "remat", "seeds_at_once", "name")
-    values = {name: given[name] for name in names if name in given}
+    values["stream"] = changed = dataclasses.replace(config.stream, **stream)
     if options.tokens is not None:
         if options.tokens < 1:
             raise UserError(f"--tokens {options.tokens}: it must be at least 1")
@@ -119,7 +120,7 @@ def resolve(options: Options) -> "PairConfig":
         values["settings"] = replaced_settings(config.settings, options.set)
     if options.schedule:
         values["optimizer"] = dataclasses.replace(config.optimizer, schedule=options.schedule)
-    return dataclasses.replace(config, stream=changed, **values)
+    return dataclasses.replace(config, **values)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -159,22 +160,19 @@ def _run_pair(options: Options) -> int:
     def at(stream: Any) -> "Study":
         return study_of(config, config.resolve(stream.vocab_size, stream.padding))
 
-    return _run(study, at, options.out, config, options.dry_run)
+    return _run(study, at, options.out, options.dry_run)
 
 
 def _run_study(study: "Study", options: StudyOptions) -> int:
-    changes: dict[str, Any] = {
-        name: value for name, value in (("seeds", options.seeds), ("rates", options.lr)) if value is not None
-    }
-    if options.steps is not None:
-        changes["run"] = dataclasses.replace(study.run, steps=options.steps)
-    if options.data is not None:
-        changes["stream"] = dataclasses.replace(study.stream, data=options.data)
-    study = dataclasses.replace(study, **changes)
-    return _run(study, lambda stream: study, options.out, study.document(), options.dry_run)
+    def given(part: Any, **values: Any) -> Any:
+        return dataclasses.replace(part, **{name: value for name, value in values.items() if value is not None})
+
+    run, stream = given(study.run, steps=options.steps), given(study.stream, data=options.data)
+    study = given(study, seeds=options.seeds, rates=options.lr, run=run, stream=stream)
+    return _run(study, lambda stream: study, options.out, options.dry_run)
 
 
-def _run(study: "Study", at: Callable[[Any], "Study"], out: str | None, document: Any, dry_run: bool) -> int:
+def _run(study: "Study", at: Callable[[Any], "Study"], out: str | None, dry_run: bool) -> int:
     """Opens the data, makes the study at its vocabulary, and runs or only plans it."""
     from pathlib import Path
 
@@ -193,7 +191,7 @@ def _run(study: "Study", at: Callable[[Any], "Study"], out: str | None, document
     if out is not None and not out.strip():
         raise UserError("--out is empty: name a folder, or leave it out")
     if out is not None and not dry_run:
-        check_folder(Path(out), document)
+        check_folder(Path(out), study.document())
     _say(console, f"reading {study.stream.data}, tokenizer {study.stream.tokenizer} ...")
     stream = study.stream.open()
     info, took = stream.info, time.perf_counter() - started
@@ -210,7 +208,6 @@ def _run(study: "Study", at: Callable[[Any], "Study"], out: str | None, document
             study,
             stream,
             out=out,
-            document=document,
             on_event=progress,
             on_folder=lambda folder: _say(console, f"run folder {folder}"),
         )
@@ -220,10 +217,10 @@ def _run(study: "Study", at: Callable[[Any], "Study"], out: str | None, document
 
 
 def _show_plan(study: "Study", vocab_size: int, padding: int, share: float | None) -> int:
-    from .dry_run import plan, plan_blocks
+    from .dry_run import plan
     from .terminal import print_blocks
 
-    print_blocks(plan_blocks(study, plan(study, vocab_size, padding, share)), _console())
+    print_blocks(plan(study, vocab_size, padding, share), _console())
     return 0
 
 

@@ -8,64 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..checks import check_number
 from ..configs import differences
 from ..errors import UserError
 from ..model import ModelConfig
-from .results import ArmResult, Row, finite
-from .statistics import Interval, Number, holm, holm_levels, p_value, paired_interval, slope_against_log_tokens, verdict
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """A mean with its interval, at a token count where it has one; None for what is not known or not finite."""
-
-    mean: float | None = None
-    low: float | None = None
-    high: float | None = None
-    tokens: int | None = None
-
-    @staticmethod
-    def of(interval: Interval | None, tokens: int | None = None) -> Bounds:
-        """An interval's."""
-        mean, low, high = (finite(value) for value in (interval or (None,) * 3)[:3])
-        return Bounds(mean, low, high, tokens)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What two arms' runs say about each other; every difference is arm minus reference, nats a token.
-
-    `differences` has each seed's final difference, None where a run diverged; `low` and `high` are the plain interval,
-    `corrected_*` the one that the verdict comes from. `config_difference` lists `(field, reference's, arm's)`: empty
-    for equal arms, None where nobody knows. `question` and `meaning` are a control's.
-    """
-
-    arm: str
-    reference: str
-    seeds: tuple[int, ...]
-    differences: tuple[float | None, ...]
-    mean: float | None
-    low: float | None
-    high: float | None
-    corrected_low: float | None
-    corrected_high: float | None
-    corrected_confidence: float
-    confidence: float
-    margin: float
-    p: float | None
-    p_holm: float | None
-    verdict: str
-    note: str
-    curve: tuple[Bounds, ...]
-    crossings: tuple[float, ...]
-    slope: Bounds
-    parameter_ratio: float | None
-    flops_ratio: float | None
-    time_ratio: float | None
-    config_difference: tuple[tuple[str, str, str], ...] | None
-    question: str = ""
-    meaning: str = ""
+from .results import ArmResult, Bounds, Comparison, Row
+from .statistics import (
+    Number,
+    check_confidence,
+    check_margin,
+    holm,
+    holm_levels,
+    p_value,
+    paired_interval,
+    slope_against_log_tokens,
+    verdict,
+)
 
 
 @dataclass(frozen=True)
@@ -94,8 +51,8 @@ class paired:
     confidence: float = 0.95
 
     def __post_init__(self):
-        check_number("margin", self.margin, "a number of nats, at least 0", lambda margin: margin >= 0)
-        check_number("confidence", self.confidence, "between 0 and 1", lambda level: 0 < level < 1)
+        check_margin(self.margin)
+        check_confidence(self.confidence)
 
     def pairs(self, levels: Mapping[str, Mapping[str, str]]) -> list[tuple[str, str]]:
         """(arm, its reference) for every arm that is none, from the levels of every arm by name."""
@@ -119,11 +76,12 @@ class paired:
 
     def __call__(self, arms: Mapping[str, ArmResult]) -> list[Comparison]:
         """The comparisons."""
-        pairs = [_Pair(arms[arm], arms[other]) for arm, other in self.pairs({n: a.levels for n, a in arms.items()})]
+        pairs = self.pairs({name: arm.levels for name, arm in arms.items()})
+        plain = [compare(arms[arm], arms[other], self.margin, self.confidence) for arm, other in pairs]
         # A comparison without a p-value still is one of the family, as the one that is rejected last.
-        p_values = [1.0 if pair.complete is None else p_value(pair.complete) for pair in pairs]
-        steps = zip(pairs, holm(p_values), holm_levels(p_values, confidence=self.confidence), strict=True)
-        return [pair.comparison(self.margin, self.confidence, level, adjusted) for pair, adjusted, level in steps]
+        p_values = [1.0 if each.p is None else each.p for each in plain]
+        steps = zip(plain, holm_levels(p_values, confidence=self.confidence), holm(p_values), strict=True)
+        return [_corrected(each, level, p_holm) for each, level, p_holm in steps]
 
 
 @dataclass(frozen=True)
@@ -144,90 +102,105 @@ class Control:
         """The comparison, where both arms are here and it is not made already."""
         if not {self.arm, self.control} <= arms.keys() or next(iter(arms)) in (self.arm, self.control):
             return []
-        made = _Pair(arms[self.arm], arms[self.control]).comparison(self.margin, self.confidence, self.confidence, None)
+        made = compare(arms[self.arm], arms[self.control], self.margin, self.confidence)
         return [dataclasses.replace(made, question=self.question, meaning=self.meaning.get(made.verdict, ""))]
 
 
-class _Pair:
-    """Two arms' runs put side by side, seed by seed, with the checks that make their differences paired."""
+def compare(arm: ArmResult, reference: ArmResult, margin: float, confidence: float) -> Comparison:
+    """Two arms' runs side by side, seed by seed, judged by the plain interval (see `paired`).
 
-    def __init__(self, arm: ArmResult, reference: ArmResult):
-        self.arm, self.reference = arm, reference
-        runs, others = ({run.seed: run for run in each.runs} for each in (arm, reference))
-        if runs.keys() != others.keys() or len(runs) < len(arm.runs) or len(others) < len(reference.runs) or not runs:
-            raise UserError(
-                f"arms {arm.name!r} and {reference.name!r} cannot be paired: seeds {[r.seed for r in arm.runs]} "
-                f"against {[r.seed for r in reference.runs]}; run both once with the same seeds"
-            )
-        self.seeds = tuple(sorted(runs))
-        both = [(runs[seed], others[seed]) for seed in self.seeds]
-        _check_tokens([run for pair in both for run in pair])
-        self.differences = tuple(
-            None if run.final_nll is None or other.final_nll is None else run.final_nll - other.final_nll
-            for run, other in both
-        )
-        known = [value for value in self.differences if value is not None]
-        # None where a run diverged: the seeds that survive are not a fair sample.
-        self.complete = known if len(known) == len(self.differences) else None
-        losses = [(run.losses, other.losses) for run, other in both]
-        self.tokens = sorted(set.intersection(*(ours.keys() & theirs.keys() for ours, theirs in losses)))
-        self.curves = [[ours[count] - theirs[count] for count in self.tokens] for ours, theirs in losses]
+    **Raises:** `UserError` where their seeds or token counts do not pair.
+    """
+    both = _paired_runs(arm, reference)
+    ends = [(run.final_nll, other.final_nll) for run, other in both]
+    finals = tuple(None if ours is None or theirs is None else ours - theirs for ours, theirs in ends)
+    every = [value for value in finals if value is not None]
+    # None where a run diverged: the seeds that survive are not a fair sample.
+    values = every if len(every) == len(finals) else None
+    losses = [(run.losses, other.losses) for run, other in both]
+    tokens = sorted(set.intersection(*(ours.keys() & theirs.keys() for ours, theirs in losses)))
+    curves = [[ours[count] - theirs[count] for count in tokens] for ours, theirs in losses]
+    columns = [list(column) for column in zip(*curves, strict=True)]
+    largest = max(map(abs, [*every, *sum(curves, [])]), default=0.0)
+    known = config_differences(reference.made_of, arm.made_of)
+    interval = paired_interval(values, confidence=confidence) if values else None
+    slope = slope_against_log_tokens(tokens, curves, confidence=confidence) if values and len(tokens) > 1 else None
+    p, bounds, identical = p_value(values) if values else None, Bounds.of(interval), known == () and largest == 0.0
+    return Comparison(
+        arm=arm.name,
+        reference=reference.name,
+        seeds=tuple(run.seed for run, _ in both),
+        differences=finals,
+        mean=bounds.mean,
+        low=bounds.low,
+        high=bounds.high,
+        corrected_low=bounds.low,
+        corrected_high=bounds.high,
+        corrected_confidence=confidence,
+        confidence=confidence,
+        margin=margin,
+        p=p,
+        p_holm=p,
+        verdict=verdict(interval, margin=margin, identical=identical) if interval else "not resolved",
+        note=_note(arm, reference, known == (), largest),
+        curve=tuple(
+            Bounds.of(paired_interval(c, confidence=confidence), n) for n, c in zip(tokens, columns, strict=True)
+        ),
+        crossings=tuple(crossings(tokens, [math.fsum(column) / len(column) for column in columns])),
+        slope=Bounds.of(slope),
+        parameter_ratio=_ratio(arm.facts.parameters, reference.facts.parameters),
+        flops_ratio=_ratio(arm.facts.flops_per_token, reference.facts.flops_per_token),
+        # A run that stopped early took little time for a reason that is no merit: no ratio then.
+        time_ratio=_ratio(*({"total": a.mean("train_seconds")} for a in (arm, reference))) if values else None,
+        config_difference=known,
+    )
 
-    def comparison(self, margin: float, confidence: float, level: float, p_holm: float | None) -> Comparison:
-        arm, reference, values = self.arm, self.reference, self.complete
-        plain, corrected = (paired_interval(values, confidence=c) if values else None for c in (confidence, level))
-        known = config_differences(reference.made_of, arm.made_of)
-        every = [value for value in self.differences if value is not None] + sum(self.curves, [])
-        largest = max(map(abs, every), default=0.0)
-        identical = known == () and largest == 0.0
-        columns = [(count, list(column)) for count, *column in zip(self.tokens, *self.curves, strict=True)]
-        means = [math.fsum(column) / len(column) for _, column in columns]
-        slope = None
-        if values and len(columns) > 1:
-            slope = slope_against_log_tokens(self.tokens, self.curves, confidence=confidence)
-        p, ends, corrected_ends = p_value(values) if values else None, Bounds.of(plain), Bounds.of(corrected)
-        return Comparison(
-            arm=arm.name,
-            reference=reference.name,
-            seeds=self.seeds,
-            differences=self.differences,
-            mean=ends.mean,
-            low=ends.low,
-            high=ends.high,
-            corrected_low=corrected_ends.low,
-            corrected_high=corrected_ends.high,
-            corrected_confidence=level,
-            confidence=confidence,
-            margin=margin,
-            p=p,
-            p_holm=p if p is None or p_holm is None else p_holm,
-            verdict=verdict(corrected, margin=margin, identical=identical) if corrected else "not resolved",
-            note=self._note(known == (), largest),
-            curve=tuple(Bounds.of(paired_interval(column, confidence=confidence), n) for n, column in columns),
-            crossings=tuple(crossings(self.tokens, means)),
-            slope=Bounds.of(slope),
-            parameter_ratio=_ratio(arm.facts.parameters, reference.facts.parameters),
-            flops_ratio=_ratio(arm.facts.flops_per_token, reference.facts.flops_per_token),
-            # A run that stopped early took little time for a reason that is no merit: no ratio then.
-            time_ratio=_ratio(*({"total": a.mean("train_seconds")} for a in (arm, reference))) if values else None,
-            config_difference=known,
-        )
 
-    def _note(self, equal: bool, largest: float) -> str:
-        said = []
-        for arm in (self.arm, self.reference):
-            seeds = sorted(run.seed for run in arm.runs if run.diverged)
-            if seeds:
-                which = "every seed" if len(seeds) == len(self.seeds) else f"seed{'s' * (len(seeds) > 1)}"
-                said.append(f"{arm.name} diverged on {which} ({', '.join(map(str, seeds))})")
-        if said:
-            return " and ".join(said) + ": no interval over the seeds that are left would be fair"
-        if not equal or largest == 0.0:
-            return ""
-        return (
-            f"equal configs gave different losses (by up to {largest:.2g} nat): expected where only the data order is "
-            "paired or the device is not deterministic, a defect otherwise"
+def _paired_runs(arm: ArmResult, reference: ArmResult) -> list[tuple[Row, Row]]:
+    """The runs of each seed, checked to have seen the same tokens."""
+    runs, others = ({run.seed: run for run in each.runs} for each in (arm, reference))
+    if not runs or runs.keys() != others.keys() or len(runs) + len(others) < len(arm.runs) + len(reference.runs):
+        raise UserError(
+            f"arms {arm.name!r} and {reference.name!r} cannot be paired: seeds {[r.seed for r in arm.runs]} "
+            f"against {[r.seed for r in reference.runs]}; run both once with the same seeds"
         )
+    both = [(runs[seed], others[seed]) for seed in sorted(runs)]
+    _check_tokens([run for pair in both for run in pair])
+    return both
+
+
+def _corrected(plain: Comparison, level: float, p_holm: float) -> Comparison:
+    """The same judged by the interval at its own level of Holm's procedure."""
+    values = [value for value in plain.differences if value is not None]
+    if len(values) < len(plain.differences):
+        return dataclasses.replace(plain, corrected_confidence=level)
+    interval = paired_interval(values, confidence=level)
+    bounds, identical = Bounds.of(interval), plain.verdict == "identical arms"
+    return dataclasses.replace(
+        plain,
+        corrected_low=bounds.low,
+        corrected_high=bounds.high,
+        corrected_confidence=level,
+        p_holm=p_holm,
+        verdict=verdict(interval, margin=plain.margin, identical=identical),
+    )
+
+
+def _note(arm: ArmResult, reference: ArmResult, equal: bool, largest: float) -> str:
+    said = []
+    for each in (arm, reference):
+        seeds = sorted(run.seed for run in each.runs if run.diverged)
+        if seeds:
+            which = "every seed" if len(seeds) == len(each.runs) else f"seed{'s' * (len(seeds) > 1)}"
+            said.append(f"{each.name} diverged on {which} ({', '.join(map(str, seeds))})")
+    if said:
+        return " and ".join(said) + ": no interval over the seeds that are left would be fair"
+    if not equal or largest == 0.0:
+        return ""
+    return (
+        f"equal configs gave different losses (by up to {largest:.2g} nat): expected where only the data order is "
+        "paired or the device is not deterministic, a defect otherwise"
+    )
 
 
 def config_differences(reference: Any, other: Any) -> tuple[tuple[str, str, str], ...] | None:

@@ -1,12 +1,11 @@
 """A run as plain data: everything that decides its result, with presets; replayed from the JSON it wrote."""
 
 import dataclasses
-import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from ..nn.leviathan import LeviathanConfig
 from ..nn.table import TableConfig
 from ..train.loop import RunConfig
 from .arms import Arm, Tuned, changed, make_arm
+from .statistics import check_confidence, check_margin
 
 if TYPE_CHECKING:
     from ..data import Stream
@@ -39,16 +39,12 @@ class StreamConfig:
     eval_tokens: int = 16384
 
     def __post_init__(self):
-        for name in ("data", "data_root", "text_field", "tokenizer"):
-            value = getattr(self, name)
-            if value is not None and not value.strip():
-                raise UserError(
-                    f"{name}={value!r}: it is empty; leave --{name.replace('_', '-')} out or name something"
-                )
-        for name in ("pad_vocab_to", "sequence_length", "batch_size", "eval_tokens"):
-            whole(f"{name} (--{name.replace('_', '-')})", getattr(self, name), most=INT32)
-        if self.vocab_size is not None:
-            whole("vocab_size (--vocab-size)", self.vocab_size, most=INT32)
+        for name, value in vars(self).items():
+            option = f"--{name.replace('_', '-')}"
+            if isinstance(value, str) and not value.strip():
+                raise UserError(f"{name}={value!r}: it is empty; leave {option} out or name something")
+            if value is not None and not isinstance(value, str):
+                whole(f"{name} ({option})", value, most=INT32)
         if self.batch_size * (self.sequence_length + 1) >= 2**31:
             raise UserError(
                 f"batch_size={self.batch_size}, sequence_length={self.sequence_length}: a batch has at most 2^31 tokens"
@@ -59,10 +55,6 @@ class StreamConfig:
         from ..data.open import open_data
 
         options = dataclasses.asdict(self)
-        if self.text_field is None:
-            del options["text_field"]
-        elif "text_field" not in inspect.signature(open_data).parameters:
-            raise UserError(f"text_field={self.text_field!r}: this version reads records by `prepare` only")
         return open_data(options.pop("data"), options.pop("tokenizer"), **options)
 
 
@@ -71,12 +63,16 @@ def run_of(config: RunConfig) -> RunConfig:
     return RunConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(RunConfig)})
 
 
-def check_design(seeds: Sequence[int], rates: Sequence[float], seeds_at_once: int) -> None:
-    """Raises `UserError` for seeds and learning rates that make no study."""
+def check_design(name: str, arms: Any, seeds: int | Sequence[int], rates: Sequence[float], seeds_at_once: int) -> None:
+    """Raises `UserError` for a name, arms, seeds (how many, or which) and learning rates that make no study."""
+    if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name) or len(name.encode()) > 100:
+        raise UserError(f"name={name[:120]!r}: letters, digits and any of . + - _, at most 100; it names a folder")
+    if not arms:
+        raise UserError("no arms: give at least one, the first is the reference")
+    if not isinstance(seeds, Sequence):
+        seeds = range(whole("seeds", seeds, most=10_000))
     if not seeds or len(seeds) > 10_000:
         raise UserError(f"seeds={len(seeds)}: give at least one, at most 10,000")
-    if len(set(seeds)) < len(seeds):
-        raise UserError(f"seeds={list(seeds)}: one is given twice")
     for seed in seeds:
         whole("a seed", seed, least=0, most=2**32 - 1)
     if not rates:
@@ -84,8 +80,9 @@ def check_design(seeds: Sequence[int], rates: Sequence[float], seeds_at_once: in
     for rate in rates:
         # In float32, which the step computes in: 1e-50 would train nothing.
         check_number("learning_rates (--lr)", rate, "positive and finite, also in float32", _is_rate)
-    if len(set(rates)) < len(rates):
-        raise UserError(f"learning_rates (--lr)={list(rates)}: one is given twice")
+    for what, values in (("seeds", seeds), ("learning_rates (--lr)", rates)):
+        if len(set(values)) < len(values):
+            raise UserError(f"{what}={list(values)}: one is given twice")
     if seeds_at_once > len(seeds):
         raise UserError(f"seeds_at_once (--seeds-at-once)={seeds_at_once}: there are only {len(seeds)} seeds")
 
@@ -114,13 +111,9 @@ class PairConfig(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_name(self.name)
-        if len(self.arms) < 1:
-            raise UserError("no arms: name at least one, the first is the reference")
-        whole("seeds", self.seeds, most=10_000)
-        check_design(range(self.seeds), self.learning_rates, self.seeds_at_once)
-        check_number("margin", self.margin, "a number of nats, at least 0", lambda margin: margin >= 0)
-        check_number("confidence", self.confidence, "between 0 and 1", lambda confidence: 0 < confidence < 1)
+        check_design(self.name, self.arms, self.seeds, self.learning_rates, self.seeds_at_once)
+        check_margin(self.margin)
+        check_confidence(self.confidence)
 
     @property
     def tokens(self) -> int:
@@ -172,12 +165,6 @@ class PairConfig(RunConfig):
                 )
             arms[label] = dataclasses.replace(arm, name=label)
         return arms
-
-
-def check_name(name: str) -> None:
-    """Raises `UserError` for the name of a study that cannot name a folder."""
-    if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name) or len(name.encode()) > 100:
-        raise UserError(f"name={name[:120]!r}: letters, digits and any of . + - _, at most 100; it names a folder")
 
 
 def split_setting(setting: str, labels: tuple[str, ...]) -> tuple[str, str]:

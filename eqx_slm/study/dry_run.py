@@ -16,22 +16,21 @@ from .study import Study, settings_of
 EFFICIENCY = 0.35
 
 
-def plan(study: Study, vocab_size: int, padding: int, share: float | None) -> Results:
-    """Ledger, FLOPs and memory of every arm, nothing allocated; `share` is the stream's `distinct_share`, if known."""
+def plan(study: Study, vocab_size: int, padding: int, share: float | None) -> list[Block]:
+    """Every arm's parameters, budgets, match and a rough time, nothing allocated.
+
+    **Arguments:** the sizes and, if known, `distinct_share` of the study's stream.
+    """
     batch_size, context = study.stream.batch_size, study.stream.sequence_length
     sizes = {"batch_size": batch_size, "context": context, "width": study.run.activation_bytes, "share": share}
-    arms = study.resolve(vocab_size, context, padding)[0].items()
-    planned = {
-        name: ArmResult(name, facts(arm, **sizes), study.rates[0], match=study.notes.get(name)) for name, arm in arms
+    arms = {
+        name: ArmResult(name, facts(arm, **sizes), study.rates[0], match=study.notes.get(name))
+        for name, arm in study.resolve(vocab_size, context, padding)[0].items()
     }
-    return Results(study.name, planned, settings_of(study, batch_size, context))
-
-
-def plan_blocks(study: Study, planned: Results) -> list[Block]:
-    """Parameters, budgets, how arms were matched, and a rough time."""
+    planned = Results(study.name, arms, settings_of(study, batch_size, context))
     rate, runs, total = matmul_rate(study.run.compute_dtype), len(study.which) * len(study.rates), 0.0
     blocks = [*parameters(planned)[1:2], *budgets(planned)[1:], *what_differs(planned)[1:]]
-    for name, arm in planned.arms.items():
+    for name, arm in arms.items():
         flops = arm.facts.flops_per_token or {}
         a_run = planned.settings["tokens"] * (flops["total_distinct"] or flops["total"]) / (rate * EFFICIENCY)
         total += runs * a_run

@@ -29,8 +29,11 @@ def config_hash(document: Any) -> str:
     return hashlib.sha256(json.dumps(json_ready(to_dict(document)), sort_keys=True).encode()).hexdigest()[:8]
 
 
-def check_folder(path: Path, document: Any) -> None:
-    """Raises `UserError` where a study with this config document cannot go into, or go on in, a folder."""
+def check_folder(path: Path, document: Any, *, in_use: bool = True) -> None:
+    """Raises `UserError` where a study with this config document cannot go into, or go on in, a folder.
+
+    **Arguments:** `in_use`: whether another process in it counts.
+    """
     if path.exists() and not path.is_dir():
         raise UserError(f"--out {path} is a file: name a folder")
     above = path
@@ -39,24 +42,22 @@ def check_folder(path: Path, document: Any) -> None:
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         why = "no permission to write there" if above.is_dir() else "it is a file"
         raise UserError(f"cannot make the run folder {path} in {above}: {why}")
-    if above == path:
-        _check_contents(path, document)
-        if (path / "config.json").exists():
-            Lock(path).release()  # whoever works there is told of now, not when the data are read
-
-
-def _check_contents(path: Path, document: Any) -> None:
-    if not (path / "config.json").exists():
+    if above != path:
+        return
+    file = path / "config.json"
+    if not file.exists():
         if any(name != LOCK for name in os.listdir(path)):
             raise UserError(f"--out {path} holds files that are no run: name a new or an empty folder")
         return
-    both = read_json(path / "config.json"), json_ready(to_dict(document))
+    both = read_json(file), json_ready(to_dict(document))
     if not isinstance(both[0], dict):
-        raise UserError(f"{path / 'config.json'} is no config of a study: name another folder")
+        raise UserError(f"{file} is no config of a study: name another folder")
     changed = differences(*({k: v for k, v in data.items() if k not in GROWING} for data in both))
     if changed:
         shown = "; ".join(f"{field} {old} -> {new}" for field, old, new in changed[:5])
         raise UserError(f"--out {path} holds a run of another config ({shown}): name another folder")
+    if in_use:
+        Lock(path).release()
 
 
 class Folder:
@@ -77,7 +78,7 @@ class Folder:
         except OSError as error:
             raise UserError(f"cannot make the run folder {out or runs}: {error.strerror}") from None
         try:
-            _check_contents(self.path, document)
+            check_folder(self.path, document, in_use=False)
             self.rows = read_rows(self.path / "runs.jsonl")
         except BaseException:
             self.lock.release()

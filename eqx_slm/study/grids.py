@@ -34,42 +34,28 @@ class Grid:
         for point in self.points:
             name, config = "-".join(label for _, label, _, _ in point), base
             for _, _, field, value in point:
-                config = set_field(config, field, value) if isinstance(value, str) else _set(config, field, value)
+                config = set_field(config, field, value if dataclasses.is_dataclass(value) else str(value))
             if name in seen:
                 raise UserError(f"two arms of the grid are called {name}: give the levels labels that tell them apart")
             seen.add(name)
             yield name, config, {factor: label for factor, label, _, _ in point}
 
 
-def grid(field: str, levels: Iterable[Any] | Mapping[str, Any], *, factor: str | None = None) -> Grid:
+def grid(field: str, levels: Iterable[Any] | Mapping[str, Any]) -> Grid:
     """A grid of one factor.
 
     **Arguments:**
 
     - `field`: the dotted path of a `ModelConfig`'s field, such as "mixer.kind", "taper" or "embedding.rank".
     - `levels`: its values, or label -> value: texts as typed after `--set`, numbers, or parts (`TaperConfig(...)`).
-    - `factor`: what the factor is called; by default the field, without ".kind".
 
-    **Returns:** a `Grid`; `grid("mixer.kind", MIXERS) * grid("taper", TAPERS)` has every pair.
+    **Returns:** a `Grid` whose factor has the field's name, without ".kind"; `grid("mixer.kind", MIXERS) *
+    grid("taper", TAPERS)` has every pair.
     """
-    name = factor or field.removesuffix(".kind")
+    name = field.removesuffix(".kind")
     if not isinstance(levels, Mapping):
         last = name.rpartition(".")[2]
         levels = {level if isinstance(level, str) else f"{last}={level}": level for level in levels}
     if not levels:
         raise UserError(f"grid {field!r} has no levels: give at least one")
     return Grid(tuple(((name, str(label), field, value),) for label, value in levels.items()))
-
-
-def _set(config: Any, path: str, value: Any) -> Any:
-    """A copy of a config with the part or number at a path replaced."""
-    if not dataclasses.is_dataclass(value):
-        return set_field(config, path, str(value))
-    name, _, rest = path.partition(".")
-    if name not in {field.name for field in dataclasses.fields(config)}:
-        raise UserError(f"unknown field {path!r}: {name!r} is not one of a {type(config).__name__}'s")
-    inner = _set(getattr(config, name), rest, value) if rest else value
-    try:
-        return dataclasses.replace(config, **{name: inner})
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None

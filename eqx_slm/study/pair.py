@@ -64,17 +64,11 @@ def pair(
 
     **Arguments:**
 
-    - `arms`: by name, a `ModelConfig` or a function `make(key) -> LanguageModel`; the first is the reference. Configs
-      bring their FLOPs and differences into the report; the same function or config twice is an identical arm.
+    - `arms`, `seeds`, `learning_rates` (its `rates`), `notes`: as in `Study`. Configs bring their FLOPs and differences
+      into the report; the same function or config twice is an identical arm.
     - `stream`: see `eqx_slm.data.open_data`; its sequence length is the context.
-    - `seeds`: how many (0, 1, ...), or which. A seed sets initial values and data order; three or more give an interval
-      worth having.
-    - `learning_rates`: with several, every arm runs all of them and is judged at its own best (by mean final loss).
-    - `margin`: nats a token below which a difference does not matter; decided before the run.
-    - `confidence`: of one interval; with several arms, of the family of tests (Holm).
-    - `notes`: a sentence an arm for the report.
-    - `out`: a folder for all that the command writes (report.md, result.json, models, ...); what is there already of
-      the same study is not run again.
+    - `margin`, `confidence`: as in `paired`.
+    - `out`: a folder for all that the command writes; what is there already of the same study is not run again.
     - `on_event`: told of everything that happens.
     - `run`: the fields of `RunConfig`, such as `steps`, `optimizer`, `compute_dtype`, `seeds_at_once`.
 
@@ -93,8 +87,9 @@ def pair(
         run=RunConfig(**{name: value for name, value in run.items() if value is not None}),
         notes=notes or {},
     )
-    document = {**study.document(), "stream": stream.info}  # a stream that was given is not described by a config
-    folder, results = run_study(study, stream, out=out, runs=None, document=document, on_event=on_event)
+    # A stream that was given is not described by a config.
+    study = dataclasses.replace(study, config={**study.document(), "stream": stream.info})
+    folder, results = run_study(study, stream, out=out, runs=None, on_event=on_event)
     return PairResult(results, folder)
 
 
@@ -109,7 +104,7 @@ def run_pair(
     """
     stream = config.stream.open() if stream is None else stream
     study = study_of(config, config.resolve(stream.vocab_size, stream.padding))
-    folder, results = run_study(study, stream, out=out, document=config, **options)
+    folder, results = run_study(study, stream, out=out, **options)
     assert folder is not None
     return folder, PairResult(results, folder)
 
@@ -126,6 +121,7 @@ def study_of(config: PairConfig, arms: Mapping[str, Arm]) -> Study:
         run=run_of(config),
         notes={name: arm.match_note for name, arm in arms.items() if arm.match_note},
         replay="python experiments/pair.py --config {config}",
+        config=config,
     )
 
 

@@ -52,11 +52,12 @@ def render(draw: Callable[..., Figure], *arguments: Any) -> dict[str, bytes]:
     import matplotlib
 
     files = {}
-    for ending, metadata in {"png": {"Software": None}, "svg": {"Date": None}}.items():
-        with matplotlib.rc_context(cast("dict[Any, Any]", STYLE)), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script that the font lacks: boxes
+    with matplotlib.rc_context(cast("dict[Any, Any]", STYLE)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script that the font lacks: boxes
+        figure = draw(*arguments)
+        for ending, metadata in {"png": {"Software": None}, "svg": {"Date": None}}.items():
             buffer = io.BytesIO()
-            draw(*arguments).savefig(buffer, format=ending, dpi=DPI, metadata=metadata)
+            figure.savefig(buffer, format=ending, dpi=DPI, metadata=metadata)
             files[ending] = buffer.getvalue()
     return files
 
@@ -76,26 +77,23 @@ def draw_curves(results: Results) -> Figure:
 
 
 def _draw_losses(axes: Axes, results: Results, looks: dict[str, tuple[str, Any]]) -> None:
-    labels, everything, starts = [], [], []
+    labels, starts, everything = [], [], []
     for name, arm in results.arms.items():
         colour, dash = looks[name]
-        for run in arm.runs:
-            curve = run.losses
+        curves = [run.losses for run in arm.runs]
+        for run, curve in zip(arm.runs, curves, strict=True):
             axes.plot(list(curve), list(curve.values()), color=colour, linewidth=0.7, alpha=0.4)
             if run.diverged and curve:
-                axes.plot(*zip(list(curve.items())[-1], strict=True), marker="x", color=colour, markersize=6)
-            everything += curve.values()
+                axes.plot(*list(curve.items())[-1], marker="x", color=colour, markersize=6)
             starts += list(curve.values())[:1]
-        shared = [count for count in arm.runs[0].losses if all(count in run.losses for run in arm.runs)]
-        means = [math.fsum(run.losses[count] for run in arm.runs) / len(arm.runs) for count in shared]
+            everything += curve.values()
+        shared = sorted(set.intersection(*map(set, curves)))
+        means = [math.fsum(curve[count] for curve in curves) / len(curves) for count in shared]
         if shared:
             (line,) = axes.plot(shared, means, color=colour, linestyle=dash, linewidth=1.9)
             labels.append((means[-1], line, _label(arm)))
-    if everything:
-        # A run that blew up must not flatten all the others.
-        low, high = min(everything), min(max(everything), 1.1 * max(starts))
-        pad = 0.05 * (high - low) or 0.5
-        axes.set_ylim(low - pad, high + pad)
+    if everything:  # a run that blew up must not flatten all the others
+        _fit(axes, [min(everything), min(max(everything), 1.1 * max(starts))], 0.05)
     seeds = plural(len(results.settings["seeds"]), "seed")
     _title(axes, "Validation loss", [f"mean over {seeds}; thin lines: single seeds"])
     axes.set_ylabel("validation loss (nats per token)")
@@ -104,36 +102,30 @@ def _draw_losses(axes: Axes, results: Results, looks: dict[str, tuple[str, Any]]
 
 
 def _draw_differences(axes: Axes, results: Results, looks: dict[str, tuple[str, Any]]) -> None:
-    margin = results.settings["margin"] or 0.0
-    labels, limits = [], [-2.0 * margin, 2.0 * margin]
+    s, margin, labels = results.settings, results.settings["margin"] or 0.0, []
+    limits = [-2.0 * margin, 2.0 * margin]
     axes.axhspan(-margin, margin, color="#dddddd", alpha=0.75, linewidth=0, zorder=0.5)
     zero = axes.axhline(0.0, color=BLACK, linewidth=1.1, zorder=2)
     for each in results.comparisons:
         if not each.curve:
             continue
         colour, dash = looks[each.arm]
-        tokens, means = [point.tokens or 0 for point in each.curve], [point.mean or 0.0 for point in each.curve]
-        bounded = [p for p in each.curve if p.low is not None and p.high is not None]
-        if bounded:
-            lows, highs = [p.low or 0.0 for p in bounded], [p.high or 0.0 for p in bounded]
-            axes.fill_between(
-                [p.tokens or 0 for p in bounded], lows, highs, color=colour, alpha=0.16, linewidth=0, zorder=1
-            )
-            # The last interval carries the verdict: it is always shown whole, the early and wide ones may be cut.
-            limits += [lows[-1], highs[-1]]
+        tokens, means, lows, highs = (
+            [math.nan if (value := getattr(point, part)) is None else value for point in each.curve]
+            for part in ("tokens", "mean", "low", "high")
+        )
+        axes.fill_between(tokens, lows, highs, color=colour, alpha=0.16, linewidth=0, zorder=1)
         (line,) = axes.plot(tokens, means, color=colour, linestyle=dash, linewidth=1.9, zorder=3)
-        limits += means
+        # The last interval carries the verdict: it is always shown whole, the early and wide ones may be cut.
+        limits += [*means, lows[-1], highs[-1]]
         labels.append((means[-1], line, _label(results.arms[each.arm])))
-    low, high = min(limits), max(limits)
-    pad = 0.07 * (high - low) or 0.01
-    axes.set_ylim(low - pad, high + pad)
-    than = list(dict.fromkeys(each.reference for each in results.comparisons)) or [results.reference]
-    name = _shorten(than[0]) if len(than) == 1 else "its reference"
+    _fit(axes, limits, 0.07)
+    references = list(dict.fromkeys(each.reference for each in results.comparisons)) or [results.reference]
+    name = _shorten(references[0]) if len(references) == 1 else "its reference"
     says = [f"below zero: better than {name}" + (f"; grey: margin of ±{margin:g} nat" if margin else "")]
-    if len(results.settings["seeds"]) > 1:
+    if len(s["seeds"]) > 1:
         several = ", before Holm's correction" if len(results.comparisons) > 1 else ""
-        level = percent(results.settings["confidence"])
-        says.append(f"bands: {level} intervals over {plural(len(results.settings['seeds']), 'seed')}{several}")
+        says.append(f"bands: {percent(s['confidence'])} intervals over {plural(len(s['seeds']), 'seed')}{several}")
     else:
         says.append("one seed: there are no intervals")
     _title(axes, f"Paired difference to {name}", says)
@@ -142,10 +134,9 @@ def _draw_differences(axes: Axes, results: Results, looks: dict[str, tuple[str, 
         axes.set_xticks([])
         axes.text(0.5, 0.75, "nothing to compare", transform=axes.transAxes, ha="center", color=GREY)
         return
-    labels.append((0.0, zero, name))
     _token_axis(axes)
     _signed_axis(axes.yaxis)
-    _label_ends(axes, labels)
+    _label_ends(axes, [*labels, (0.0, zero, name)])
 
 
 def draw_forest(results: Results, by: str) -> Figure:
@@ -175,6 +166,12 @@ def draw_forest(results: Results, by: str) -> Figure:
     _signed_axis(axes.xaxis)
     axes.set_xlabel("difference in loss (nats per token), corrected intervals; below zero: better")
     return figure
+
+
+def _fit(axes: Axes, values: Sequence[float], share: float) -> None:
+    known = [value for value in values if math.isfinite(value)]
+    pad = share * (max(known) - min(known)) or 0.01
+    axes.set_ylim(min(known) - pad, max(known) + pad)
 
 
 def _title(axes: Axes, title: str, lines: Sequence[str]) -> None:

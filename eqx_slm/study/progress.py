@@ -5,6 +5,7 @@ import time
 from collections import defaultdict
 from typing import Any
 
+from ..train.loop import Progress as Step
 from ..visible import visible
 from .runner import Event
 from .sentences import human
@@ -23,7 +24,7 @@ class Progress:
         self.compiled: dict[str, float] = {}
         self.spent: dict[str, float] = defaultdict(float)  # seconds between two reports of one run: steps, evaluations
         self.trained: dict[str, float] = defaultdict(float)  # and the runs, in parts of one, that they brought forward
-        self.mark: tuple[Event, float] | None = None
+        self.mark: tuple[int, float] | None = None  # the step that was told last, and when
         self.told, self.live = -math.inf, None
 
     def __enter__(self) -> "Progress":
@@ -45,22 +46,21 @@ class Progress:
     def __call__(self, event: Event) -> None:
         """Shows an event."""
         name = visible(f"{event.arm} seed {event.seed}")
-        if event.progress is None:
-            self.mark = None
+        if event.progress is not None:
+            self._step(name, event, event.progress)
+            return
+        self.mark = None
         if event.kind == "compiled":
             self.compiled[event.arm] = event.seconds
             self._print(f"{visible(event.arm)}: step compiled in {event.seconds:.1f} s")
         elif event.kind == "sampling":
             self._show(name, "writing a sample of text")
-        elif event.kind in ("run", "kept"):
+        else:
             self.done[event.arm] += 1
-            said = f"done: {name}, lr {event.learning_rate:g}: {event.seconds:.0f} s"
-            said = f"was there: {name}, lr {event.learning_rate:g}" if event.kind == "kept" else said
-            self._print(f"run {sum(self.done.values())}/{self.runs} {said}")
-            last = sum(self.done.values()) == self.runs
-            self._show(name, "comparing and writing the report" if last else "starting the next run")
-        elif event.progress is not None:
-            self._step(name, event)
+            done, run = sum(self.done.values()), f"{name}, lr {event.learning_rate:g}"
+            said = f"was there: {run}" if event.kind == "kept" else f"done: {run}: {event.seconds:.0f} s"
+            self._print(f"run {done}/{self.runs} {said}")
+            self._show(name, "comparing and writing the report" if done == self.runs else "starting the next run")
 
     def left(self, event: Event) -> float | None:
         """Seconds until the last run ends; None until steps have told how long one takes. Compiling is no step."""
@@ -76,26 +76,23 @@ class Progress:
         compiling = sum(self.compiled.values()) / max(1, len(self.compiled))
         return left + others * (each * usual + compiling)
 
-    def _step(self, name: str, event: Event) -> None:
-        progress, now = event.progress, time.perf_counter()
-        assert progress is not None
-        if self.mark is not None:
-            before, then = self.mark
-            if before.progress and before.progress.step < progress.step:
-                self.spent[event.arm] += now - then
-                self.trained[event.arm] += event.runs * (progress.step - before.progress.step) / self.steps
-        if self.mark is None or not self.mark[0].progress or self.mark[0].progress.step < progress.step:
-            self.mark = event, now
+    def _step(self, name: str, event: Event, progress: Step) -> None:
+        now, step = time.perf_counter(), progress.step
+        if self.mark is None or self.mark[0] < step:
+            if self.mark is not None:
+                self.spent[event.arm] += now - self.mark[1]
+                self.trained[event.arm] += event.runs * (step - self.mark[0]) / self.steps
+            self.mark = step, now
         left = self.left(event)
         val = f" val {progress.evaluation.nll:.3f}" if progress.evaluation else ""
         speed = "" if math.isnan(progress.tokens_per_second) else f" {human(progress.tokens_per_second)} tok/s"
         status = f"loss {progress.loss:.3f}{val}{speed}" + ("" if left is None else f" {_clock(left)} left")
-        if self.live or now - self.told >= PLAIN_SECONDS or progress.step == self.steps:
+        if self.live or now - self.told >= PLAIN_SECONDS or step == self.steps:
             self.told = now
-            done = int((sum(self.done.values()) + event.runs * progress.step / self.steps) * self.steps)
+            done = int((sum(self.done.values()) + event.runs * step / self.steps) * self.steps)
             self._show(name, status, done)
             if not self.live:
-                self._print(f"{name}: step {progress.step}/{self.steps}, {status}")
+                self._print(f"{name}: step {step}/{self.steps}, {status}")
 
     def _show(self, name: str, status: str, completed: int | None = None) -> None:
         if self.live:

@@ -9,12 +9,11 @@ from typing import Any
 
 from ..account.flops import CONVENTIONS
 from .blocks import Block, Code, Folded, Heading, Mono, Paragraph, Picture, Strong, Table
-from .compare import Bounds, Comparison
-from .results import ArmResult, Results, Row
+from .results import ArmResult, Bounds, Comparison, Results, Row
 from .sentences import UNKNOWN, comparison_sentences, counted, human, number, percent, plural, ratio, signed, size, span
 
 Section = Callable[[Results], list[Block]]
-Columns = Mapping[str, Callable[[ArmResult], str]]
+Cells = dict[str, str]  # of an arm's row, by the name of the column
 
 TAX = (
     "The embedding tax is the share of all parameters that sits in tables with a row for each token. Buffers are "
@@ -43,17 +42,21 @@ ELSEWHERE = (
 def summary(results: Results) -> list[Block]:
     """A table of the arms and a line a verdict: what the terminal shows at the end."""
     s, compared = results.settings, {each.arm: each for each in results.comparisons}
-    columns: Columns = {
-        "params": lambda arm: human(arm.facts.parameters.get("total")),
-        "FLOPs/token": lambda arm: human((arm.facts.flops_per_token or {}).get("total")),
-        "loss": lambda arm: _mean(arm, "final_nll"),
-        "bits/byte": lambda arm: _mean(arm, "final_bits_per_byte"),
-        "diff": lambda arm: signed(compared[arm.name].mean) if arm.name in compared else "",
-        "verdict": lambda arm: compared[arm.name].verdict if arm.name in compared else "reference",
-    }
+
+    def cells(arm: ArmResult) -> Cells:
+        its = compared.get(arm.name)
+        return {
+            "params": human(arm.facts.parameters.get("total")),
+            "FLOPs/token": human((arm.facts.flops_per_token or {}).get("total")),
+            "loss": _mean(arm, "final_nll"),
+            "bits/byte": _mean(arm, "final_bits_per_byte"),
+            "diff": signed(its.mean) if its else "",
+            "verdict": its.verdict if its else "reference",
+        }
+
     made = f"{plural(len(results.arms), 'arm')}, {plural(len(s['seeds']), 'seed')}, {human(s['tokens'])} tokens each"
     rule = "" if s["margin"] is None else f"; margin {s['margin']:g} nat, {percent(s['confidence'])} intervals"
-    blocks: list[Block] = [Paragraph(Strong(f"{results.name}: {made}{rule}")), _by_arm(results, columns)]
+    blocks: list[Block] = [Paragraph(Strong(f"{results.name}: {made}{rule}")), _by_arm(results, cells)]
     blocks += [Paragraph(comparison_sentences(each, s["tokens"], short=True)) for each in results.comparisons]
     for each in results.controls:
         blocks.append(Paragraph(["Control: ", *comparison_sentences(each, s["tokens"], short=True)]))
@@ -112,47 +115,51 @@ def what_differs(results: Results) -> list[Block]:
 def parameters(results: Results) -> list[Block]:
     """Parameters by place, with the share that the vocabulary takes; the ledger behind a line."""
     base = results.arms[results.reference].facts.parameters.get("total")
-    columns: dict[str, Callable[[ArmResult], str]] = {
-        part.replace("_", " "): lambda arm, part=part: counted(arm.facts.parameters.get(part))
-        for part in _names(results, lambda arm: arm.facts.parameters)
-    }
-    columns["ratio"] = lambda arm: ratio(arm.facts.parameters.get("total", 0) / base if base else None)
-    columns["embedding tax"] = lambda arm: number(arm.facts.embedding_tax, form=".1%")
-    columns["buffers"] = lambda arm: size(arm.facts.buffers_bytes)
+    parts = _names(results, "parameters")
+
+    def cells(arm: ArmResult) -> Cells:
+        own = arm.facts.parameters
+        return {
+            **{part.replace("_", " "): counted(own.get(part)) for part in parts},
+            "ratio": ratio(own.get("total", 0) / base if base else None),
+            "embedding tax": number(arm.facts.embedding_tax, form=".1%"),
+            "buffers": size(arm.facts.buffers_bytes),
+        }
+
     ledgers = [dict(arm.facts.ledger) for arm in results.arms.values()]
     paths = dict.fromkeys(path for ledger in ledgers for path in ledger)
     places = [[Mono(path), *(counted(led[path]) if path in led else "" for led in ledgers)] for path in paths]
     ledger = Folded("Ledger, place by place", [Table(["place", *results.arms], places)])
-    return [Heading("Parameters"), _by_arm(results, columns), Paragraph(TAX), ledger]
+    return [Heading("Parameters"), _by_arm(results, cells), Paragraph(TAX), ledger]
 
 
 def budgets(results: Results) -> list[Block]:
     """What each arm costs: parameters, FLOPs a token, memory, time."""
-    s = results.settings
-    flops = {"FLOPs/token": "total", "embedding": "embedding", "blocks": "blocks", "head": "head"}
-    columns: Columns = {
-        "parameters": lambda arm: counted(arm.facts.parameters.get("total")),
-        **{
-            name: lambda arm, part=part: human((arm.facts.flops_per_token or {}).get(part))
-            for name, part in {**flops, "per distinct": "total_distinct"}.items()
-        },
-        "s/seed": lambda arm: number(arm.mean("train_seconds"), form=".1f"),
-        "tokens/s": lambda arm: human(arm.mean("tokens_per_second")),
-        "compile s": lambda arm: number(arm.compile_seconds, form=".1f"),
-    }
-    memory: Columns = {
-        "total": lambda arm: size(sum(count or 0 for count in arm.facts.memory_bytes.values())),
-        **{
-            part: lambda arm, part=part: size(arm.facts.memory_bytes.get(part))
-            for part in _names(results, lambda arm: arm.facts.memory_bytes)
-        },
-    }
+    s, kinds = results.settings, _names(results, "memory_bytes")
+
+    def costs(arm: ArmResult) -> Cells:
+        flops = arm.facts.flops_per_token or {}
+        return {
+            "parameters": counted(arm.facts.parameters.get("total")),
+            "FLOPs/token": human(flops.get("total")),
+            **{part: human(flops.get(part)) for part in ("embedding", "blocks", "head")},
+            "per distinct": human(flops.get("total_distinct")),
+            "s/seed": number(arm.mean("train_seconds"), form=".1f"),
+            "tokens/s": human(arm.mean("tokens_per_second")),
+            "compile s": number(arm.compile_seconds, form=".1f"),
+        }
+
+    def memory(arm: ArmResult) -> Cells:
+        held = arm.facts.memory_bytes
+        total = sum(count or 0 for count in held.values())
+        return {"total": size(total), **{kind: size(held.get(kind)) for kind in kinds}}
+
     batch = f"{s['steps']:,} steps of {s['batch_size']} sequences of {s['sequence_length']}"
     took = f" The whole study took {results.seconds:.1f} seconds of wall time." if results.seconds else ""
     return [
         Heading("Budgets"),
         Paragraph(f"Every run is given {s['tokens']:,} tokens: {batch}.{took}"),
-        _by_arm(results, columns),
+        _by_arm(results, costs),
         Paragraph(f"{CONVENTIONS} {DISTINCT}"),
         Paragraph("Memory of a training step:"),
         _by_arm(results, memory),
@@ -162,21 +169,23 @@ def budgets(results: Results) -> list[Block]:
 def losses(results: Results) -> list[Block]:
     """Final validation loss of each seed, with bits a byte where the tokenizer loses no byte; the sweep, if any."""
     s = results.settings
-    columns: Columns = {
-        "learning rate": lambda arm: f"{arm.learning_rate:g}",
-        **{f"seed {n}": lambda arm, n=n: _final(r for r in arm.runs if r.seed == n) for n in s["seeds"]},
-        "mean": lambda arm: _mean(arm, "final_nll"),
-        "perplexity": lambda arm: number(math.exp(min(arm.mean("final_nll") or math.nan, 700)), form=".2f"),
-        "bits/byte": lambda arm: _mean(arm, "final_bits_per_byte"),
-    }
-    blocks: list[Block] = [Heading("Losses"), Paragraph("Final validation loss in nats a token.")]
-    blocks.append(_by_arm(results, columns))
+
+    def cells(arm: ArmResult) -> Cells:
+        return {
+            "learning rate": f"{arm.learning_rate:g}",
+            **{f"seed {seed}": _final(run for run in arm.runs if run.seed == seed) for seed in s["seeds"]},
+            "mean": _mean(arm, "final_nll"),
+            "perplexity": number(math.exp(min(arm.mean("final_nll") or math.nan, 700)), form=".2f"),
+            "bits/byte": _mean(arm, "final_bits_per_byte"),
+        }
+
+    def tried(arm: ArmResult) -> Cells:
+        rates = s["learning_rates"]
+        return {f"{rate:g}": _final(run for run in arm.all_runs if run.learning_rate == rate) for rate in rates}
+
+    blocks = [Heading("Losses"), Paragraph("Final validation loss in nats a token."), _by_arm(results, cells)]
     if s["swept"]:
         told = "Every arm was swept over the same learning rates and is shown at its own. Mean final loss at each:"
-        tried: Columns = {
-            f"{rate:g}": lambda arm, rate=rate: _final(r for r in arm.all_runs if r.learning_rate == rate)
-            for rate in s["learning_rates"]
-        }
         blocks += [Paragraph(told), _by_arm(results, tried)]
     return blocks
 
@@ -263,21 +272,22 @@ PAIR: tuple[Section, ...] = (
 )
 
 
-def _by_arm(results: Results, columns: Columns) -> Table:
+def _by_arm(results: Results, cells: Callable[[ArmResult], Cells]) -> Table:
     """A row an arm; a column that is unknown of all of them is left out."""
-    cells = {name: [column(arm) for arm in results.arms.values()] for name, column in columns.items()}
-    cells = {name: column for name, column in cells.items() if set(column) != {UNKNOWN}}
-    return Table(["arm", *cells], [list(row) for row in zip(results.arms, *cells.values(), strict=True)])
+    rows = [cells(arm) for arm in results.arms.values()]
+    names = [name for name in rows[0] if any(row[name] != UNKNOWN for row in rows)]
+    body = [[arm, *(row[name] for name in names)] for arm, row in zip(results.arms, rows, strict=True)]
+    return Table(["arm", *names], body)
 
 
 def _against(results: Results) -> str:
     return " and ".join(dict.fromkeys(each.reference for each in results.comparisons))
 
 
-def _names(results: Results, group: Callable[[ArmResult], Mapping[str, Any]]) -> list[str]:
+def _names(results: Results, group: str) -> list[str]:
     # Every name that some arm has, in the order of appearance, with the total last.
-    names = dict.fromkeys(name for arm in results.arms.values() for name in group(arm))
-    return [name for name in names if name != "total"] + ["total"] * ("total" in names)
+    names = dict.fromkeys(name for arm in results.arms.values() for name in getattr(arm.facts, group))
+    return sorted(names, key=lambda name: name == "total")
 
 
 def _mean(arm: ArmResult, name: str) -> str:

@@ -6,15 +6,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..account.facts import Facts
 from ..configs import to_dict
 from ..files import json_ready
 from ..train.loop import Evaluation
-
-if TYPE_CHECKING:
-    from .compare import Comparison
+from .statistics import Interval
 
 
 @dataclass(frozen=True)
@@ -65,6 +63,64 @@ class Row:
         data = json.loads(line)
         evals = [{**each, "nll": math.nan if each["nll"] is None else each["nll"]} for each in data["evals"]]
         return Row(**{**data, "evals": tuple(Evaluation(**each) for each in evals)})
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """A mean with its interval, at a token count where it has one; None for what is not known or not finite."""
+
+    mean: float | None = None
+    low: float | None = None
+    high: float | None = None
+    tokens: int | None = None
+
+    @staticmethod
+    def of(interval: Interval | None, tokens: int | None = None) -> Bounds:
+        """An interval's."""
+        mean, low, high = (finite(value) for value in (interval or (None,) * 3)[:3])
+        return Bounds(mean, low, high, tokens)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two arms' runs say about each other; every difference is arm minus reference, nats a token.
+
+    `differences` has each seed's final difference, None where a run diverged; `low` and `high` are the plain interval,
+    `corrected_*` the one that the verdict comes from. `config_difference` lists `(field, reference's, arm's)`: empty
+    for equal arms, None where nobody knows. `question` and `meaning` are a control's.
+    """
+
+    arm: str
+    reference: str
+    seeds: tuple[int, ...]
+    differences: tuple[float | None, ...]
+    mean: float | None
+    low: float | None
+    high: float | None
+    corrected_low: float | None
+    corrected_high: float | None
+    corrected_confidence: float
+    confidence: float
+    margin: float
+    p: float | None
+    p_holm: float | None
+    verdict: str
+    note: str
+    curve: tuple[Bounds, ...]
+    crossings: tuple[float, ...]
+    slope: Bounds
+    parameter_ratio: float | None
+    flops_ratio: float | None
+    time_ratio: float | None
+    config_difference: tuple[tuple[str, str, str], ...] | None
+    question: str = ""
+    meaning: str = ""
+
+    @property
+    def is_corrected(self) -> bool:
+        """Whether Holm's correction changed the interval."""
+        bounds = (self.corrected_low, self.corrected_high)
+        return bounds != (self.low, self.high) and None not in bounds
 
 
 @dataclass(frozen=True)

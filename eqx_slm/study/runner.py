@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -34,20 +35,18 @@ Run = tuple[str, int, float]  # arm, seed, learning rate
 class Event:
     """Something that happened in a study.
 
-    "kept" (a run that was there), "compiled" (with its report), "progress", "sampling" and "sample" (with its text),
-    "run" (with the model and its row). `runs`: how many runs, one a seed, are at the step that "progress" tells of.
+    "kept" (a run that was there), "compiled", "progress", "sampling", "run" (with the model and its row). `seconds`:
+    what compiling or training took; `runs`: how many runs, one a seed, are at the step that "progress" tells of.
     """
 
-    kind: Literal["kept", "compiled", "progress", "sampling", "sample", "run"]
+    kind: Literal["kept", "compiled", "progress", "sampling", "run"]
     arm: str
     seed: int = 0
     learning_rate: float = 0.0
     progress: Progress | None = None
-    report: CompileReport | None = None
     seconds: float = 0.0
     model: Any = None
     row: Row | None = None
-    text: str = ""
     runs: int = 1
 
 
@@ -137,15 +136,12 @@ class Runner:
         for record in records:
             self._check_tokens(name, record.seed, record.stream_hash)
             model, record.params = program.model(record.params), None
+            told = ("seed", "learning_rate", "stream_hash", "train_seconds", "tokens_per_second")
             row = Row(
                 key=keys[name, record.seed, rate],
                 arm=name,
-                seed=record.seed,
-                learning_rate=rate,
                 evals=tuple(record.evals),
-                stream_hash=record.stream_hash,
-                train_seconds=record.train_seconds,
-                tokens_per_second=record.tokens_per_second,
+                **{each: getattr(record, each) for each in told},
                 compile_seconds=compiled.seconds,
                 temporary_bytes=compiled.temporary_bytes,
                 seeds_at_once=len(seeds),
@@ -174,7 +170,7 @@ class Runner:
         program = make_program(model, config.optimizer, **how, replicates=replicates)
         compiled = compile_step(program, model, self.stream.eval_batches()[0])
         known.append((compiled.program, compiled.report))
-        self.tell(Event("compiled", name, seconds=compiled.report.seconds, report=compiled.report))
+        self.tell(Event("compiled", name, seconds=compiled.report.seconds))
         return known[-1]
 
     def _sample(self, name: str, model: Any, rate: float, seed: int) -> str:
@@ -184,14 +180,12 @@ class Runner:
         self.tell(Event("sampling", name, seed, rate))
         start, size = jax.numpy.asarray(prompt), self.stream.sequence_length
         ids = generate(model, start, tokens=tokens, context=size, temperature=0.8, key=jax.random.key(0))
-        text = f"{self.stream.decode(prompt)}⟦…⟧{self.stream.decode(np.asarray(ids))}"
-        self.tell(Event("sample", name, seed, rate, text=text))
-        return text
+        return f"{self.stream.decode(prompt)}⟦…⟧{self.stream.decode(np.asarray(ids))}"
 
 
-def distinct_share(stream: Stream, *, batches: int = 16) -> float:
-    """Mean number of distinct input tokens of a batch over its tokens, from the first batches of seed 0."""
-    inputs = (batch[:, :-1] for _, batch in zip(range(batches), stream.batches(0), strict=False))
+def distinct_share(stream: Stream) -> float:
+    """Mean number of distinct input tokens of a batch over its tokens, from the first 16 batches of seed 0."""
+    inputs = (batch[:, :-1] for batch in itertools.islice(stream.batches(0), 16))
     return float(np.mean([np.unique(part).size / part.size for part in inputs]))
 
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 
 from .blocks import Strong
-from .compare import Comparison
-from .results import finite
+from .results import Comparison, finite
 from .statistics import Number
 
 UNKNOWN = "n/a"
 
 
-def signed(value: Number | None, *, digits: int = 4) -> str:
+def signed(value: Number | None) -> str:
     """A difference with its sign: `+0.0420`; `-1.2e-06` where the digits would show only zeros; `0` where it is 0."""
     if finite(value) is None or value is None:
         return UNKNOWN
     if value == 0.0:
         return "0"
-    return f"{value:+.{digits}f}" if abs(value) >= 0.5 * 10**-digits else f"{value:+.1e}"
+    return f"{value:+.4f}" if abs(value) >= 0.00005 else f"{value:+.1e}"
 
 
 def span(low: Number | None, high: Number | None) -> str:
@@ -99,7 +98,7 @@ def _headline(c: Comparison, tokens: int) -> list[str]:
     if c.low is None:
         return [f"{figures} ({seeds}, so there is no interval): ", word, "."]
     bounds = f"{percent(c.confidence)} interval {span(c.low, c.high)}, {seeds}"
-    if is_corrected(c):
+    if c.is_corrected:
         bounds += f"; Holm-corrected {span(c.corrected_low, c.corrected_high)}"
     return [f"{figures} ({bounds}): ", word, f"{_because(c)}."]
 
@@ -109,7 +108,7 @@ def _because(c: Comparison) -> str:
         return f" of {c.margin:g} nat"
     if c.verdict != "not resolved":
         return f", beyond the margin of {c.margin:g} nat"
-    interval = "corrected interval" if is_corrected(c) else "interval"
+    interval = "corrected interval" if c.is_corrected else "interval"
     if (c.corrected_low or 0) < -c.margin and (c.corrected_high or 0) > c.margin:
         return f", the {interval} reaches beyond the margin of {c.margin:g} nat on both sides"
     return f", the {interval} lies neither wholly inside nor wholly beyond the margin of {c.margin:g} nat"
@@ -158,9 +157,3 @@ def _costs(c: Comparison) -> str:
     parts = [f"{ratio(value)} the {what}" for value, what in told if value is not None]
     listed = " and ".join(", ".join(parts).rsplit(", ", 1))
     return f"It takes {listed} of {c.reference}." if parts else ""
-
-
-def is_corrected(c: Comparison) -> bool:
-    """Whether Holm's correction changed the interval."""
-    bounds = (c.corrected_low, c.corrected_high)
-    return bounds != (c.low, c.high) and None not in bounds

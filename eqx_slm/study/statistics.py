@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+from ..checks import check_number
 
 # Runtime type checkers take `float` at its word; counts and a margin of 0 are whole numbers.
 Number = float | int
@@ -23,6 +25,16 @@ class Interval(NamedTuple):
     n: int
 
 
+def check_confidence(confidence: Any) -> None:
+    """Raises `UserError` for what is no confidence level."""
+    check_number("confidence", confidence, "between 0 and 1", lambda level: 0 < level < 1)
+
+
+def check_margin(margin: Any) -> None:
+    """Raises `UserError` for what is no margin."""
+    check_number("margin", margin, "a number of nats, at least 0", lambda nats: nats >= 0)
+
+
 def paired_interval(differences: Sequence[Number], *, confidence: float = 0.95) -> Interval:
     """Student's t interval of the mean difference, `mean ± t(n - 1) s / sqrt(n)`.
 
@@ -32,7 +44,7 @@ def paired_interval(differences: Sequence[Number], *, confidence: float = 0.95) 
     differences that are exactly equal. Raises `ValueError` for no or non-finite differences.
     """
     values = _finite(differences)
-    _check_confidence(confidence)
+    check_confidence(confidence)
     mean, error = _mean_and_error(values)
     n = len(values)
     if n == 1:
@@ -54,7 +66,7 @@ def p_value(differences: Sequence[Number], *, margin: Number = 0.0) -> float:
     **Returns:** p: 1 for one difference; for differences exactly equal 0 where they are beyond the margin, else 1.
     """
     values = _finite(differences)
-    _check_margin(margin)
+    check_margin(margin)
     mean, error = _mean_and_error(values)
     excess = abs(mean) - margin
     if len(values) == 1 or excess <= 0.0:
@@ -88,7 +100,7 @@ def holm_levels(p_values: Sequence[Number], *, confidence: float = 0.95) -> list
     down: at the first arm that is not rejected it stops, and the arms after it keep that arm's level. So an arm's
     interval excludes zero exactly where its adjusted p is below `1 - confidence`.
     """
-    _check_confidence(confidence)
+    check_confidence(confidence)
     order, alpha, steps = _ascending(p_values), 1.0 - confidence, len(p_values)
     levels = [confidence] * steps
     for index in order:
@@ -110,7 +122,7 @@ def verdict(interval: Interval, *, margin: Number, identical: bool = False) -> V
 
     `identical` says whether the configs are equal. Raises `ValueError` for a negative or non-finite margin.
     """
-    _check_margin(margin)
+    check_margin(margin)
     exact = interval.mean == 0.0 and (interval.n == 1 or interval.low == interval.high == 0.0)
     if identical and exact:
         return "identical arms"
@@ -176,13 +188,3 @@ def _finite(differences: Sequence[Number]) -> list[float]:
     if not values or not all(math.isfinite(value) for value in values):
         raise ValueError(f"an interval needs at least one difference and only finite ones, got {values}")
     return values
-
-
-def _check_confidence(confidence: float) -> None:
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence is between 0 and 1, for example 0.95; got {confidence}")
-
-
-def _check_margin(margin: Number) -> None:
-    if not (math.isfinite(margin) and margin >= 0.0):
-        raise ValueError(f"the margin is a number of nats that is not negative, for example 0.01; got {margin}")

@@ -15,7 +15,6 @@ from typing import Any
 import jax
 
 from ..account.facts import facts
-from ..checks import whole
 from ..configs import to_dict
 from ..data import Stream
 from ..errors import UserError
@@ -24,12 +23,12 @@ from ..model import ModelConfig
 from ..train.host import keep_freed_memory
 from ..train.loop import RunConfig
 from .blocks import Block, write_report
-from .compare import Comparison, Control, paired
-from .config import QUICK, StreamConfig, check_design, check_name, run_of
+from .compare import Control, paired
+from .config import QUICK, StreamConfig, check_design, run_of
 from .folder import Folder
 from .grids import Grid
 from .report import PAIR
-from .results import ArmResult, Results, Row, best_rate
+from .results import ArmResult, Comparison, Results, Row, best_rate
 from .runner import Arms, Event, MakeModel, Runner, distinct_share
 
 Analysis = Callable[[Mapping[str, ArmResult]], list[Comparison]]
@@ -53,6 +52,7 @@ class Study:
     - `stream`, `run`: the data, and how every run is trained.
     - `notes`: a sentence an arm for the report.
     - `replay`: the command that runs it again, `{config}` in the place of its config.json.
+    - `config`: what config.json holds, where that is not the study's own data.
     """
 
     name: str
@@ -66,14 +66,11 @@ class Study:
     run: RunConfig = run_of(QUICK)
     notes: Mapping[str, str] = field(default_factory=dict)
     replay: str = ""
+    config: Any = None
 
     def __post_init__(self):
-        check_name(self.name)
-        if not (self.arms.points if isinstance(self.arms, Grid) else self.arms):
-            raise UserError("no arms: give at least one, the first is the reference")
-        if not isinstance(self.seeds, Sequence):
-            whole("seeds", self.seeds, most=10_000)
-        check_design(self.which, self.rates, self.run.seeds_at_once)
+        arms = self.arms.points if isinstance(self.arms, Grid) else self.arms
+        check_design(self.name, arms, self.seeds, self.rates, self.run.seeds_at_once)
 
     @property
     def which(self) -> Sequence[int]:
@@ -95,8 +92,10 @@ class Study:
                 analysis.pairs(levels)
         return arms, levels
 
-    def document(self) -> dict[str, Any]:
-        """What config.json holds: all of the study that is data."""
+    def document(self) -> Any:
+        """What config.json holds: `config`, or all of the study that is data."""
+        if self.config is not None:
+            return self.config
         arms = self.resolve(self.model.vocab_size, self.model.context)[0].items()
         return {
             "name": self.name,
@@ -115,7 +114,6 @@ def run_study(
     *,
     out: str | Path | None = None,
     runs: Path | None = Path("runs"),
-    document: Any = None,
     on_event: Callable[[Event], None] | None = None,
     on_folder: Callable[[Path], None] | None = None,
 ) -> tuple[Path | None, Results]:
@@ -125,12 +123,9 @@ def run_study(
 
     - `stream`: the study's stream where the caller has it already.
     - `out`: the folder; None makes `runs/<name>-<config hash>-<n>`, and nothing where `runs` is None.
-    - `document`: what config.json holds, by default `study.document()`.
     - `on_event`: told of everything that happens; `on_folder`: told the folder before training.
 
-    **Returns:** the folder and the results. The folder holds config.json, runs.jsonl (a row a run: one that is there is
-    not run again), metrics.jsonl, result.json, report.md with its pictures, and
-    `<arm>/seed-<n>/lr-<rate>/model.safetensors`.
+    **Returns:** the folder, which holds what docs/studies.md lists, and the results.
 
     **Raises:** `UserError` before anything is written where arms, data or folder do not fit.
     """
@@ -143,8 +138,7 @@ def run_study(
     keys = runner.keys(study.which, study.rates)
     if out is None and runs is None:
         return None, _results(study, runner, runner.run(study.which, keys), levels, started)
-    document = study.document() if document is None else document
-    with Folder(out, document, name=study.name, runs=runs or Path("runs")) as folder:
+    with Folder(out, study.document(), name=study.name, runs=runs or Path("runs")) as folder:
         there = folder.begin(keys)
         if on_folder:
             on_folder(folder.path)
@@ -156,7 +150,7 @@ def run_study(
         runner.tell = note
         results = _results(study, runner, runner.run(study.which, keys, there), levels, started)
         replay = study.replay.replace("{config}", shlex.quote(str(folder.path / "config.json")))
-        results = dataclasses.replace(results, config=to_dict(document), replay=replay)
+        results = dataclasses.replace(results, config=to_dict(study.document()), replay=replay)
         write_json_atomic(folder.path / "result.json", results.to_json())
         write_report([block for section in study.report for block in section(results)], folder.path)
     return folder.path, results

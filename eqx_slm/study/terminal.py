@@ -53,8 +53,7 @@ def _print_table(block: Table, console: Console) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
 
-    title = _text(block.title, "bold") if block.title else None
-    table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = RichTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for index, name in enumerate(block.header):
         last = index == len(block.header) - 1
         # Words give way first: figures are useless cut, and an arm's name may be long.
