@@ -59,8 +59,10 @@ def _backward(residuals: Any, grad_modes: Float[Array, "r t"]) -> tuple[Float[Ar
         hat = jnp.maximum(1 - jnp.abs(place - (jnp.asarray(gap, place.dtype) - 0.5)), 0)
         return slope + grad * hat
 
-    # A loop, which compiles sooner than its steps written out; a sum over an axis takes six times as long.
-    slope = jax.lax.fori_loop(1, knots + 1, add_gap, add_gap(0, 0.0))
+    # A loop, which on a CPU compiles sooner than its steps written out; a sum over an axis takes six times as long. An
+    # accelerator, which would start a kernel a step, has them written out.
+    unroll = 1 if jax.default_backend() == "cpu" else knots
+    slope = jax.lax.fori_loop(1, knots + 1, add_gap, add_gap(0, 0.0), unroll=unroll)
     # Near an end the basis is divided by what its weights sum to. That divides every factor, so its slope multiplies
     # sum_r grad_factor * factor, which is sum_r grad_mode * mode, the same for all coordinates. The division comes
     # last: what ends cheaply XLA computes again for each of its uses.
