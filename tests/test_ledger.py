@@ -45,8 +45,8 @@ def shapes(config):
     return eqx.filter_eval_shape(lambda key: build(config, key=key), jax.random.key(0))
 
 
-@settings(max_examples=10)
-@given(model_configs(max_depth=32))
+@settings(max_examples=8)
+@given(model_configs(max_depth=8))
 @example(DEEP)
 def test_closed_forms_equal_the_leaves_entry_by_entry(config):
     model = shapes(config)

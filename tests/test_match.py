@@ -5,7 +5,7 @@ import math
 
 import jaxtyping
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eqx_slm import (
@@ -43,10 +43,10 @@ def size_or_none(config, vary, value, measure=count_parameters):
 
 
 def assert_no_neighbour_is_nearer(match, config, vary, step, measure=count_parameters):
-    """Among the valid values within 40 steps to either side none is nearer, and none as near is smaller."""
+    """Among the valid values within 20 steps to either side none is nearer, and none as near is smaller."""
     miss = abs(match.achieved - match.target)
     assert match.value % step == 0
-    for value in range(max(step, match.value - 40 * step), match.value + 40 * step + 1, step):
+    for value in range(max(step, match.value - 20 * step), match.value + 20 * step + 1, step):
         size = size_or_none(config, vary, value, measure)
         if size is not None:
             assert (abs(size - match.target), value) >= (miss, match.value), (value, size)
@@ -75,10 +75,10 @@ small_bases = model_configs(max_vocab_size=500, max_d_model=24, max_depth=6, max
 goals = st.floats(2, 7).map(lambda exponent: round(10**exponent))
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(small_bases, goals, st.sampled_from(["depth", "d_ff", "d_model"]), st.sampled_from([None, 1, 3, 8]))
 def test_no_valid_neighbour_is_nearer(config, goal, vary, multiple):
-    assume(vary != "depth" or goal < 1e5)
+    goal = min(goal, 30_000) if vary == "depth" else goal  # as many layers as are counted quickly
     try:
         match = match_parameters(config, goal, vary, multiple=multiple)
     except ValueError:
@@ -91,7 +91,7 @@ def test_no_valid_neighbour_is_nearer(config, goal, vary, multiple):
     assert_no_neighbour_is_nearer(match, config, vary, multiple or 1)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     st.sampled_from(["cosine", "linear", "sigmoid", "step-early"]),
     st.integers(2, 20),
@@ -101,7 +101,7 @@ def test_no_valid_neighbour_is_nearer(config, goal, vary, multiple):
 )
 def test_tapered_models_too(schedule, depth, multiple, goal, vary):
     """Where only some widths and depths can be reached, the best of those is found."""
-    assume(vary != "depth" or goal < 1e6)
+    goal = min(goal, 100_000) if vary == "depth" else goal
     taper = TaperConfig(schedule, 1.5, None if schedule == "step-early" else 0.5, multiple)
     config = dataclasses.replace(SMALL, depth=depth, taper=taper)
     match = match_parameters(config, goal, vary)
@@ -109,11 +109,10 @@ def test_tapered_models_too(schedule, depth, multiple, goal, vary):
     assert_no_neighbour_is_nearer(match, config, vary, 1)
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(small_bases, st.floats(3, 8), st.sampled_from(["depth", "d_ff", "d_model"]), st.sampled_from([None, 0.3]))
 def test_flops_likewise(config, exponent, vary, share):
-    config, goal = dataclasses.replace(config, taper=TaperConfig()), 10**exponent
-    assume(vary != "depth" or goal < 1e6)
+    config, goal = dataclasses.replace(config, taper=TaperConfig()), 10 ** min(exponent, 5 if vary == "depth" else 8)
 
     def measure(c):
         counted = flops(c, context=40, distinct_share=share)

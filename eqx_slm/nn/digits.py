@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Integer
 
+from ..checks import whole
 from ..errors import UserError
 
 
@@ -24,20 +25,13 @@ def coordinate_base(vocab_size: int, k: int) -> int:
 
     **Raises:** `UserError` (a `ValueError`) for what is no whole number of at least 1.
     """
-    vocab_size, k = whole(vocab_size, "vocab_size"), whole(k, "k")
+    vocab_size, k = whole("vocab_size", vocab_size), whole("k", k)
     # Bisection between a base that is too small and one that is not, in Python's integers: no size overflows them.
     small, enough = 0, 1 << -(-vocab_size.bit_length() // k)
     while enough - small > 1:
         middle = (small + enough) // 2
         small, enough = (small, middle) if middle**k >= vocab_size else (middle, enough)
     return enough
-
-
-def whole(value: Any, name: str) -> int:
-    """A size as a Python integer; raises `UserError` for one that is below 1, a float or a boolean."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < 1:
-        raise UserError(f"{name}={value!r}: it must be a whole number, at least 1")
-    return int(value)
 
 
 def to_coordinates(
@@ -57,7 +51,7 @@ def to_coordinates(
 
     **Raises:** `UserError` (a `ValueError`) for a base or k below 1, and for ids that are out of range.
     """
-    base, k = whole(base, "base"), whole(k, "k")
+    base, k = whole("base", base), whole("k", k)
     rest = _widened(ids)
     if isinstance(rest, np.ndarray) and rest.size and not (0 <= rest.min() and int(rest.max()) < base**k):
         raise UserError(f"ids from {rest.min()} to {rest.max()}: {k} digits in base {base} hold 0 to {base**k - 1}")
@@ -82,7 +76,7 @@ def from_coordinates(digits: Integer[np.ndarray | Array, "*n k"], base: int) -> 
 
     **Raises:** `UserError` (a `ValueError`) for a base below 1.
     """
-    base = whole(base, "base")
+    base = whole("base", base)
     digits = _widened(digits)
     ids = _xp(digits).zeros_like(digits[..., 0])
     for r in range(digits.shape[-1]):

@@ -21,7 +21,7 @@ class TokenEmbedding(eqx.Module):
     """Maps token ids to vectors. Any module with this call works in a `LanguageModel`; the rest has defaults.
 
     An id outside [0, vocab_size), a negative one too, is no token: its vector is NaN, in every embedding and however it
-    is evaluated (streams refuse such ids on the host before they get here). It has no gradient.
+    is evaluated (streams refuse such ids on the host before they get here). No token's row has a gradient from it.
 
     A coordinate order is a leaf of integers, saved with the model and never trained: `eqx.filter_grad` passes over it,
     plain `jax.grad` of a module that has one wants `allow_int=True`.

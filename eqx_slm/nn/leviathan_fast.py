@@ -49,12 +49,20 @@ def _backward(residuals: Any, grad_modes: Float[Array, "r t"]) -> tuple[Float[Ar
     knots = spline.shape[1]
     grad_factors = _factors_gradient(factors, modes, grad_modes)
     grad_spline = jnp.einsum("sqt,srt->sqr", bspline_basis(u, knots, axis=1), grad_factors)
-    grad_basis = jnp.einsum("sqr,srt->sqt", spline, grad_factors)
+    # The slope of knot g's piece is hat g - 1/2 less hat g + 1/2: a sum by parts leaves one hat a gap between knots.
+    gaps_sgr = jnp.diff(spline, axis=1, prepend=0, append=0)
+    grad_gaps = jnp.einsum("sgr,srt->sgt", gaps_sgr, grad_factors)
     place, low, high = places(u, knots)
-    slope = jnp.zeros_like(u)
-    for knot in range(knots):  # unrolled it stays one loop over the tokens; a sum over an axis took six times as long
-        left, right = jnp.abs(place - (knot - 0.5)), jnp.abs(place - (knot + 0.5))
-        slope += grad_basis[:, knot] * (jnp.maximum(1 - left, 0) - jnp.maximum(1 - right, 0))
+
+    def add_gap(gap: Array | int, slope: Array | float) -> Array:
+        grad = jax.lax.dynamic_index_in_dim(grad_gaps, gap, axis=1, keepdims=False)
+        hat = jnp.maximum(1 - jnp.abs(place - (jnp.asarray(gap, place.dtype) - 0.5)), 0)
+        return slope + grad * hat
+
+    # A loop, which on a CPU compiles sooner than its steps written out; a sum over an axis takes six times as long. An
+    # accelerator, which would start a kernel a step, has them written out.
+    unroll = 1 if jax.default_backend() == "cpu" else knots
+    slope = jax.lax.fori_loop(1, knots + 1, add_gap, add_gap(0, 0.0), unroll=unroll)
     # Near an end the basis is divided by what its weights sum to. That divides every factor, so its slope multiplies
     # sum_r grad_factor * factor, which is sum_r grad_mode * mode, the same for all coordinates. The division comes
     # last: what ends cheaply XLA computes again for each of its uses.
@@ -69,10 +77,10 @@ def _factors_gradient(
     factors: Float[Array, "s r t"], modes: Float[Array, "r t"], grad_modes: Float[Array, "r t"]
 ) -> Float[Array, "s r t"]:
     """The product of the other factors, times the gradient: by a division where no part of any product is near zero or
-    infinity, else (a factor of zero, or hundreds of small ones) by multiplying them from both ends."""
-    exact = divisible(factors, modes)
+    infinity, else (a factor of zero, or hundreds of small ones) as the module does: finite wherever that is, which
+    products from both ends are not."""
     return jax.lax.cond(
-        exact,
+        divisible(factors, modes),
         lambda: modes[None] / factors * grad_modes[None],
         lambda: jax.vjp(product, factors)[1](grad_modes)[0],
     )
