@@ -119,6 +119,8 @@ def told_before_reading(arguments):
         (["--arms", "dense", "rising", "--set", "all.taper.start=1.25"], "does not reach the arm rising"),
         (["--arms", "dense", "leviathan", "--set", "all.embedding.std=0.1"], "does not reach the arm leviathan"),
         (["--arms", "dense", "gated-wide", "--set", "all.mixer.kind=titans"], "does not reach the arm gated-wide"),
+        (["--arms", "dense", "gated", "--set", "all.mixer.kind=titans-mag"], "does not reach the arm gated"),
+        (["--arms", "dense", "titans", "--set", "all.mixer.window=8"], "does not reach the arm titans"),
         (["--set", "dense.taper.start=2"], "dense.taper.start=2 has no effect: dense.taper.schedule is uniform"),
         (["--steps", "3", "--tokens", "1000"], "--steps and --tokens are both given"),
         (["--steps", "0"], "steps=0"),

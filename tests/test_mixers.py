@@ -194,7 +194,7 @@ def test_the_config_counts_its_parameters_and_its_state(name):
     for context in (1, 2, T, 3 * T):
         state = jax.eval_shape(lambda context=context: config.build(D, key=jax.random.key(0)).start(context))
         assert sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim) == config.state_numbers(D, context)
-        assert config.flops(D, context) > 0 and config.activations(D, context) > 0
+        assert config.flops(D, context) >= 0 and config.activations(D, context) > 0  # matmuls only: some have none
 
 
 @every_mixer

@@ -161,5 +161,7 @@ def test_the_taper_study_is_a_study(tmp_path, monkeypatch, capsys):
     assert study_main(small, ["--data", text, "--dry-run", "--seeds", "2", "--steps", "3"]) == 0
     out = capsys.readouterr().out
     assert "gated-rising" in out and "4 runs of about" in out and list(tmp_path.iterdir()) == [tmp_path / "text.txt"]
+    options = ["--data", text, "--tokenizer", "byte", "--sequence-length", "8", "--dry-run"]
+    assert study_main(small, options) == 0 and "tokenizer byte" in capsys.readouterr().out
     assert study_main(small, ["--seeds", "0"]) == 2 and "seeds=0" in capsys.readouterr().err
     assert PAIR  # the sections that a study has by default

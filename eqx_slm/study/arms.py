@@ -83,7 +83,6 @@ def _unchanged(base: ModelConfig, tuned: Tuned) -> ModelConfig:
 
 
 _tied = _with("head", HeadConfig("tied"))
-_hope = _with("channel.kind", ContinuumConfig.kind)
 _gated, _titans = _with("mixer.kind", GatedAttentionConfig.kind), _with("mixer.kind", TitansConfig.kind)
 
 RECIPES: dict[str, Recipe] = {

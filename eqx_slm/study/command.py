@@ -1,10 +1,12 @@
 """The commands of studies: `python experiments/pair.py`, and `main` for a study's own script."""
 
 import dataclasses
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from ..commandline import complain, parse, patient_streams
@@ -12,7 +14,7 @@ from ..errors import UserError
 from ..train.stack import Loop, Remat
 
 if TYPE_CHECKING:  # the command answers --help without loading jax
-    from .config import PairConfig
+    from .config import PairConfig, StreamConfig
     from .study import Study
 
 
@@ -31,6 +33,16 @@ class StudyOptions:
     data: str | None = None
     """stdlib, tiny_shakespeare, ptb, wikitext-2, a text file, a folder of text files, a folder that
     `python -m eqx_slm.data prepare` wrote, stream:FILES to tokenize on the fly, mix:0.7=A,0.3=B of prepared folders."""
+    data_root: str | None = None
+    """The folder that holds the named corpora."""
+    text_field: str | None = None
+    """The field of a record that holds its text, where files hold records (JSON lines, Parquet)."""
+    tokenizer: str | None = None
+    """bpe:N, char, byte, word (word:eos=none), o200k_base, r50k_base."""
+    sequence_length: int | None = None
+    """Tokens a sequence."""
+    batch_size: int | None = None
+    """Sequences a batch."""
     dry_run: Annotated[bool, "flag"] = field(default=False)
     """Print ledger, FLOPs, memory and a rough time per arm; train nothing."""
 
@@ -51,20 +63,10 @@ class Options(StudyOptions):
     set: tuple[str, ...] = ()
     """Fields of arms, ARM.FIELD=VALUE, such as leviathan-deep.embedding.rank=32; all.FIELD changes the
     base model that every arm is made from."""
-    data_root: str | None = None
-    """The folder that holds the named corpora."""
-    text_field: str | None = None
-    """The field of a record that holds its text, where files hold records (JSON lines, Parquet)."""
-    tokenizer: str | None = None
-    """bpe:N, char, byte, word (word:eos=none), o200k_base, r50k_base."""
     vocab_size: int | None = None
     """The model's vocabulary, at least the tokenizer's."""
     pad_vocab_to: int | None = None
     """Pads the vocabulary to a multiple; the ledger shows what that costs."""
-    sequence_length: int | None = None
-    """Tokens a sequence."""
-    batch_size: int | None = None
-    """Sequences a batch."""
     tokens: int | None = None
     """Training tokens of every run, rounded up to whole steps; instead of --steps."""
     margin: float | None = None
@@ -87,9 +89,6 @@ class Options(StudyOptions):
 
 def resolve(options: Options) -> "PairConfig":
     """The full config of a command line; raises `UserError` for options that do not fit."""
-    from pathlib import Path
-
-    from ..data.open import prepared_tokenizer
     from .config import preset, read_config, replaced_settings
 
     if options.config is not None and not options.config.strip():
@@ -100,16 +99,8 @@ def resolve(options: Options) -> "PairConfig":
         raise UserError("--steps and --tokens are both given: they say the same thing, give one")
     config = preset(options.preset) if options.config is None else read_config(Path(options.config))
     given = {name: value for name, value in vars(options).items() if value is not None}
-    stream, values = (
-        {field.name: given[field.name] for field in dataclasses.fields(part) if field.name in given}
-        for part in (config.stream, config)
-    )
-    changed = dataclasses.replace(config.stream, **stream)
-    if "data" in given and "tokenizer" not in given and (own := prepared_tokenizer(changed.data)) is not None:
-        stream["tokenizer"] = own  # prepared data brings its tokenizer, and with it the vocabulary
-    if "tokenizer" in stream and "vocab_size" not in given:
-        stream["vocab_size"] = None
-    values["stream"] = changed = dataclasses.replace(config.stream, **stream)
+    values = {field.name: given[field.name] for field in dataclasses.fields(config) if field.name in given}
+    values["stream"] = changed = _stream(config.stream, given)
     if options.tokens is not None:
         if options.tokens < 1:
             raise UserError(f"--tokens {options.tokens}: it must be at least 1")
@@ -123,6 +114,19 @@ def resolve(options: Options) -> "PairConfig":
     return dataclasses.replace(config, **values)
 
 
+def _stream(stream: "StreamConfig", given: dict[str, Any]) -> "StreamConfig":
+    """The data with the options that were given."""
+    from ..data.open import prepared_tokenizer
+
+    values = {field.name: given[field.name] for field in dataclasses.fields(stream) if field.name in given}
+    changed = dataclasses.replace(stream, **values)
+    if "data" in given and "tokenizer" not in given and (own := prepared_tokenizer(changed.data)) is not None:
+        values["tokenizer"] = own  # prepared data brings its tokenizer, and with it the vocabulary
+    if "tokenizer" in values and "vocab_size" not in given:
+        values["vocab_size"] = None
+    return dataclasses.replace(stream, **values)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a matched pair; returns the exit code: 0, or 2 for what the user can mend (one line on standard error)."""
     return _guarded(lambda: _run_pair(parse(Options, arguments, "pair.py")))
@@ -130,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def study_main(study: "Study", arguments: Sequence[str] | None = None) -> int:
     """Runs a study's own script, with the options of `StudyOptions`; returns the exit code, as `main` does."""
-    return _guarded(lambda: _run_study(study, parse(StudyOptions, arguments, "study")))
+    return _guarded(lambda: _run_study(study, parse(StudyOptions, arguments, Path(sys.argv[0]).name)))
 
 
 def _guarded(run: Callable[[], int]) -> int:
@@ -141,7 +145,7 @@ def _guarded(run: Callable[[], int]) -> int:
             complain(error)
             return 2
         except KeyboardInterrupt:
-            print("stopped; the runs that were done are in the folder, the same command goes on", file=sys.stderr)
+            print("stopped before the first run", file=sys.stderr)
             return 130
 
 
@@ -167,15 +171,14 @@ def _run_study(study: "Study", options: StudyOptions) -> int:
     def given(part: Any, **values: Any) -> Any:
         return dataclasses.replace(part, **{name: value for name, value in values.items() if value is not None})
 
-    run, stream = given(study.run, steps=options.steps), given(study.stream, data=options.data)
+    stream = _stream(study.stream, {name: value for name, value in vars(options).items() if value is not None})
+    run = given(study.run, steps=options.steps)
     study = given(study, seeds=options.seeds, rates=options.lr, run=run, stream=stream)
     return _run(study, lambda stream: study, options.out, options.dry_run)
 
 
 def _run(study: "Study", at: Callable[[Any], "Study"], out: str | None, dry_run: bool) -> int:
     """Opens the data, makes the study at its vocabulary, and runs or only plans it."""
-    from pathlib import Path
-
     from ..train.host import keep_freed_memory, use_compile_cache
     from .folder import check_folder
     from .progress import Progress
@@ -203,14 +206,21 @@ def _run(study: "Study", at: Callable[[Any], "Study"], out: str | None, dry_run:
     if dry_run:
         return _show_plan(study, stream.vocab_size, stream.padding, distinct_share(stream))
     arms = len(study.resolve(stream.vocab_size, stream.sequence_length, stream.padding)[0])
-    with Progress(arms, arms * len(study.which) * len(study.rates), study.run.steps, console) as progress:
-        folder, results = run_study(
-            study,
-            stream,
-            out=out,
-            on_event=progress,
-            on_folder=lambda folder: _say(console, f"run folder {folder}"),
-        )
+    folders: list[Path] = []
+
+    def on_folder(folder: Path) -> None:
+        folders.append(folder)
+        _say(console, f"run folder {folder}")
+
+    try:
+        with Progress(arms, arms * len(study.which) * len(study.rates), study.run.steps, console) as progress:
+            folder, results = run_study(study, stream, out=out, on_event=progress, on_folder=on_folder)
+    except KeyboardInterrupt:
+        if not folders:
+            raise
+        how = f"the same command with --out {shlex.quote(str(folders[0]))} goes on"
+        print(f"stopped; the runs that were done are in the folder, {how}", file=sys.stderr)
+        return 130
     print_blocks(summary(results), console)
     _say(console, f"{folder}/report.md  ({time.perf_counter() - started:.0f} s)")
     return 0

@@ -188,8 +188,12 @@ def _base_with(base: ModelConfig, field: str, arms: Mapping[str, str], tuned: Tu
     path, _, text = field.partition("=")
     new = set_field(base, path, text)
     for label, name in arms.items() if new != base else ():
-        # Without its match, which may come out alike by chance.
-        if changed(name, base, tuned) == changed(name, new, tuned):
+        arm = changed(name, new, tuned)  # without its match, which may come out alike by chance
+        try:
+            reached = set_field(arm, path, text) == arm
+        except UserError:  # the arm's own part has no such field
+            reached = False
+        if not reached:
             raise UserError(
                 f"--set all.{field} does not reach the arm {label}, which sets its own {path.partition('.')[0]}: set "
                 f"the field by arm, such as {label}.{field}"
