@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_data_command import described, run
 from text_files import json_line, some_texts, write_texts
 
 from eqx_slm.data import Corpus, open_data, prepare, split_rule
@@ -17,19 +18,6 @@ from eqx_slm.data.documents import START
 from eqx_slm.data.shards import Manifest
 from eqx_slm.data.tokenizer import ByteTokenizer
 from eqx_slm.errors import UserError
-
-
-def run(arguments, capsys):
-    """The command's exit code, what it printed, what it said of errors."""
-    code = main([str(argument) for argument in arguments])
-    output = capsys.readouterr()
-    return code, output.out, output.err
-
-
-def described(arguments, capsys):
-    code, output, errors = run(["describe", *arguments, "--json"], capsys)
-    assert (code, errors) == (0, "")
-    return json.loads(output)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """The product of splines with a gradient by hand: the part of the generator in which nearly all of its time goes.
 
-JAX's own gradient of the same lines takes about twice the time on a CPU (see experiments/LOG.md). Three things make
+JAX's own gradient of the same lines takes 2.6 times the time on a CPU (see experiments/LOG.md). Three things make
 the difference: tokens are the last axis of every array, so that loops run along it and no matmul needs a transposed
 copy; a factor's gradient divides the product by that factor, where JAX multiplies the others; and the slope of a
 quadratic spline is a difference of hats, a third of the work of the derivative of its pieces.
