@@ -136,7 +136,7 @@ class Runner:
         for record in records:
             self._check_tokens(name, record.seed, record.stream_hash)
             model, record.params = program.model(record.params), None
-            told = ("seed", "learning_rate", "stream_hash", "train_seconds", "tokens_per_second")
+            told = ("seed", "learning_rate", "stream_hash", "train_seconds", "tokens_per_second", "sequences")
             row = Row(
                 key=keys[name, record.seed, rate],
                 arm=name,

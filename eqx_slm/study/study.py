@@ -171,6 +171,7 @@ def _results(study: Study, runner: Runner, rows: Sequence[Row], levels: Mapping[
         own = tuple(row for row in rows if row.arm == name)
         rate = best_rate(own, study.rates)
         runs = tuple(row for row in own if row.learning_rate == rate)
+        in_parts = len(study.rates) > 1 and all(each.halves for row in own for each in row.evals)
         known = arm if isinstance(arm, ModelConfig) else runner.initial(name, study.which[0])
         arms[name] = ArmResult(
             name=name,
@@ -181,6 +182,7 @@ def _results(study: Study, runner: Runner, rows: Sequence[Row], levels: Mapping[
             levels=levels[name],
             match=study.notes.get(name),
             made_of=arm,
+            judged="judging" if in_parts else "all",
         )
     found = [(isinstance(analysis, Control), analysis(arms)) for analysis in study.analyses]
     from ..version import __version__
