@@ -113,7 +113,7 @@ class paired:
 class Control:
     """An analysis: two arms of which neither is the reference compared directly, and what the verdict would mean.
 
-    The interval is the plain one: a control is read beside the comparisons, it is not one of their family.
+    The interval is not corrected: a control is read beside the comparisons, it is not one of their family.
     """
 
     arm: str
@@ -122,12 +122,16 @@ class Control:
     meaning: Mapping[str, str]
     margin: float = 0.01
     confidence: float = 0.95
+    anytime: bool = False
 
     def __call__(self, arms: Mapping[str, ArmResult]) -> list[Comparison]:
         """The comparison, where both arms are here and it is not made already."""
         if not {self.arm, self.control} <= arms.keys() or next(iter(arms)) in (self.arm, self.control):
             return []
         made = compare(arms[self.arm], arms[self.control], self.margin, self.confidence)
+        (rule,) = rules_for([made], (), anytime=self.anytime)
+        p = rule.p_of(made)
+        made = dataclasses.replace(rule.judged(made, self.confidence, 1.0 if p is None else p), p_margin=p)
         return [dataclasses.replace(made, question=self.question, meaning=self.meaning.get(made.verdict, ""))]
 
 

@@ -99,9 +99,12 @@ def _headline(c: Comparison, tokens: int) -> list[str]:
     if c.low is None:
         return [f"{figures} ({seeds}, so there is no interval): ", word, "."]
     bounds = f"{percent(c.confidence)} interval {span(c.low, c.high)}, {seeds}"
-    if c.is_corrected:
+    if c.method == "anytime":
+        bounds = f"{percent(c.corrected_confidence)} interval {span(c.corrected_low, c.corrected_high)}, {seeds}, valid"
+        bounds += " whenever one stops"
+    elif c.is_corrected:
         kind = {"t": "Holm-corrected", "moderated t": "with pooled variance, Holm-corrected"}
-        bounds += f"; {kind.get(c.method, 'valid whenever one stops')} {span(c.corrected_low, c.corrected_high)}"
+        bounds += f"; {kind[c.method]} {span(c.corrected_low, c.corrected_high)}"
     return [f"{figures} ({bounds}): ", word, f"{_because(c)}."]
 
 
