@@ -202,7 +202,7 @@ def test_how_many_seeds_an_effect_takes(effect, most):
 
 
 MARGIN = 0.01
-WIDE, QUIET = np.geomspace(0.0005, 0.05, 8), np.geomspace(0.0001, 0.001, 8)
+WIDE, QUIET = np.geomspace(0.0005, 0.05, 8), np.geomspace(1e-9, 0.001, 8)
 FAMILIES = {
     "quiet arms at the margin": (np.full(8, -MARGIN), QUIET),
     "all at the margin": (np.full(8, -MARGIN), WIDE),

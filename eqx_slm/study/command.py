@@ -200,6 +200,7 @@ def _run(study: "Study", at: Callable[[Any], "Study"], out: str | None, dry_run:
     """Opens the data, makes the study at its vocabulary, and runs or only plans it."""
     from ..train.host import keep_freed_memory, use_compile_cache
     from .folder import check_folder
+    from .noise import outlook
     from .progress import Progress
     from .report import summary
     from .runner import distinct_share
@@ -225,6 +226,7 @@ def _run(study: "Study", at: Callable[[Any], "Study"], out: str | None, dry_run:
     if dry_run:
         return _show_plan(study, stream.vocab_size, stream.padding, distinct_share(stream))
     arms = len(study.resolve(stream.vocab_size, stream.sequence_length, stream.padding)[0])
+    print_blocks(outlook(study, stream.vocab_size, stream.sequence_length, stream.batch_size, stream.padding), console)
     folders: list[Path] = []
 
     def on_folder(folder: Path) -> None:
