@@ -198,7 +198,7 @@ def test_the_depth_control_is_found_when_its_arms_are_there():
     (control,) = [each for known in CONTROLS for each in known(arms)]
     rows = [a - b for a, b in zip(finals(arms["leviathan-deep"]), finals(arms["dense-tied-deep"]), strict=True)]
     assert (control.arm, control.reference) == ("leviathan-deep", "dense-tied-deep")
-    assert list(control.differences) == rows and control.p_holm == control.p
+    assert list(control.differences) == rows and control.p_holm == control.p_margin
     assert (control.corrected_low, control.corrected_high) == (control.low, control.high)
     assert control.verdict == "better" and "does not account" in control.meaning and control.question
     assert depth({name: arms[name] for name in ("dense-tied-deep", "leviathan-deep")}) == []  # compared already
