@@ -55,7 +55,8 @@ def test_the_folder_holds_everything(run):
         for seed in (0, 1)
         for file in ("model.json", "model.safetensors")
     }
-    own = {"config.json", "runs.jsonl", "metrics.jsonl", "result.json", "report.md", "curves.png", "curves.svg"}
+    own = {"config.json", "runs.jsonl", "metrics.jsonl", "result.json", "report.md", "report.html"}
+    own |= {f"{name}.{end}" for name in ("curves", "forest", "ledger", "pareto") for end in ("png", "svg")}
     assert files == models | own
     assert run.folders == [run.folder]
 

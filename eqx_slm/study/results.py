@@ -14,6 +14,8 @@ from ..files import json_ready
 from ..train.loop import Evaluation
 from .statistics import Interval
 
+FORMAT = 2  # of result.json
+
 
 @dataclass(frozen=True)
 class Row:
@@ -183,7 +185,7 @@ class Results:
         data = {name: value for name, value in vars(self).items() if value not in (None, "")}
         data |= {name: [to_dict(each) for each in data[name]] for name in ("comparisons", "controls")}
         return json_ready(
-            {"format": 2, "reference": self.reference, **data, "arms": dict(map(_arm, self.arms.items()))}
+            {"format": FORMAT, "reference": self.reference, **data, "arms": dict(map(_arm, self.arms.items()))}
         )
 
 
@@ -197,7 +199,7 @@ def _arm(item: tuple[str, ArmResult]) -> tuple[str, dict[str, Any]]:
 
 def _run(run: Row) -> dict[str, Any]:
     ends = {name: getattr(run, name) for name in ("final_nll", "final_bits_per_byte", "diverged")}
-    return {name: value for name, value in to_dict(run).items() if name not in ("arm", "key")} | ends
+    return {name: value for name, value in to_dict(run).items() if name != "arm"} | ends
 
 
 def best_rate(rows: Sequence[Row], rates: Sequence[float]) -> float:
