@@ -151,7 +151,8 @@ def browser():
 
 # In a frame of a width, the page tells what its browser made of it; the page around writes down what it is told.
 MEASURE = """<script>onload = () => {
-const root = document.documentElement, wide = [...document.querySelectorAll("p, li, h1, h2, summary, figure, .box, img")]
+const root = document.documentElement;
+const wide = [...document.querySelectorAll("p, li, h1, h2, summary, figure, .box, img")]
 .filter(e => e.getBoundingClientRect().right > root.clientWidth + 1).length;
 const images = [...document.images], loaded = images.filter(i => i.naturalWidth > 0);
 parent.postMessage([innerWidth, root.scrollWidth - root.clientWidth, wide, document.scripts.length, images.length,

@@ -99,14 +99,14 @@ def _block(block: Block) -> str:
 
 def _table(block: Table) -> str:
     def kind(index: int, cell: str = "") -> str:
-        return "figure" if index >= block.left else VERDICTS.get(cell, "words")
+        return ("figure " if index >= block.left else "words ") + VERDICTS.get(cell, "")
 
     head = "".join(
-        f'<th scope="col" class="{kind(index)}">{_inline(name)}</th>' for index, name in enumerate(block.header)
+        f'<th scope="col" class="{kind(index).strip()}">{_inline(name)}</th>' for index, name in enumerate(block.header)
     )
     lines = []
     for row in block.rows:
-        cells = [f'<td class="{kind(index, cell)}">{_inline(cell)}</td>' for index, cell in enumerate(row)]
+        cells = [f'<td class="{kind(index, cell).strip()}">{_inline(cell)}</td>' for index, cell in enumerate(row)]
         if block.left and cells:
             short = ' class="short"' if len(row[0]) <= 24 else ""
             cells[0] = f'<th scope="row"{short}>{_inline(row[0])}</th>'
