@@ -17,10 +17,12 @@ from .figures import differences as differences
 from .folder import load_run as load_run
 from .grids import Grid as Grid
 from .grids import grid as grid
+from .pictures import curves as curves
+from .pictures import forest as forest
+from .pictures import ledger_bars as ledger_bars
+from .pictures import pareto as pareto
 from .report import PAIR as PAIR
 from .report import budgets as budgets
-from .report import curves as curves
-from .report import forest as forest
 from .report import losses as losses
 from .report import origin as origin
 from .report import parameters as parameters
@@ -33,5 +35,7 @@ from .results import ArmResult as ArmResult
 from .results import Comparison as Comparison
 from .results import Results as Results
 from .results import Row as Row
+from .saved import load_results as load_results
+from .saved import write_report as write_report
 from .study import Study as Study
 from .study import run_study as run_study
