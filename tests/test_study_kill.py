@@ -59,7 +59,7 @@ for _ in range(kills):
     told.append(held())
 ends.append(os.waitstatus_to_exitcode(os.waitpid(child(4, 5), 0)[1]))
 json.dump({"told": [*told, held()], "ends": ends}, sys.stdout)
-""".replace("\n", "\\n")
+"""
 
 
 def test_killed_at_random_moments_and_then_extended(tmp_path):
