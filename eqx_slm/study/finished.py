@@ -90,6 +90,7 @@ def _compare(options: Compare) -> None:
         _check_out(out)
     both = beside(dict(zip(labels(folders), map(load_results, folders), strict=True)))
     if out is not None:
+        _writing(out, lambda: out.mkdir(parents=True, exist_ok=True))  # before pictures are drawn in vain
         _writing(out, lambda: write_report(sections(both), out))
     print_blocks(headline(both, short=True), Console(width=None if sys.stdout.isatty() else 120))
     if out is not None:
