@@ -185,7 +185,7 @@ def test_matmuls_of_a_generator_to_the_digit(skip):
         return eqx.combine(params, static)(ids).sum()
 
     idle = 2 * sizes.n_heads * sizes.seed_size * (sizes.knots - 3) * sizes.rank
-    ours = 6 * (sizes.flops(11) + idle)
+    ours = 6 * (sizes.flops(1000, 11) + idle)
     assert matmuls(total, params, ids) == ours
     assert matmuls(jax.grad(total), params, ids) == 3 * ours
 
@@ -256,8 +256,12 @@ def test_what_flops_depend_on(config):
     result = flops(config, distinct_share=0.5)
     assert len(result.blocks) == config.depth and all(block > 0 for block in result.blocks)
     assert result.total == pytest.approx(result.embedding + sum(result.blocks) + result.head)
-    assert result.total_distinct == pytest.approx(result.total - result.embedding / 2)
-    assert (result.embedding == 0) == (config.embedding.kind in ("table", "compositional"))
+    of_bigrams = 3 * config.bigrams.flops(config.d_model)  # every occurrence has its own
+    assert result.total_distinct == pytest.approx(result.total - (result.embedding - of_bigrams) / 2)
+    code, rows = (getattr(config.embedding, name, None) for name in ("code", "rows"))
+    looked_up = config.embedding.kind in ("table", "compositional", "composed") or rows == config.vocab_size
+    looked_up = looked_up or code == "kronecker" or getattr(config.embedding, "map", "") == "none"
+    assert (result.embedding == of_bigrams) == looked_up
     # A layer more of the mean width costs a mean layer more; the rest does not know the depth.
     flat = dataclasses.replace(config, taper=TaperConfig())
     deeper = dataclasses.replace(flat, depth=config.depth + 1)

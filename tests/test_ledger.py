@@ -68,9 +68,8 @@ def test_parts_add_up(config):
     assert summary["total"] == ledger.total == sum(n for name, n in summary.items() if name != "total")
     assert summary["other"] == 0
     assert ledger["blocks"] == sum(ledger[f"blocks.{i}"] for i in range(config.depth))
-    assert (
-        ledger["blocks"] + ledger["embedding"] + ledger["positions"] + ledger["norm"] + ledger["head"] == ledger.total
-    )
+    ends = ("embedding", "bigrams", "positions", "norm", "head")
+    assert ledger["blocks"] + sum(ledger[name] for name in ends) == ledger.total
     assert 0 <= ledger.embedding_tax <= 1
     assert ledger["head"] == 0 or config.head.kind in ("untied", "low-rank")
 

@@ -42,7 +42,8 @@ def memory(config: ModelConfig, *, batch_size: int, context: int | None = None, 
     batch_size, activation_bytes = whole("batch_size", batch_size), whole("activation_bytes", activation_bytes)
     count = total_parameters(config)
     waiting = 0
-    a_token = config.embedding.activations(config.d_model) + config.d_model
+    a_token = config.embedding.activations(config.vocab_size, config.d_model) + config.d_model
+    a_token += config.bigrams.activations(config.d_model)
     for channel in config.channels():
         # The two norms keep their inputs, which are also the residual stream.
         a_token += config.mixer.activations(config.d_model, context) + channel.activations(config.d_model, context)
