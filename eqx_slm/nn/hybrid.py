@@ -136,7 +136,7 @@ class HybridEmbedding(TokenEmbedding):
         has_row, rows = self._rows(ids)
         if self.generator is None:
             return rows
-        tail = ~has_row & (jnp.arange(ids.shape[0]) < count)
+        tail = ~has_row & (jnp.arange(ids.shape[0], dtype=jnp.int32) < count)
         at = jnp.argsort(~tail, stable=True)  # the tail's first: the generator makes as many rows as they are
         made = self.generator.first_rows(ids[at], tail.sum(dtype=jnp.int32))
         return jnp.where(has_row[:, None], rows, jnp.zeros_like(made).at[at].set(made, unique_indices=True))

@@ -150,7 +150,7 @@ class SpelledEmbedding(TokenEmbedding):
         here = (spelled >= 0).astype(dtype)
         share = here / jnp.sqrt(jnp.maximum(here.sum(axis=-1, keepdims=True), 1))
         if self.code == "kronecker":
-            places = with_axes(256 * jnp.arange(self.longest), spelled.ndim)
+            places = with_axes(256 * jnp.arange(self.longest, dtype=jnp.int32), spelled.ndim)
             rows = self.weight[jnp.maximum(spelled, 0) + places]
             vectors = jnp.einsum("...p,...pd->...d", share, rows.astype(dtype)).astype(self.weight.dtype)
         else:
