@@ -110,8 +110,7 @@ class ComposedEmbedding(TokenEmbedding):
     def __call__(self, ids: Int[Array, "*t"]) -> Float[Array, "*t {self.d_model}"]:
         check_ids(ids)
         spelled, dtype = self.spelling.at[ids].get(mode="clip"), inner_dtype(self.rows)
-        here = (spelled >= 0).astype(dtype)
-        share = here / jnp.maximum(here.sum(axis=-1, keepdims=True), 1)
-        rows = self.rows[jnp.maximum(spelled, 0)].astype(dtype)
-        vectors = jnp.einsum("...p,...pd->...d", share, rows).astype(self.rows.dtype)
-        return known_or_nan(ids, self.vocab_size, vectors)
+        here = spelled >= 0
+        total = jnp.where(here[..., None], self.rows[jnp.maximum(spelled, 0)].astype(dtype), 0).sum(axis=-2)
+        mean = total / jnp.maximum(here.sum(axis=-1, keepdims=True), 1).astype(dtype)
+        return known_or_nan(ids, self.vocab_size, mean.astype(self.rows.dtype))

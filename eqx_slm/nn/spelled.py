@@ -2,9 +2,10 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray, UInt32
@@ -147,27 +148,28 @@ class SpelledEmbedding(TokenEmbedding):
     def __call__(self, ids: Int[Array, "*t"]) -> Float[Array, "*t {self.d_model}"]:
         check_ids(ids)
         spelled, dtype = self.spelling.at[ids].get(mode="clip"), inner_dtype(self.weight)
-        here = (spelled >= 0).astype(dtype)
-        share = here / jnp.sqrt(jnp.maximum(here.sum(axis=-1, keepdims=True), 1))
+        here = spelled >= 0
+        scale = jax.lax.rsqrt(jnp.maximum(here.sum(axis=-1, keepdims=True), 1).astype(dtype))
         if self.code == "kronecker":
             places = with_axes(256 * jnp.arange(self.longest, dtype=jnp.int32), spelled.ndim)
             rows = self.weight[jnp.maximum(spelled, 0) + places]
-            vectors = jnp.einsum("...p,...pd->...d", share, rows.astype(dtype)).astype(self.weight.dtype)
+            total = jnp.where(here[..., None], rows.astype(dtype), 0).sum(axis=-2)
+            vectors = (total * scale).astype(self.weight.dtype)
         else:
-            vectors = _waves(spelled, share, self.weight.shape[0] // 2).astype(self.weight.dtype) @ self.weight
+            total = jnp.where(here[..., None], _waves(spelled, self.weight.shape[0] // 2, dtype), 0).sum(axis=-2)
+            vectors = (total * scale).astype(self.weight.dtype) @ self.weight
         return known_or_nan(ids, self.vocab_size, vectors)
 
 
-def _waves(spelled: Int[Array, "*t p"], share: Float[Array, "*t p"], count: int) -> Float[Array, "*t features"]:
-    """The weighted sum of the bytes' waves: cosines, then sines."""
+def _waves(spelled: Int[Array, "*t p"], count: int, dtype: Any) -> Float[Array, "*t p features"]:
+    """The waves of every byte in its place: cosines, then sines, of length one together."""
     by_byte, by_place = frequencies(count)
     # A turn is 2^32, so that phases are exact: integers wrap where angles do.
     at = jnp.arange(spelled.shape[-1], dtype=jnp.uint32)[:, None] * by_place[None]
     of_bytes = jnp.maximum(spelled, 0).astype(jnp.uint32)[..., None] * with_axes(by_byte, spelled.ndim + 1)
     turns = of_bytes + with_axes(at, spelled.ndim + 1)
-    angles = turns.astype(share.dtype) * (2 * math.pi / 2**32)
-    waves = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-    return jnp.einsum("...p,...pf->...f", share, waves) * count**-0.5
+    angles = turns.astype(dtype) * (2 * math.pi / 2**32)
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1) * count**-0.5
 
 
 def frequencies(count: int) -> tuple[UInt32[np.ndarray, " {count}"], UInt32[np.ndarray, " {count}"]]:

@@ -16,6 +16,7 @@ from .config import preset as preset
 from .folder import load_run as load_run
 from .grids import Grid as Grid
 from .grids import grid as grid
+from .grids import named_arms as named_arms
 from .report import PAIR as PAIR
 from .report import budgets as budgets
 from .report import curves as curves
