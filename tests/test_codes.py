@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import runpy
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -310,6 +312,18 @@ def test_what_cannot_be_is_refused_in_one_line(case):
     with pytest.raises(ValueError, match=told) as caught:
         wrong()
     assert "\n" not in str(caught.value)
+
+
+def test_every_study_of_the_script_resolves():
+    """Each arm at the quick shape's sizes, against the one that its study names."""
+    script = Path(__file__).resolve().parents[1] / "experiments" / "embedding.py"
+    studies = runpy.run_path(str(script))["STUDIES"]
+    assert script.read_text("utf-8").count("\n") <= 70 and len(studies) == 14
+    for name, study in studies.items():
+        arms, levels = study.resolve(2048, 128)
+        assert study.name == f"embedding-{name}" and len(set(arms.values())) == len(arms) > 1
+        pairs = study.analyses[0].pairs(levels)
+        assert [reference for _, reference in pairs] == [next(iter(arms))] * (len(arms) - 1)
 
 
 def test_fields_are_set_as_typed():

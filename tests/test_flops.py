@@ -12,6 +12,8 @@ from hypothesis import given
 
 from eqx_slm import (
     AttentionConfig,
+    BinaryConfig,
+    ComposedConfig,
     CompositionalConfig,
     ContinuumConfig,
     GatedAttentionConfig,
@@ -21,6 +23,7 @@ from eqx_slm import (
     LowRankConfig,
     MLPConfig,
     ModelConfig,
+    SpelledConfig,
     TaperConfig,
     TitansConfig,
     TitansMACConfig,
@@ -188,6 +191,28 @@ def test_matmuls_of_a_generator_to_the_digit(skip):
     ours = 6 * (sizes.flops(1000, 11) + idle)
     assert matmuls(total, params, ids) == ours
     assert matmuls(jax.grad(total), params, ids) == 3 * ours
+
+
+CODES = [
+    LowRankConfig(rank=5),
+    BinaryConfig(),
+    BinaryConfig(map="none"),
+    SpelledConfig(longest=3, spelling="ids"),
+    SpelledConfig(code="fourier", size=6, longest=3, spelling="ids"),
+    ComposedConfig(pieces=50, longest=3, spelling="ids"),
+]
+
+
+@pytest.mark.parametrize("config", CODES, ids=lambda config: f"{config.kind} {getattr(config, 'code', '')}")
+def test_matmuls_of_a_code_to_the_digit(config):
+    e = filled(lambda key: config.build(1000, 11, key=key))
+    ids = jax.ShapeDtypeStruct((7,), jnp.int32)
+    assert matmuls(e, ids) == 7 * config.flops(1000, 11)
+    if config.tieable:
+        model = dataclasses.replace(WIDE, vocab_size=1000, d_model=16, embedding=config, head=HeadConfig("tied"))
+        tied = filled(lambda key: config.build(1000, 16, key=key))
+        x = jax.ShapeDtypeStruct((7, 16), jnp.float32)
+        assert matmuls(lambda x: tied.read_out().logits(x), x) == 7 * flops(model).head / 3
 
 
 def test_learning_in_context_costs_between_one_forward_pass_and_a_training_step():
