@@ -17,6 +17,7 @@ from .figures import differences as differences
 from .folder import load_run as load_run
 from .grids import Grid as Grid
 from .grids import grid as grid
+from .grids import named_arms as named_arms
 from .pictures import curves as curves
 from .pictures import forest as forest
 from .pictures import ledger_bars as ledger_bars
