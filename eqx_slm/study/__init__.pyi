@@ -13,6 +13,8 @@ from .compare import paired as paired
 from .config import PairConfig as PairConfig
 from .config import StreamConfig as StreamConfig
 from .config import preset as preset
+from .fits import Ladder as Ladder
+from .fits import fit_laws as fit_laws
 from .folder import load_run as load_run
 from .grids import Grid as Grid
 from .grids import grid as grid
