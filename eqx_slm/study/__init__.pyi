@@ -18,6 +18,7 @@ from .fits import fit_laws as fit_laws
 from .folder import load_run as load_run
 from .grids import Grid as Grid
 from .grids import grid as grid
+from .grids import named_arms as named_arms
 from .report import PAIR as PAIR
 from .report import budgets as budgets
 from .report import curves as curves
@@ -35,5 +36,8 @@ from .results import ArmResult as ArmResult
 from .results import Comparison as Comparison
 from .results import Results as Results
 from .results import Row as Row
+from .scaling import laws as laws
+from .scaling import passes as passes
+from .series import series_main as series_main
 from .study import Study as Study
 from .study import run_study as run_study
