@@ -13,6 +13,7 @@ from .compare import paired as paired
 from .config import PairConfig as PairConfig
 from .config import StreamConfig as StreamConfig
 from .config import preset as preset
+from .figures import differences as differences
 from .fits import Ladder as Ladder
 from .fits import fit_laws as fit_laws
 from .folder import load_run as load_run
@@ -22,7 +23,6 @@ from .grids import named_arms as named_arms
 from .report import PAIR as PAIR
 from .report import budgets as budgets
 from .report import curves as curves
-from .report import differences as differences
 from .report import forest as forest
 from .report import losses as losses
 from .report import origin as origin
