@@ -22,7 +22,7 @@ from .nn.norm import NormKind, make_norm
 from .nn.orders import cooccurrence_order, frequency_order, random_order
 from .nn.positions import LearnedPositions, PositionKind
 from .nn.table import TableConfig
-from .taper import taper_widths
+from .taper import Schedule, taper_widths
 
 
 class Mixers:
@@ -52,7 +52,6 @@ else:
         for kinds in (Mixers, Channels)
     )
 EmbeddingConfigs = TableConfig | LowRankConfig | CompositionalConfig | LeviathanConfig
-Schedule = Literal["uniform", "cosine", "linear", "sigmoid", "step-early", "step-middle", "step-late"]
 
 
 @dataclass(frozen=True)
