@@ -1,4 +1,5 @@
 # The names of eqx_slm.study, each once; `__init__.py` loads them when they are first used. ASCII only.
+from .alignment import alignment as alignment
 from .blocks import Code as Code
 from .blocks import Folded as Folded
 from .blocks import Heading as Heading

@@ -82,7 +82,8 @@ class Row:
         evals = []
         for each in data["evals"]:
             nll, *halves = (math.nan if value is None else value for value in (each["nll"], *each.get("halves", ())))
-            evals.append(Evaluation(**{**each, "nll": nll, "halves": tuple(halves)}))
+            cosines = tuple(math.nan if value is None else value for value in each.get("cosines", ()))
+            evals.append(Evaluation(**{**each, "nll": nll, "halves": tuple(halves), "cosines": cosines}))
         return Row(**{**data, "evals": tuple(evals), "sequences": tuple(data.get("sequences", ()))})
 
 

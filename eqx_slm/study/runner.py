@@ -20,6 +20,7 @@ from ..errors import UserError
 from ..infer.generate import generate
 from ..model import ModelConfig, build, order_for
 from ..nn.init import subkey
+from ..nn.probe import channel_cosines
 from ..train.checkpoint import named_arrays
 from ..train.loop import Progress, RunConfig, eval_steps, train_runs
 from ..train.stack import stack_blocks
@@ -63,6 +64,7 @@ class Runner:
         self.data = _fingerprint(stream)
         self.orders: dict[str, Any] = {}
         self.programs: dict[Any, list[tuple[Program, CompileReport]]] = {}
+        self.probes: dict[Any, Callable[[Any, Any], Any]] = {}
         self.hashes: dict[int, str] = {}
         self.first: int | None = None  # the seed whose models write samples
         for name, arm in arms.items():
@@ -133,6 +135,7 @@ class Runner:
             learning_rate=rate,
             optimizer=self.config.optimizer,
             evaluate_at=eval_steps(self.config.steps, self.config.evaluations),
+            probe=self._probe(program) if self.config.probe else None,
             on_progress=lambda seed, p: self.tell(Event("progress", name, seed, rate, progress=p, runs=len(seeds))),
         )
         rows = []
@@ -153,6 +156,17 @@ class Runner:
             rows.append(row)
             self.tell(Event("run", name, record.seed, rate, seconds=record.train_seconds, model=model, row=row))
         return rows
+
+    def _probe(self, program: Program) -> Callable[[Any, Any], Any]:
+        """The compiled `channel_cosines` of a program's states; kept as long as the program."""
+
+        def probe(params: Any, batch: Any) -> Any:
+            return channel_cosines(program.model(params), batch[:, :-1])
+
+        if program.step not in self.probes:
+            made = jax.vmap(probe, in_axes=(0, None)) if program.replicates > 1 else probe
+            self.probes[program.step] = jax.jit(made)
+        return self.probes[program.step]
 
     def _check_tokens(self, name: str, seed: int, digest: str) -> None:
         if self.hashes.setdefault(seed, digest) != digest:

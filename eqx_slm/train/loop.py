@@ -38,6 +38,7 @@ class RunConfig:
       sums. On a CPU it gains nothing (benchmarks/README.md).
     - `evaluations`: how many log-spaced token counts are evaluated.
     - `sample_tokens`: length of the text that the first seed's model writes; 0 for none.
+    - `probe`: whether evaluations keep the layers' `channel_cosines`.
     """
 
     steps: int = 160
@@ -49,6 +50,7 @@ class RunConfig:
     seeds_at_once: int = 1
     evaluations: int = 12
     sample_tokens: int = 0
+    probe: bool = False
 
     def __post_init__(self):
         check_choices(self)
@@ -95,6 +97,7 @@ class Evaluation:
     """Validation loss after `tokens` training tokens: nats a token and, where no byte is lost, bits a byte.
 
     `halves` are the losses on the sequences with even and with odd number: what chooses does not have to judge.
+    `cosines` are the layers' `channel_cosines` on the first validation batch, where the run was to be probed.
     """
 
     step: int
@@ -102,6 +105,7 @@ class Evaluation:
     nll: float
     bits_per_byte: float | None
     halves: tuple[float, ...] = ()
+    cosines: tuple[float, ...] = ()
 
 
 @dataclass
@@ -209,6 +213,7 @@ def train_runs(
     evaluate_at: Sequence[int],
     on_progress: Callable[[int, Progress], None] | None = None,
     progress_seconds: float = 1.0,
+    probe: Callable[[PyTree[Array], Int32[np.ndarray, "b t"]], Any] | None = None,
 ) -> list[RunRecord]:
     """Trains one model a seed, all in the same steps: `train_run` for each, equal but for the order of sums.
 
@@ -216,6 +221,8 @@ def train_runs(
 
     - `program`: of `replicates=len(seeds)`.
     - `on_progress`: is given the seed too; between evaluations it is told of the first seed only.
+    - `probe`: asked at every evaluation, of a state's parameters and the first validation batch, for an evaluation's
+      `cosines`.
 
     **Returns:** a record a seed. Each has its share of the seconds, and the tokens a second of all of them.
 
@@ -247,7 +254,8 @@ def train_runs(
             if done > WARM_STEPS:
                 spent, counted = spent + now - mark, done - WARM_STEPS
             if done in due:
-                evaluated = evaluate(program, state.params, stream, step=done, tokens=done * tokens_a_step)
+                at = {"step": done, "tokens": done * tokens_a_step}
+                evaluated = evaluate(program, state.params, stream, **at, probe=probe)
                 for record, (evaluation, sequences) in zip(records, evaluated, strict=True):
                     record.evals.append(evaluation)
                     record.sequences = sequences
@@ -277,7 +285,7 @@ def train_runs(
 
 
 def evaluate(
-    program: Program, params: PyTree[Array], stream: Batches, *, step: int, tokens: int
+    program: Program, params: PyTree[Array], stream: Batches, *, step: int, tokens: int, probe: Any = None
 ) -> tuple[tuple[Evaluation, tuple[float, ...]], ...]:
     """Mean validation loss over the stream's fixed part, and that of each of its sequences (nats a token), one of both
     for every replicate of the program."""
@@ -285,12 +293,15 @@ def evaluate(
     # Sums in float64: a mean over many tokens has more digits than float32.
     losses = [np.asarray(program.evaluate(params, batch), np.float64) for batch in batches]
     rows = np.concatenate(losses, axis=-2)
-    found = []
-    for own in rows.reshape(-1, *rows.shape[-2:]):
+    found, cosines = [], np.zeros((program.replicates, 0))
+    if probe is not None:
+        cosines = np.asarray(probe(params, batches[0]), float).reshape(program.replicates, -1)
+    for own, layers in zip(rows.reshape(-1, *rows.shape[-2:]), cosines, strict=True):
         means = own.mean(axis=-1)
         bits = float(own.sum()) / math.log(2) / size if size else None
         halves = tuple(float(means[start::2].mean()) for start in (0, 1)) if len(means) > 1 else ()
         # Nine digits say all of a float32.
         sequences = tuple(float(f"{mean:.9g}") for mean in means)
-        found.append((Evaluation(step, tokens, float(means.mean()), bits, halves), sequences))
+        said = tuple(float(f"{cosine:.6g}") for cosine in layers)
+        found.append((Evaluation(step, tokens, float(means.mean()), bits, halves, said), sequences))
     return tuple(found)
