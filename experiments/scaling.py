@@ -14,6 +14,7 @@ import sys
 from eqx_slm.study import (
     Study,
     budgets,
+    by_frequency,
     grid,
     laws,
     losses,
@@ -39,7 +40,7 @@ BASE = Study(
     seeds=3,
     rates=(1e-2,),
     analyses=(paired(against={"arm": "dense"}, within="d_model", margin=0.01),),
-    report=(verdicts, losses, budgets, scope, origin),
+    report=(verdicts, losses, by_frequency, budgets, scope, origin),
     model=QUICK.model,
     stream=QUICK.stream,
 )
@@ -47,7 +48,7 @@ BASE = Study(
 
 def study(steps: int, **stream: int) -> Study:
     """The base at a length."""
-    run = dataclasses.replace(BASE.run, steps=steps, evaluations=4, sample_tokens=0)
+    run = dataclasses.replace(BASE.run, steps=steps, evaluations=4, sample_tokens=0, frequency=10)
     return dataclasses.replace(BASE, run=run, stream=dataclasses.replace(BASE.stream, **stream))
 
 

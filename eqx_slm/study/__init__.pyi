@@ -18,6 +18,8 @@ from .figures import differences as differences
 from .fits import Ladder as Ladder
 from .fits import fit_laws as fit_laws
 from .folder import load_run as load_run
+from .frequency import by_frequency as by_frequency
+from .frequency import frequency_classes as frequency_classes
 from .grids import Grid as Grid
 from .grids import grid as grid
 from .grids import named_arms as named_arms

@@ -10,6 +10,7 @@ from typing import Any
 from ..account.flops import CONVENTIONS
 from .blocks import Block, Code, Folded, Heading, Mono, Paragraph, Picture, Strong, Table
 from .figures import differences
+from .frequency import by_frequency
 from .results import ArmResult, Results, Row
 from .sentences import UNKNOWN, comparison_sentences, counted, human, number, percent, plural, ratio, signed, size
 
@@ -238,7 +239,7 @@ def origin(results: Results) -> list[Block]:
 
 PAIR: tuple[Section, ...] = (
     *(verdicts, curves, what_differs, parameters, budgets),
-    *(losses, differences, samples, scope, origin),
+    *(losses, by_frequency, differences, samples, scope, origin),
 )
 
 

@@ -24,7 +24,8 @@ Method = Literal["t", "moderated t", "anytime"]
 class Row:
     """One run. `key` is the hash of everything that decides it: a row of the same key is the same run.
 
-    `sequences`: the final loss of every validation sequence, nats a token; None where it is not finite.
+    `sequences`: the final loss of every validation sequence, nats a token; None where it is not finite. `by_frequency`:
+    by kind, the mean loss and the validation tokens of every class (frequency.py).
     """
 
     key: str
@@ -40,6 +41,7 @@ class Row:
     seeds_at_once: int = 1
     sample: str = ""
     sequences: tuple[float | None, ...] = ()
+    by_frequency: dict[str, tuple[tuple[float | None, int], ...]] = field(default_factory=dict)
 
     @property
     def final_nll(self) -> float | None:
@@ -84,7 +86,9 @@ class Row:
             nll, *halves = (math.nan if value is None else value for value in (each["nll"], *each.get("halves", ())))
             cosines = tuple(math.nan if value is None else value for value in each.get("cosines", ()))
             evals.append(Evaluation(**{**each, "nll": nll, "halves": tuple(halves), "cosines": cosines}))
-        return Row(**{**data, "evals": tuple(evals), "sequences": tuple(data.get("sequences", ()))})
+        split = {kind: tuple(map(tuple, own)) for kind, own in data.get("by_frequency", {}).items()}
+        parts = {"evals": tuple(evals), "sequences": tuple(data.get("sequences", ())), "by_frequency": split}
+        return Row(**{**data, **parts})
 
 
 @dataclass(frozen=True)

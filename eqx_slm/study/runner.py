@@ -25,6 +25,7 @@ from ..train.checkpoint import named_arrays
 from ..train.loop import Progress, RunConfig, eval_steps, train_runs
 from ..train.stack import stack_blocks
 from ..train.step import CompileReport, Program, compile_step, make_program
+from .frequency import ByFrequency
 from .results import Row
 
 MakeModel = Callable[[PRNGKeyArray], Any]
@@ -58,7 +59,7 @@ class Runner:
     def __init__(self, arms: Arms, stream: Stream, config: RunConfig, tell: Callable[[Event], None]):
         """**Arguments:** `arms` by name, the `stream`, how every run is trained, and who is told of events.
 
-        **Raises:** `UserError` where an arm does not fit the stream.
+        **Raises:** `UserError` where an arm does not fit the stream, or a class of frequency would be empty.
         """
         self.arms, self.stream, self.config, self.tell = arms, stream, config, tell
         self.data = _fingerprint(stream)
@@ -67,6 +68,9 @@ class Runner:
         self.probes: dict[Any, Callable[[Any, Any], Any]] = {}
         self.hashes: dict[int, str] = {}
         self.first: int | None = None  # the seed whose models write samples
+        self.split: ByFrequency | None = None
+        if config.frequency:
+            self.split = ByFrequency(stream.token_counts(), stream.eval_batches(), config.frequency)
         for name, arm in arms.items():
             if not isinstance(arm, ModelConfig):
                 continue
@@ -151,6 +155,7 @@ class Runner:
                 compile_seconds=compiled.seconds,
                 temporary_bytes=compiled.temporary_bytes,
                 seeds_at_once=len(seeds),
+                by_frequency=self.split.means(record.losses) if self.split and record.losses is not None else {},
                 sample=self._sample(name, model, rate, first) if record.seed == first else "",
             )
             rows.append(row)

@@ -39,6 +39,7 @@ class RunConfig:
     - `evaluations`: how many log-spaced token counts are evaluated.
     - `sample_tokens`: length of the text that the first seed's model writes; 0 for none.
     - `probe`: whether evaluations keep the layers' `channel_cosines`.
+    - `frequency`: how many classes of training frequency the final losses are split by, 10 for deciles; 0 for none.
     """
 
     steps: int = 160
@@ -51,12 +52,14 @@ class RunConfig:
     evaluations: int = 12
     sample_tokens: int = 0
     probe: bool = False
+    frequency: int = 0
 
     def __post_init__(self):
         check_choices(self)
         whole("steps", self.steps, most=INT32)
         whole("seeds_at_once (--seeds-at-once)", self.seeds_at_once, most=10_000)
         whole("evaluations", self.evaluations, most=10_000)
+        whole("frequency (--frequency)", self.frequency, least=0, most=1000)
         whole("sample_tokens", self.sample_tokens, least=0, most=100_000)
 
     @property
@@ -112,17 +115,23 @@ class Evaluation:
 class RunRecord:
     """What one run leaves: its evaluations, its speed, the hash of the batches it saw, its final parameters.
 
-    `sequences`: the mean loss of every validation sequence at the last evaluation, nats a token.
+    `losses`: of every validation token at the last evaluation, nats, `(sequences, T)`.
     """
 
     seed: int
     learning_rate: float
     evals: list[Evaluation] = field(default_factory=list)
-    sequences: tuple[float, ...] = ()
+    losses: np.ndarray | None = None
     train_seconds: float = 0.0
     tokens_per_second: float = 0.0
     stream_hash: str = ""
     params: PyTree[Array] | None = None
+
+    @property
+    def sequences(self) -> tuple[float, ...]:
+        """The mean loss of every validation sequence at the last evaluation, nats a token."""
+        # Nine digits say all of a float32.
+        return () if self.losses is None else tuple(float(f"{mean:.9g}") for mean in self.losses.mean(axis=-1))
 
     @property
     def diverged(self) -> bool:
@@ -256,9 +265,9 @@ def train_runs(
             if done in due:
                 at = {"step": done, "tokens": done * tokens_a_step}
                 evaluated = evaluate(program, state.params, stream, **at, probe=probe)
-                for record, (evaluation, sequences) in zip(records, evaluated, strict=True):
+                for record, (evaluation, own) in zip(records, evaluated, strict=True):
                     record.evals.append(evaluation)
-                    record.sequences = sequences
+                    record.losses = own
             mark = time.perf_counter()
         if on_progress and (evaluated or time.perf_counter() - told > progress_seconds):
             told = time.perf_counter()
@@ -286,9 +295,9 @@ def train_runs(
 
 def evaluate(
     program: Program, params: PyTree[Array], stream: Batches, *, step: int, tokens: int, probe: Any = None
-) -> tuple[tuple[Evaluation, tuple[float, ...]], ...]:
-    """Mean validation loss over the stream's fixed part, and that of each of its sequences (nats a token), one of both
-    for every replicate of the program."""
+) -> tuple[tuple[Evaluation, np.ndarray], ...]:
+    """Mean validation loss over the stream's fixed part, and those of all its tokens (nats, `(sequences, T)`), one of
+    both for every replicate of the program."""
     batches, size = stream.eval_batches(), stream.eval_bytes()
     # Sums in float64: a mean over many tokens has more digits than float32.
     losses = [np.asarray(program.evaluate(params, batch), np.float64) for batch in batches]
@@ -300,8 +309,6 @@ def evaluate(
         means = own.mean(axis=-1)
         bits = float(own.sum()) / math.log(2) / size if size else None
         halves = tuple(float(means[start::2].mean()) for start in (0, 1)) if len(means) > 1 else ()
-        # Nine digits say all of a float32.
-        sequences = tuple(float(f"{mean:.9g}") for mean in means)
         said = tuple(float(f"{cosine:.6g}") for cosine in layers)
-        found.append((Evaluation(step, tokens, float(means.mean()), bits, halves, said), sequences))
+        found.append((Evaluation(step, tokens, float(means.mean()), bits, halves, said), own))
     return tuple(found)
