@@ -21,7 +21,7 @@ from .nn.norm import NormKind, make_norm
 from .nn.orders import cooccurrence_order, frequency_order, random_order
 from .nn.positions import LearnedPositions, PositionKind
 from .nn.spelling import check_spelling, padded_spelling
-from .taper import taper_widths
+from .taper import Schedule, taper_widths
 
 
 class Mixers:
@@ -64,7 +64,6 @@ else:
         functools.reduce(operator.or_, filter(dataclasses.is_dataclass, vars(kinds).values()))
         for kinds in (Mixers, Channels, Embeddings)
     )
-Schedule = Literal["uniform", "cosine", "linear", "sigmoid", "step-early", "step-middle", "step-late"]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
-from .model import EmbeddingConfigs, ModelConfig, Schedule, TaperConfig
+from .model import EmbeddingConfigs, ModelConfig, TaperConfig
 from .nn.attention import AttentionConfig, QKNorm
 from .nn.bigrams import BigramConfig
 from .nn.binary import BinaryConfig, id_bits
@@ -38,6 +38,7 @@ from .nn.spelling import digits_needed
 from .nn.table import TableConfig
 from .nn.titans import TitansConfig, TitansMACConfig, TitansMAGConfig
 from .nn.titans.rule import Read
+from .taper import SYMMETRIC, Schedule
 
 try:
     from hypothesis import strategies as st
@@ -141,6 +142,12 @@ def _width_schedules(draw: Draw, max_depth: int, max_width: int) -> WidthSchedul
         return WidthSchedule(TaperConfig(), depth, draw(st.integers(1, max_width)))
     multiple = draw(st.sampled_from([m for m in (1, 2, 3, 7, 16, 24, 64) if m <= max_width]))
     units = draw(st.integers(1, max_width // multiple))
+    if schedule in SYMMETRIC:
+        # The widest layers, one or two, are `first`, and each of the others has a unit or more, in pairs.
+        times = 1 if depth == 1 or (schedule == "crown" and depth % 2) else 2
+        first = draw(st.integers(units, (depth * units - (depth - times)) // times))
+        first -= (first - units) % 2 if schedule == "crown" and depth % 2 else 0
+        return WidthSchedule(TaperConfig(schedule, first / units, None, multiple), depth, multiple * units)
     # The first width, or that of a step's group, in units of `multiple`. A curve from `first` to `2 units - first` has
     # its mean at `units`; a step leaves one unit or more to each of the other layers.
     group = math.ceil(depth / 3)

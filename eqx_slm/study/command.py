@@ -89,6 +89,8 @@ class Options(StudyOptions):
     """What the backward pass keeps of a layer: none (everything), dots (results of matmuls), full (its input)."""
     seeds_at_once: int | None = None
     """How many seeds of an arm one program trains; one without it."""
+    frequency: int | None = None
+    """Classes of training frequency that the report's final losses are split by: 10 for deciles."""
     name: str | None = None
     """Name of the run folder."""
     config: str | None = None

@@ -40,6 +40,7 @@ class StreamConfig:
     sequence_length: int = 128
     batch_size: int = 16
     eval_tokens: int = 16384
+    train_tokens: int | None = None
 
     def __post_init__(self):
         for name, value in vars(self).items():

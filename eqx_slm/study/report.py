@@ -10,6 +10,7 @@ from typing import Any
 from ..account.flops import CONVENTIONS
 from .blocks import Block, Code, Folded, Heading, Mono, Paragraph, Strong, Table
 from .figures import differences
+from .frequency import by_frequency
 from .pictures import Section, curves, forest, ledger_bars, pareto
 from .results import ArmResult, Results, Row
 from .sentences import UNKNOWN, comparison_sentences, counted, human, number, percent, plural, ratio, signed, size
@@ -221,7 +222,7 @@ def origin(results: Results) -> list[Block]:
 
 PAIR: tuple[Section, ...] = (
     *(verdicts, curves, forest(), ledger_bars, pareto("flops", "parameters"), what_differs, parameters, budgets),
-    *(losses, differences, samples, scope, origin),
+    *(losses, by_frequency, differences, samples, scope, origin),
 )
 
 

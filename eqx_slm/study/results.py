@@ -27,7 +27,8 @@ class Row:
     """One run. `key` is the hash of everything that decides it: a row of the same key is the same run.
 
     `sequences`: the final loss of every validation sequence, nats a token; None where it is not finite. `averaged_nll`:
-    that of the average of the last steps' weights, where there is one.
+    that of the average of the last steps' weights, where there is one. `by_frequency`: by kind, the mean loss and the
+    validation tokens of every class (frequency.py).
     """
 
     key: str
@@ -44,6 +45,7 @@ class Row:
     sample: str = ""
     sequences: tuple[float | None, ...] = ()
     averaged_nll: float | None = None
+    by_frequency: dict[str, tuple[tuple[float | None, int], ...]] = field(default_factory=dict)
 
     @property
     def final_nll(self) -> float | None:
@@ -86,8 +88,11 @@ class Row:
         evals = []
         for each in data["evals"]:
             nll, *halves = (math.nan if value is None else value for value in (each["nll"], *each.get("halves", ())))
-            evals.append(Evaluation(**{**each, "nll": nll, "halves": tuple(halves)}))
-        return Row(**{**data, "evals": tuple(evals), "sequences": tuple(data.get("sequences", ()))})
+            cosines = tuple(math.nan if value is None else value for value in each.get("cosines", ()))
+            evals.append(Evaluation(**{**each, "nll": nll, "halves": tuple(halves), "cosines": cosines}))
+        split = {kind: tuple(map(tuple, own)) for kind, own in data.get("by_frequency", {}).items()}
+        parts = {"evals": tuple(evals), "sequences": tuple(data.get("sequences", ())), "by_frequency": split}
+        return Row(**{**data, **parts})
 
 
 @dataclass(frozen=True)

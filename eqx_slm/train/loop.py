@@ -39,6 +39,8 @@ class RunConfig:
     - `evaluations`: how many log-spaced token counts are evaluated.
     - `average`: share of a run's last steps whose weights are averaged; the mean is evaluated beside the last weights.
     - `sample_tokens`: length of the text that the first seed's model writes; 0 for none.
+    - `probe`: whether evaluations keep the layers' `channel_cosines`.
+    - `frequency`: how many classes of training frequency the final losses are split by, 10 for deciles; 0 for none.
     """
 
     steps: int = 160
@@ -51,6 +53,8 @@ class RunConfig:
     evaluations: int = 12
     average: float = 0.0
     sample_tokens: int = 0
+    probe: bool = False
+    frequency: int = 0
 
     def __post_init__(self):
         check_choices(self)
@@ -58,6 +62,7 @@ class RunConfig:
         whole("seeds_at_once (--seeds-at-once)", self.seeds_at_once, most=10_000)
         whole("evaluations", self.evaluations, most=10_000)
         share("average", self.average, "a run's steps")
+        whole("frequency (--frequency)", self.frequency, least=0, most=1000)
         whole("sample_tokens", self.sample_tokens, least=0, most=100_000)
 
     @property
@@ -98,6 +103,7 @@ class Evaluation:
     """Validation loss after `tokens` training tokens: nats a token and, where no byte is lost, bits a byte.
 
     `halves` are the losses on the sequences with even and with odd number: what chooses does not have to judge.
+    `cosines` are the layers' `channel_cosines` on the first validation batch, where the run was to be probed.
     """
 
     step: int
@@ -105,25 +111,32 @@ class Evaluation:
     nll: float
     bits_per_byte: float | None
     halves: tuple[float, ...] = ()
+    cosines: tuple[float, ...] = ()
 
 
 @dataclass
 class RunRecord:
     """What one run leaves: its evaluations, its speed, the hash of the batches it saw, its final parameters.
 
-    `sequences`: the mean loss of every validation sequence at the last evaluation, nats a token; `averaged_nll`: the
-    loss of the mean of the last steps' weights, where one was asked for.
+    `losses`: of every validation token at the last evaluation, nats, `(sequences, T)`; `averaged_nll`: the loss of the
+    mean of the last steps' weights, where one was asked for.
     """
 
     seed: int
     learning_rate: float
     evals: list[Evaluation] = field(default_factory=list)
-    sequences: tuple[float, ...] = ()
+    losses: np.ndarray | None = None
     averaged_nll: float | None = None
     train_seconds: float = 0.0
     tokens_per_second: float = 0.0
     stream_hash: str = ""
     params: PyTree[Array] | None = None
+
+    @property
+    def sequences(self) -> tuple[float, ...]:
+        """The mean loss of every validation sequence at the last evaluation, nats a token."""
+        # Nine digits say all of a float32.
+        return () if self.losses is None else tuple(float(f"{mean:.9g}") for mean in self.losses.mean(axis=-1))
 
     @property
     def diverged(self) -> bool:
@@ -218,6 +231,7 @@ def train_runs(
     average: float = 0.0,
     on_progress: Callable[[int, Progress], None] | None = None,
     progress_seconds: float = 1.0,
+    probe: Callable[[PyTree[Array], Int32[np.ndarray, "b t"]], Any] | None = None,
 ) -> list[RunRecord]:
     """Trains one model a seed, all in the same steps: `train_run` for each, equal but for the order of sums.
 
@@ -225,6 +239,8 @@ def train_runs(
 
     - `program`: of `replicates=len(seeds)`.
     - `on_progress`: is given the seed too; between evaluations it is told of the first seed only.
+    - `probe`: asked at every evaluation, of a state's parameters and the first validation batch, for an evaluation's
+      `cosines`.
 
     **Returns:** a record a seed. Each has its share of the seconds, and the tokens a second of all of them.
 
@@ -259,10 +275,11 @@ def train_runs(
             if done > WARM_STEPS:
                 spent, counted = spent + now - mark, done - WARM_STEPS
             if done in due:
-                evaluated = evaluate(program, state.params, stream, step=done, tokens=done * tokens_a_step)
-                for record, (evaluation, sequences) in zip(records, evaluated, strict=True):
+                at = {"step": done, "tokens": done * tokens_a_step}
+                evaluated = evaluate(program, state.params, stream, **at, probe=probe)
+                for record, (evaluation, own) in zip(records, evaluated, strict=True):
                     record.evals.append(evaluation)
-                    record.sequences = sequences
+                    record.losses = own
             mark = time.perf_counter()
         if on_progress and (evaluated or time.perf_counter() - told > progress_seconds):
             told = time.perf_counter()
@@ -299,20 +316,21 @@ def mean_with(mean: PyTree[Array], new: PyTree[Array], count: Float[Array, ""]) 
 
 
 def evaluate(
-    program: Program, params: PyTree[Array], stream: Batches, *, step: int, tokens: int
-) -> tuple[tuple[Evaluation, tuple[float, ...]], ...]:
-    """Mean validation loss over the stream's fixed part, and that of each of its sequences (nats a token), one of both
-    for every replicate of the program."""
+    program: Program, params: PyTree[Array], stream: Batches, *, step: int, tokens: int, probe: Any = None
+) -> tuple[tuple[Evaluation, np.ndarray], ...]:
+    """Mean validation loss over the stream's fixed part, and those of all its tokens (nats, `(sequences, T)`), one of
+    both for every replicate of the program."""
     batches, size = stream.eval_batches(), stream.eval_bytes()
     # Sums in float64: a mean over many tokens has more digits than float32.
     losses = [np.asarray(program.evaluate(params, batch), np.float64) for batch in batches]
     rows = np.concatenate(losses, axis=-2)
-    found = []
-    for own in rows.reshape(-1, *rows.shape[-2:]):
+    found, cosines = [], np.zeros((program.replicates, 0))
+    if probe is not None:
+        cosines = np.asarray(probe(params, batches[0]), float).reshape(program.replicates, -1)
+    for own, layers in zip(rows.reshape(-1, *rows.shape[-2:]), cosines, strict=True):
         means = own.mean(axis=-1)
         bits = float(own.sum()) / math.log(2) / size if size else None
         halves = tuple(float(means[start::2].mean()) for start in (0, 1)) if len(means) > 1 else ()
-        # Nine digits say all of a float32.
-        sequences = tuple(float(f"{mean:.9g}") for mean in means)
-        found.append((Evaluation(step, tokens, float(means.mean()), bits, halves), sequences))
+        said = tuple(float(f"{cosine:.6g}") for cosine in layers)
+        found.append((Evaluation(step, tokens, float(means.mean()), bits, halves, said), own))
     return tuple(found)
