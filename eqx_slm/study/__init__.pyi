@@ -12,10 +12,12 @@ from .compare import Control as Control
 from .compare import paired as paired
 from .config import PairConfig as PairConfig
 from .config import StreamConfig as StreamConfig
+from .config import WindowConfig as WindowConfig
 from .config import preset as preset
 from .folder import load_run as load_run
 from .grids import Grid as Grid
 from .grids import grid as grid
+from .pareto import pareto as pareto
 from .report import PAIR as PAIR
 from .report import budgets as budgets
 from .report import curves as curves

@@ -4,7 +4,7 @@ import dataclasses
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -132,9 +132,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _guarded(lambda: _run_pair(parse(Options, arguments, "pair.py")))
 
 
-def study_main(study: "Study", arguments: Sequence[str] | None = None) -> int:
-    """Runs a study's own script, with the options of `StudyOptions`; returns the exit code, as `main` does."""
-    return _guarded(lambda: _run_study(study, parse(StudyOptions, arguments, Path(sys.argv[0]).name)))
+def study_main(study: "Study | Mapping[str, Study]", arguments: Sequence[str] | None = None) -> int:
+    """Runs a study's own script, with the options of `StudyOptions`; returns the exit code, as `main` does.
+
+    Of several studies by name the first argument says which.
+    """
+    script = Path(sys.argv[0]).name
+
+    def run() -> int:
+        if not isinstance(study, Mapping):
+            return _run_study(study, parse(StudyOptions, arguments, script))
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        if not given or given[0] not in study:
+            what = f"no study {given[0]!r}" if given else "no study is named"
+            raise UserError(f"{what}: write {script} STUDY [options], STUDY being one of {', '.join(study)}")
+        return _run_study(study[given[0]], parse(StudyOptions, given[1:], f"{script} {given[0]}"))
+
+    return _guarded(run)
 
 
 def _guarded(run: Callable[[], int]) -> int:

@@ -218,7 +218,7 @@ def train_runs(
         raise ValueError(f"{len(models)} models, {len(seeds)} seeds, a program of {program.replicates} replicates")
     keep_freed_memory()
     records = [RunRecord(seed=seed, learning_rate=learning_rate) for seed in seeds]
-    state: TrainState = program.start(*models)
+    state: TrainState = program.start(*models, seeds=seeds)
     together = len(seeds)
     tokens_a_step = stream.batch_size * stream.sequence_length
     due = set(evaluate_at)
