@@ -1,6 +1,6 @@
 """Linear, MLP, attention, transformer: what does each rung buy, by the author's protocol and on every position?
 
-    python experiments/ladder.py flat --data-root DATA --out runs/flat    # linear and MLP, 3 epochs, one target a window
+    python experiments/ladder.py flat --data-root DATA    # linear and MLP, 3 epochs, one target a window
     python experiments/ladder.py blocks ...      # one attention block and the transformer, 4 epochs
     python experiments/ladder.py every ...       # both trained on every position, at fewer FLOPs than one target took
     python experiments/ladder.py positions ...   # learned, rotary, none; norm after and before; every position
@@ -67,8 +67,8 @@ STUDIES = [
     study("hidden", {f"hidden-{h}": FlatConfig(hidden=(h, h)) for h in (128, 256, 512)}, SWEEP),
     study("heads", {f"heads-{n}": StackConfig(depth=1, d_ff=512, n_heads=n) for n in (1, 2, 4)}, SWEEP),
     study("layers", {f"layers-{depth}": StackConfig(depth=depth) for depth in (2, 3, 4)}, SWEEP),
-    words("ptb", 9_999, 19_936),
-    words("wikitext-2", 33_205, 19_936),
+    words("ptb", 9_999, 19_935),
+    words("wikitext-2", 33_205, 19_935),
 ]
 
 if __name__ == "__main__":
