@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Array, Int32, PRNGKeyArray
 
-from .checks import check_choices, check_whole, finite
+from .checks import check_choices, check_whole, finite, lr_factors
 from .nn.block import Block, ChannelConfig, MixerConfig, Placement
 from .nn.compositional import CompositionalConfig
 from .nn.embedding import check_order
@@ -86,7 +86,9 @@ class ModelConfig:
     `channel.d_ff` is the mean width where a `taper` is set. `context` bounds learned positions and is the sequence
     length that FLOPs are counted at. `residual_init="depth"` divides the initial weights of every branch's output by
     the root of the number of branches (2 depth; more where a channel has several), after the draw. `padding_ids` of
-    the vocabulary stand for nothing: the ledger says what they cost.
+    the vocabulary stand for nothing: the ledger says what they cost. `lr_multipliers` scale the learning rate
+    of the leaves whose dotted path begins as said, `*` being any one name: "embedding.codebooks=0.1, blocks.*.mixer=2";
+    the last that fits a leaf counts.
     """
 
     vocab_size: int = 8192
@@ -103,9 +105,11 @@ class ModelConfig:
     placement: Placement = "pre"
     residual_init: Literal["constant", "depth"] = "constant"
     padding_ids: int = 0
+    lr_multipliers: str = ""
 
     def __post_init__(self):
         check_choices(self)
+        lr_factors(self.lr_multipliers)
         check_whole(self, "vocab_size", "d_model", "depth", "context")
         check_whole(self, "padding_ids", least=0)
         if self.padding_ids >= self.vocab_size:
@@ -170,6 +174,8 @@ def build(
         blocks=tuple(blocks),
         norm=make_norm(config.norm, config.d_model),
         head=config.head.build(config.vocab_size, config.d_model, key=subkey(key, "head")),
+        logit_scale=config.head.scale,
+        lr_multipliers=config.lr_multipliers,
     )
 
 

@@ -27,7 +27,10 @@ from eqx_slm import (
     TitansMAGConfig,
     build,
     flops,
+    match_flops,
+    memory,
 )
+from eqx_slm.account.facts import facts
 from eqx_slm.account.flops import CONVENTIONS, counted_flops
 from eqx_slm.testing import model_configs
 
@@ -269,3 +272,21 @@ def test_counted_flops_of_a_model_without_a_config():
     config = dataclasses.replace(WIDE, vocab_size=64, d_model=128, context=16, channel=MLPConfig(d_ff=256))
     model = filled(lambda key: build(config, key=key))
     assert counted_flops(model, context=16) == pytest.approx(3 * expected_forward(config), rel=0.1)
+
+
+def test_a_generated_head_makes_its_whole_table_once_a_step():
+    """Spread over the step's tokens; a step of one sequence is what is counted where nobody says."""
+    untied = dataclasses.replace(WIDE, embedding=LeviathanConfig(seed_size=16, n_heads=2, rank=8))
+    config = dataclasses.replace(untied, head=HeadConfig("generated"))
+    rows = 3 * config.vocab_size * config.embedding.flops(config.d_model)
+    for tokens in (1, 256, 8 * 256):
+        counted = flops(config, batch_tokens=tokens)
+        assert counted.head == pytest.approx(flops(untied, batch_tokens=tokens).head + rows / tokens, rel=1e-12)
+        assert counted.blocks == flops(untied).blocks and counted.embedding == flops(untied).embedding
+    assert flops(config).head == flops(config, batch_tokens=config.context).head
+    known = facts(config, batch_size=8, context=256).flops_per_token
+    assert known["head"] == flops(config, batch_tokens=8 * 256).head
+    matched = match_flops(config, flops(untied, batch_tokens=2048).total, "d_ff", batch_tokens=2048)
+    assert matched.value < 3072 and abs(matched.residual) < 1e-3
+    table, batch = 4 * config.vocab_size * config.d_model, dict(batch_size=2)
+    assert memory(config, **batch).activations - memory(untied, **batch).activations == table

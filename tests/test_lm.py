@@ -163,6 +163,24 @@ def test_depth_scaled_branches_are_the_same_draw_scaled(base):
         np.testing.assert_array_equal(scaled[name], leaf * factor, err_msg=name)
 
 
+@pytest.mark.parametrize("placement", ["pre", "post"])
+def test_a_heads_scale_multiplies_every_logit(placement):
+    """Prefill and single steps too."""
+    config = dataclasses.replace(BASE, head=HeadConfig("tied"), placement=placement)
+    scaled = dataclasses.replace(config, head=HeadConfig("tied", scale=0.25))
+    tokens = jnp.array([3, 1, 4, 1, 5], jnp.int32)
+
+    @eqx.filter_jit
+    def forms(model):
+        first, state = model.prefill(tokens[:3], model.start(8))
+        second = model.step(tokens[3], state).y
+        return model(tokens), model.logits(model.batch_features(tokens[None])[0]), model.logits(first), second
+
+    plain, ours = (forms(filled(lambda key, c=c: build(c, key=key))) for c in (config, scaled))
+    for one, other in zip(plain, ours, strict=True):
+        np.testing.assert_allclose(other, 0.25 * one, rtol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["tied", "generated"])
 @pytest.mark.parametrize(
     "embedding", [TableConfig(), LowRankConfig(), CompositionalConfig(), GENERATOR], ids=lambda e: e.kind

@@ -36,7 +36,9 @@ class LanguageModel(eqx.Module):
 
     One sequence: `model(tokens) = model.logits(model.features(model.embedding(tokens)))`. `blocks` is a plain tuple, so
     a leaf has a name such as `blocks.17.channel.up`. Without a `head` the read-out is the embedding's own (tied, or
-    generated): there is then no second leaf, and no second gradient.
+    generated): there is then no second leaf, and no second gradient. `logit_scale` multiplies the features that the
+    read-out sees: a tied table with large rows starts at the uniform distribution by it. `lr_multipliers` scale the
+    learning rate of leaves (see `ModelConfig`), for the optimizer to read.
     """
 
     embedding: TokenEmbedding
@@ -44,6 +46,8 @@ class LanguageModel(eqx.Module):
     blocks: tuple[Block, ...] = eqx.field(converter=tuple)  # a list would be another tree
     norm: RMSNorm | LayerNorm | None
     head: Head | HasReadOut | None
+    logit_scale: float = eqx.field(static=True, default=1.0)
+    lr_multipliers: str = eqx.field(static=True, default="")
 
     def __call__(self, tokens: Int[Array, " t"]) -> Float[Array, "t vocab"]:
         """Logits of one sequence, in at least float32; row i predicts token i + 1."""
@@ -56,7 +60,7 @@ class LanguageModel(eqx.Module):
         for i, block in enumerate(self.blocks):
             with jax.named_scope(f"block_{i}"):
                 x = block(x)
-        return x if self.norm is None else self.norm(x)
+        return self._last(x)
 
     def batch_features(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         """Features of a batch of sequences, equal to `vmap(features)` of its embeddings.
@@ -70,7 +74,7 @@ class LanguageModel(eqx.Module):
         for i, block in enumerate(self.blocks):
             with jax.named_scope(f"block_{i}"):
                 x = block.batch(x) if hasattr(block, "batch") else jax.vmap(block)(x)
-        return x if self.norm is None else self.norm(x)
+        return self._last(x)
 
     def read_out(self) -> ReadOut:
         """The factors that turn features into logits."""
@@ -112,7 +116,7 @@ class LanguageModel(eqx.Module):
         for block, before in zip(self.blocks, state.blocks, strict=True):
             x, after = block.prefill(x, before)
             states.append(after)
-        x = x if self.norm is None else self.norm(x)
+        x = self._last(x)
         return Decoded(x, ModelState(state.length + tokens.shape[0], tuple(states)))
 
     def step(self, token: Int[Array, ""], state: Any) -> Decoded:
@@ -124,8 +128,12 @@ class LanguageModel(eqx.Module):
         for block, before in zip(self.blocks, state.blocks, strict=True):
             x, after = block.step(x, before)
             states.append(after)
-        x = x if self.norm is None else self.norm(x)
+        x = self._last(x)
         return Decoded(x, ModelState(state.length + 1, tuple(states)))
+
+    def _last(self, x: Float[Array, "*t d"]) -> Float[Array, "*t d"]:
+        x = x if self.norm is None else self.norm(x)
+        return x if self.logit_scale == 1.0 else x * self.logit_scale
 
     def _check(self, state: Any) -> ModelState:
         if not isinstance(state, ModelState):

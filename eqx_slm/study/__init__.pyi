@@ -14,6 +14,7 @@ from .config import PairConfig as PairConfig
 from .config import StreamConfig as StreamConfig
 from .config import WindowConfig as WindowConfig
 from .config import preset as preset
+from .figures import differences as differences
 from .folder import load_run as load_run
 from .grids import Grid as Grid
 from .grids import grid as grid
@@ -21,7 +22,6 @@ from .pareto import pareto as pareto
 from .report import PAIR as PAIR
 from .report import budgets as budgets
 from .report import curves as curves
-from .report import differences as differences
 from .report import forest as forest
 from .report import losses as losses
 from .report import origin as origin

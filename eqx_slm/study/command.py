@@ -18,6 +18,9 @@ if TYPE_CHECKING:  # the command answers --help without loading jax
     from .study import Study
 
 
+MOST_SEEDS = 20
+
+
 @dataclass(frozen=True)
 class StudyOptions:
     """Run a study; what is left out is as its script says."""
@@ -26,6 +29,10 @@ class StudyOptions:
     """The run folder: new, empty, or one of the same study, which then goes on (more seeds, arms, rates)."""
     seeds: int | None = None
     """How many paired seeds."""
+    until_resolved: Annotated[bool, "flag"] = field(default=False)
+    """Add seeds until every comparison is resolved, by intervals that hold whenever one stops; see --max-seeds."""
+    max_seeds: int | None = None
+    """The most seeds that --until-resolved goes to; 20 without it."""
     steps: int | None = None
     """Training steps of every run."""
     lr: tuple[float, ...] | None = None
@@ -107,11 +114,22 @@ def resolve(options: Options) -> "PairConfig":
         values["steps"] = -(-options.tokens // (changed.batch_size * changed.sequence_length))
     if options.lr is not None:
         values["learning_rates"] = options.lr
+    if (until := _until(options, config.until)) is not None:
+        values["until"] = until
     if options.set:
         values["settings"] = replaced_settings(config.settings, options.set)
     if options.schedule:
         values["optimizer"] = dataclasses.replace(config.optimizer, schedule=options.schedule)
     return dataclasses.replace(config, **values)
+
+
+def _until(options: StudyOptions, known: int | None) -> int | None:
+    """The most seeds of a study that grows, None of one that does not."""
+    if options.max_seeds is not None and not options.until_resolved and known is None:
+        raise UserError(f"--max-seeds {options.max_seeds} without --until-resolved: seeds are added only with it")
+    if not options.until_resolved and options.max_seeds is None:
+        return known
+    return max(MOST_SEEDS, options.seeds or 0) if options.max_seeds is None else options.max_seeds
 
 
 def _stream(stream: "StreamConfig", given: dict[str, Any]) -> "StreamConfig":
@@ -187,7 +205,8 @@ def _run_study(study: "Study", options: StudyOptions) -> int:
 
     stream = _stream(study.stream, {name: value for name, value in vars(options).items() if value is not None})
     run = given(study.run, steps=options.steps)
-    study = given(study, seeds=options.seeds, rates=options.lr, run=run, stream=stream)
+    until = _until(options, study.until)
+    study = given(study, seeds=options.seeds, rates=options.lr, run=run, stream=stream, until=until)
     return _run(study, lambda stream: study, options.out, options.dry_run)
 
 
@@ -195,6 +214,7 @@ def _run(study: "Study", at: Callable[[Any], "Study"], out: str | None, dry_run:
     """Opens the data, makes the study at its vocabulary, and runs or only plans it."""
     from ..train.host import keep_freed_memory, use_compile_cache
     from .folder import check_folder
+    from .noise import outlook
     from .progress import Progress
     from .report import summary
     from .runner import distinct_share
@@ -220,6 +240,7 @@ def _run(study: "Study", at: Callable[[Any], "Study"], out: str | None, dry_run:
     if dry_run:
         return _show_plan(study, stream.vocab_size, stream.padding, distinct_share(stream))
     arms = len(study.resolve(stream.vocab_size, stream.sequence_length, stream.padding)[0])
+    print_blocks(outlook(study, stream.vocab_size, stream.sequence_length, stream.batch_size, stream.padding), console)
     folders: list[Path] = []
 
     def on_folder(folder: Path) -> None:

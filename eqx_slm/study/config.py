@@ -107,6 +107,18 @@ def check_design(name: str, arms: Any, seeds: int | Sequence[int], rates: Sequen
         raise UserError(f"seeds_at_once (--seeds-at-once)={seeds_at_once}: there are only {len(seeds)} seeds")
 
 
+def check_until(seeds: int | Sequence[int], until: int | None) -> None:
+    """Raises `UserError` for a most number of seeds (None: they do not grow) that does not fit those to begin with."""
+    if until is None:
+        return
+    whole("until (--max-seeds)", until, least=2, most=10_000)
+    count = len(seeds) if isinstance(seeds, Sequence) else seeds
+    if isinstance(seeds, Sequence) and list(seeds) != list(range(count)):
+        raise UserError("until (--max-seeds): seeds that are added are numbered on, give how many to begin with")
+    if until < count:
+        raise UserError(f"until (--max-seeds)={until}: it must be at least the {count} seeds to begin with (--seeds)")
+
+
 def _is_rate(rate: float) -> bool:
     with np.errstate(over="ignore", under="ignore"):
         return bool(0 < np.float32(rate) < np.inf)
@@ -128,12 +140,14 @@ class PairConfig(RunConfig):
     margin: float = 0.01
     confidence: float = 0.95
     sample_tokens: int = 96
+    until: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
         check_design(self.name, self.arms, self.seeds, self.learning_rates, self.seeds_at_once)
         check_margin(self.margin)
         check_confidence(self.confidence)
+        check_until(self.seeds, self.until)
 
     @property
     def tokens(self) -> int:

@@ -21,7 +21,7 @@ from .results import Row
 from .runner import Event, Run
 
 # What may grow in a folder: the runs that are there stay what they are.
-GROWING = ("arms", "settings", "seeds", "learning_rates")
+GROWING = ("arms", "settings", "seeds", "learning_rates", "until")
 
 
 def config_hash(document: Any) -> str:
@@ -56,6 +56,11 @@ def check_folder(path: Path, document: Any, *, in_use: bool = True) -> None:
     if changed:
         shown = "; ".join(f"{field} {old} -> {new}" for field, old, new in changed[:5])
         raise UserError(f"--out {path} holds a run of another config ({shown}): name another folder")
+    if both[0].get("until") and not both[1].get("until"):
+        raise UserError(
+            f"--out {path} was begun with --until-resolved: its seeds were added until they said something, which only "
+            "its intervals allow for; go on with --until-resolved, or name another folder"
+        )
     if in_use:
         Lock(path).release()
 

@@ -35,11 +35,12 @@ Run = tuple[str, int, float]  # arm, seed, learning rate
 class Event:
     """Something that happened in a study.
 
-    "kept" (a run that was there), "compiled", "progress", "sampling", "run" (with the model and its row). `seconds`:
-    what compiling or training took; `runs`: how many runs, one a seed, are at the step that "progress" tells of.
+    "kept" (a run that was there), "compiled", "progress", "sampling", "run" (with the model and its row), "growing"
+    (`runs` more from `seed` on). `seconds`: what compiling or training took; `runs`: how many runs, one a seed, are at
+    the step that "progress" tells of.
     """
 
-    kind: Literal["kept", "compiled", "progress", "sampling", "run"]
+    kind: Literal["kept", "compiled", "progress", "sampling", "run", "growing"]
     arm: str
     seed: int = 0
     learning_rate: float = 0.0
@@ -63,6 +64,7 @@ class Runner:
         self.orders: dict[str, Any] = {}
         self.programs: dict[Any, list[tuple[Program, CompileReport]]] = {}
         self.hashes: dict[int, str] = {}
+        self.first: int | None = None  # the seed whose models write samples
         for name, arm in arms.items():
             if not isinstance(arm, ModelConfig):
                 continue
@@ -83,10 +85,11 @@ class Runner:
             self._check_tokens(row.arm, row.seed, row.stream_hash)
             self.tell(Event("kept", row.arm, row.seed, row.learning_rate, row=row))
         at_once = self.config.seeds_at_once
+        self.first = seeds[0] if self.first is None else self.first
         for start in range(0, len(seeds), at_once):
             for name, rate in dict.fromkeys((name, rate) for name, _, rate in keys):
                 group = [seed for seed in seeds[start : start + at_once] if (name, seed, rate) not in rows]
-                for row in self._train(name, group, rate, keys, seeds[0]) if group else ():
+                for row in self._train(name, group, rate, keys, self.first) if group else ():
                     rows[name, row.seed, rate] = row
         return [rows[run] for run in keys]
 
@@ -136,7 +139,7 @@ class Runner:
         for record in records:
             self._check_tokens(name, record.seed, record.stream_hash)
             model, record.params = program.model(record.params), None
-            told = ("seed", "learning_rate", "stream_hash", "train_seconds", "tokens_per_second")
+            told = ("seed", "learning_rate", "stream_hash", "train_seconds", "tokens_per_second", "sequences")
             row = Row(
                 key=keys[name, record.seed, rate],
                 arm=name,

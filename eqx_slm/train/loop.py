@@ -92,21 +92,29 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Validation loss after `tokens` training tokens: nats a token and, where no byte is lost, bits a byte."""
+    """Validation loss after `tokens` training tokens: nats a token and, where no byte is lost, bits a byte.
+
+    `halves` are the losses on the sequences with even and with odd number: what chooses does not have to judge.
+    """
 
     step: int
     tokens: int
     nll: float
     bits_per_byte: float | None
+    halves: tuple[float, ...] = ()
 
 
 @dataclass
 class RunRecord:
-    """What one run leaves: its evaluations, its speed, the hash of the batches it saw, its final parameters."""
+    """What one run leaves: its evaluations, its speed, the hash of the batches it saw, its final parameters.
+
+    `sequences`: the mean loss of every validation sequence at the last evaluation, nats a token.
+    """
 
     seed: int
     learning_rate: float
     evals: list[Evaluation] = field(default_factory=list)
+    sequences: tuple[float, ...] = ()
     train_seconds: float = 0.0
     tokens_per_second: float = 0.0
     stream_hash: str = ""
@@ -240,8 +248,9 @@ def train_runs(
                 spent, counted = spent + now - mark, done - WARM_STEPS
             if done in due:
                 evaluated = evaluate(program, state.params, stream, step=done, tokens=done * tokens_a_step)
-                for record, evaluation in zip(records, evaluated, strict=True):
+                for record, (evaluation, sequences) in zip(records, evaluated, strict=True):
                     record.evals.append(evaluation)
+                    record.sequences = sequences
             mark = time.perf_counter()
         if on_progress and (evaluated or time.perf_counter() - told > progress_seconds):
             told = time.perf_counter()
@@ -251,7 +260,7 @@ def train_runs(
             speed = together * (done - WARM_STEPS) * tokens_a_step / running if counts else math.nan
             losses = np.atleast_1d(np.asarray(shown.loss))
             for i, seed in enumerate(seeds if evaluated else seeds[:1]):
-                evaluation = evaluated[i] if evaluated else None
+                evaluation = evaluated[i][0] if evaluated else None
                 on_progress(seed, Progress(done, done * tokens_a_step, float(losses[i]), speed, evaluation))
         previous = metrics
     if done < steps:
@@ -269,13 +278,20 @@ def train_runs(
 
 def evaluate(
     program: Program, params: PyTree[Array], stream: Batches, *, step: int, tokens: int
-) -> tuple[Evaluation, ...]:
-    """Mean validation loss over the stream's fixed part, one for every replicate of the program."""
-    batches = stream.eval_batches()
-    sums = np.stack([np.atleast_1d(np.asarray(program.evaluate(params, batch))) for batch in batches])
-    count = sum(batch.shape[0] * (batch.shape[1] - 1) for batch in batches)
-    size = stream.eval_bytes()
-    totals = [math.fsum(float(s) for s in column) for column in sums.T]
-    return tuple(
-        Evaluation(step, tokens, total / count, total / math.log(2) / size if size else None) for total in totals
-    )
+) -> tuple[tuple[Evaluation, tuple[float, ...]], ...]:
+    """Mean validation loss over the stream's fixed part, and that of each of its sequences (nats a token), one of both
+    for every replicate of the program."""
+    batches, size = stream.eval_batches(), stream.eval_bytes()
+    # Sums in float64: a mean over many tokens has more digits than float32.
+    losses = [np.asarray(program.evaluate(params, batch), np.float64) for batch in batches]
+    rows = np.concatenate(losses, axis=-2)
+    share = (batches[0].shape[1] - 1) / rows.shape[-1]  # 1, but of a model that reads fewer positions than it is given
+    found = []
+    for own in rows.reshape(-1, *rows.shape[-2:]):
+        means = own.mean(axis=-1)
+        bits = float(own.sum()) * share / math.log(2) / size if size else None
+        halves = tuple(float(means[start::2].mean()) for start in (0, 1)) if len(means) > 1 else ()
+        # Nine digits say all of a float32.
+        sequences = tuple(float(f"{mean:.9g}") for mean in means)
+        found.append((Evaluation(step, tokens, float(means.mean()), bits, halves), sequences))
+    return tuple(found)
