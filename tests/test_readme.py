@@ -14,7 +14,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 # Pages, and how many examples they have at least.
-PAGES = {"README.md": 20, "docs/mixers.md": 16, "docs/data.md": 5, "docs/sharding.md": 12, "docs/studies.md": 10}
+PAGES = {
+    "README.md": 20,
+    "docs/mixers.md": 16,
+    "docs/data.md": 5,
+    "docs/sharding.md": 12,
+    "docs/studies.md": 10,
+    "docs/ladder.md": 7,
+}
 
 
 def files_of(page: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,7 @@ def draw_pareto(results: Results, points: Sequence[tuple[str, float, float]]) ->
     axes.plot(*zip(*line, strict=True), color=GREY, linewidth=1.1, drawstyle="steps-post", zorder=1)
     for index, (name, flops, loss) in enumerate(points):
         colour = COLOURS[index % len(COLOURS)]
-        finals = [run.final_nll for run in results.arms[name].runs]
+        finals = [run.final_nll or math.nan for run in results.arms[name].runs]
         axes.plot([flops] * len(finals), finals, linestyle="", marker="o", markersize=3, color=colour, alpha=0.5)
         axes.plot([flops], [loss], marker="o", markersize=7, color=colour, markeredgecolor=BLACK, zorder=3)
         axes.annotate(visible(name)[:24], (flops, loss), (7, 5), textcoords="offset points", color=colour)
