@@ -47,14 +47,15 @@ def test_comparisons_hold_what_the_statistics_say():
     comparisons = compared(arms)
     assert [comparison.arm for comparison in comparisons] == ["leviathan", "leviathan-deep", "dense-tied-deep"]
     rows = [[a - b for a, b in zip(finals(arms[c.arm]), finals(arms["dense"]), strict=True)] for c in comparisons]
-    p_values = [p_value(row) for row in rows]
+    p_values = [p_value(row, margin=0.01) for row in rows]
     levels = holm_levels(p_values)
     for c, row, p, p_holm, level in zip(comparisons, rows, p_values, holm(p_values), levels, strict=True):
         plain, corrected = paired_interval(row), paired_interval(row, confidence=level)
         assert list(c.differences) == row and c.seeds == (0, 1, 2)
         assert (c.mean, c.low, c.high) == plain[:3]
         assert (c.corrected_low, c.corrected_high, c.corrected_confidence) == (corrected.low, corrected.high, level)
-        assert (c.p, c.p_holm) == (p, p_holm)
+        assert (c.p, c.p_margin, c.p_holm) == (p_value(row), p, p_holm)
+        assert (c.verdict in ("better", "worse")) == (p_holm < 0.05)
         assert c.corrected_low <= c.low <= c.high <= c.corrected_high
         assert [point.tokens for point in c.curve] == list(TOKENS)
         assert math.isclose(c.curve[-1].mean, c.mean)
@@ -129,7 +130,7 @@ def test_a_diverged_run_leaves_its_comparison_open(loss):
     assert open_one.mean is open_one.corrected_low is open_one.p is open_one.slope.mean is open_one.time_ratio is None
     assert [point.tokens for point in open_one.curve] == list(TOKENS[:-1])
     # It still counts as one of three.
-    assert [each.p_holm for each in others] == holm([*(each.p for each in others), 1.0])[:2]
+    assert [each.p_holm for each in others] == holm([*(each.p_margin for each in others), 1.0])[:2]
 
 
 def test_divergence_on_every_seed_or_of_the_reference_is_open_too():
@@ -197,7 +198,7 @@ def test_the_depth_control_is_found_when_its_arms_are_there():
     (control,) = [each for known in CONTROLS for each in known(arms)]
     rows = [a - b for a, b in zip(finals(arms["leviathan-deep"]), finals(arms["dense-tied-deep"]), strict=True)]
     assert (control.arm, control.reference) == ("leviathan-deep", "dense-tied-deep")
-    assert list(control.differences) == rows and control.p_holm == control.p
+    assert list(control.differences) == rows and control.p_holm == control.p_margin
     assert (control.corrected_low, control.corrected_high) == (control.low, control.high)
     assert control.verdict == "better" and "does not account" in control.meaning and control.question
     assert depth({name: arms[name] for name in ("dense-tied-deep", "leviathan-deep")}) == []  # compared already
@@ -223,7 +224,7 @@ def test_arms_of_a_grid_are_held_against_a_level_within_the_other_factors():
     arms = {name: make_arm(0.01 * i, 0.0, levels=GRID[name]) for i, name in enumerate(GRID)}
     found = compared(arms, {"taper": "uniform"})
     assert [(each.arm, each.reference) for each in found] == pairs
-    assert [each.p_holm for each in found] == holm([each.p for each in found])  # one family
+    assert [each.p_holm for each in found] == holm([each.p_margin for each in found])  # one family
 
 
 @pytest.mark.parametrize(

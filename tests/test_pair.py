@@ -12,7 +12,7 @@ import pytest
 from tiny import GENERATOR, LENGTH, ROWS, VOCAB, WIDTH, tiny_config, tiny_stream
 
 from eqx_slm import OptimizerConfig, TokenEmbedding, UserError, build, cooccurrence_order, frequency_order, pair
-from eqx_slm.model import order_for
+from eqx_slm.model import side_for
 
 STREAM = tiny_stream()
 DENSE = tiny_config()
@@ -131,7 +131,8 @@ def test_a_sweep_judges_every_arm_at_its_own_best_rate():
         assert len(arm["all_runs"]) == 2 * len(rates)
         means = {}
         for rate in rates:
-            finals = [run["final_nll"] for run in arm["all_runs"] if run["learning_rate"] == rate]
+            # On the sequences with even number; those with odd number judge.
+            finals = [run["evals"][-1]["halves"][0] for run in arm["all_runs"] if run["learning_rate"] == rate]
             means[rate] = np.inf if None in finals else np.mean(finals)
         assert arm["learning_rate"] == min(means, key=means.get)
         assert [run["learning_rate"] for run in arm["runs"]] == 2 * [arm["learning_rate"]]
@@ -139,6 +140,8 @@ def test_a_sweep_judges_every_arm_at_its_own_best_rate():
         diverged = [run["learning_rate"] for run in arm["all_runs"] if run["diverged"]]
         assert diverged == [1e30, 1e30]
         assert all((run["final_nll"] is None) == run["diverged"] for run in arm["all_runs"])
+    ends = [[run["evals"][-1]["halves"][1] for run in runs_of(result, name, "runs")] for name in ("mine", "dense")]
+    np.testing.assert_allclose(result.comparisons[0]["differences"], np.subtract(*ends))
     # One compile an arm for all rates and seeds.
     assert [event.arm for event in events if event.kind == "compiled"] == ["dense", "mine"]
 
@@ -196,11 +199,11 @@ def test_an_order_comes_from_the_streams_training_split():
     wanted = frequency_order(np.bincount(STREAM.training_tokens(), minlength=80))
     np.testing.assert_array_equal(trained.embedding.order, wanted)
     assert result.data["arms"]["padded"]["buffers_bytes"] == 4 * 80
-    known = order_for(
+    known = side_for(
         dataclasses.replace(config, embedding=dataclasses.replace(GENERATOR, order="co-occurrence")), STREAM
     )
-    np.testing.assert_array_equal(known, cooccurrence_order(STREAM.training_tokens(), 80))
-    assert order_for(DENSE, STREAM) is None
+    np.testing.assert_array_equal(known.pop("order"), cooccurrence_order(STREAM.training_tokens(), 80))
+    assert known == side_for(DENSE, STREAM) == {}
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_the_folder_holds_everything(run):
 def test_result_rows_and_metrics_are_strict_json(run):
     data = json.loads((run.folder / "result.json").read_text(), parse_constant=pytest.fail)
     assert data == run.result.data
-    assert data["name"] == "tiny" and data["config"]["arms"] == ["dense", "leviathan"] and data["format"] == 2
+    assert data["name"] == "tiny" and data["config"]["arms"] == ["dense", "leviathan"] and data["format"] == 3
     assert str(run.folder / "config.json") in data["replay"]
     lines = [
         json.loads(line, parse_constant=pytest.fail) for line in (run.folder / "metrics.jsonl").read_text().splitlines()

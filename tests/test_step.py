@@ -87,7 +87,8 @@ def test_the_metrics_are_those_of_the_parameters_before_the_step():
     squares = sum(float(jnp.sum(jnp.square(leaf))) for leaf in jax.tree.leaves(gradients))
     np.testing.assert_allclose(metrics.gradient_norm, squares**0.5, rtol=1e-5)
     summed = program.evaluate(eqx.filter(model, eqx.is_inexact_array), BATCH)
-    np.testing.assert_allclose(summed, loss * ROWS * LENGTH, rtol=1e-6)
+    assert summed.shape == (ROWS, LENGTH)
+    np.testing.assert_allclose(summed.mean(), loss, rtol=1e-6)
 
 
 def test_a_step_compiled_ahead_is_the_same_step():
@@ -114,8 +115,8 @@ def test_bfloat16_compute_keeps_float32_masters():
     assert ((gain != 1) & (abs(gain - 1) < 2e-3)).all()
     wide = program_of()[1].evaluate(program.start(model).params, BATCH)
     narrow = program.evaluate(program.start(model).params, BATCH)
-    np.testing.assert_allclose(narrow, wide, rtol=1e-2)
-    assert narrow != wide and narrow.dtype == jnp.float32
+    np.testing.assert_allclose(narrow, wide, rtol=2e-2)
+    assert (narrow != wide).any() and narrow.dtype == jnp.float32
 
 
 def test_integer_buffers_never_change():

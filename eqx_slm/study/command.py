@@ -4,7 +4,7 @@ import dataclasses
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,6 +18,9 @@ if TYPE_CHECKING:  # the command answers --help without loading jax
     from .study import Study
 
 
+MOST_SEEDS = 20
+
+
 @dataclass(frozen=True)
 class StudyOptions:
     """Run a study; what is left out is as its script says."""
@@ -26,6 +29,10 @@ class StudyOptions:
     """The run folder: new, empty, or one of the same study, which then goes on (more seeds, arms, rates)."""
     seeds: int | None = None
     """How many paired seeds."""
+    until_resolved: Annotated[bool, "flag"] = field(default=False)
+    """Add seeds until every comparison is resolved, by intervals that hold whenever one stops; see --max-seeds."""
+    max_seeds: int | None = None
+    """The most seeds that --until-resolved goes to; 20 without it."""
     steps: int | None = None
     """Training steps of every run."""
     lr: tuple[float, ...] | None = None
@@ -58,8 +65,9 @@ class Options(StudyOptions):
     """quick (five minutes on two cores), cpu, or d_model x depth such as 256x6 or 768x12 (bfloat16, for a GPU)."""
     arms: tuple[str, ...] | None = None
     """Named arms; the first is the reference: dense, dense-tied, dense-tied-deep, low-rank, low-rank-deep,
-    compositional, leviathan, leviathan-deep, leviathan-flop, tapered, rising, gated, gated-wide, hope, titans,
-    titans-wide."""
+    compositional, leviathan, leviathan-deep, leviathan-flop, binary, binary-deep, binary-free, binary-free-deep,
+    spelled, spelled-deep, composed, composed-deep, hybrid, hybrid-deep, bigrams, bigrams-wide, tapered, rising, gated,
+    gated-wide, hope, titans, titans-wide."""
     set: tuple[str, ...] = ()
     """Fields of arms, ARM.FIELD=VALUE, such as leviathan-deep.embedding.rank=32; all.FIELD changes the
     base model that every arm is made from."""
@@ -81,6 +89,8 @@ class Options(StudyOptions):
     """What the backward pass keeps of a layer: none (everything), dots (results of matmuls), full (its input)."""
     seeds_at_once: int | None = None
     """How many seeds of an arm one program trains; one without it."""
+    frequency: int | None = None
+    """Classes of training frequency that the report's final losses are split by: 10 for deciles."""
     name: str | None = None
     """Name of the run folder."""
     config: str | None = None
@@ -107,11 +117,22 @@ def resolve(options: Options) -> "PairConfig":
         values["steps"] = -(-options.tokens // (changed.batch_size * changed.sequence_length))
     if options.lr is not None:
         values["learning_rates"] = options.lr
+    if (until := _until(options, config.until)) is not None:
+        values["until"] = until
     if options.set:
         values["settings"] = replaced_settings(config.settings, options.set)
     if options.schedule:
         values["optimizer"] = dataclasses.replace(config.optimizer, schedule=options.schedule)
     return dataclasses.replace(config, **values)
+
+
+def _until(options: StudyOptions, known: int | None) -> int | None:
+    """The most seeds of a study that grows, None of one that does not."""
+    if options.max_seeds is not None and not options.until_resolved and known is None:
+        raise UserError(f"--max-seeds {options.max_seeds} without --until-resolved: seeds are added only with it")
+    if not options.until_resolved and options.max_seeds is None:
+        return known
+    return max(MOST_SEEDS, options.seeds or 0) if options.max_seeds is None else options.max_seeds
 
 
 def _stream(stream: "StreamConfig", given: dict[str, Any]) -> "StreamConfig":
@@ -132,9 +153,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _guarded(lambda: _run_pair(parse(Options, arguments, "pair.py")))
 
 
-def study_main(study: "Study", arguments: Sequence[str] | None = None) -> int:
-    """Runs a study's own script, with the options of `StudyOptions`; returns the exit code, as `main` does."""
-    return _guarded(lambda: _run_study(study, parse(StudyOptions, arguments, Path(sys.argv[0]).name)))
+def study_main(study: "Study | Mapping[str, Study]", arguments: Sequence[str] | None = None) -> int:
+    """Runs a study's own script, with the options of `StudyOptions`; returns the exit code, as `main` does.
+
+    Of several studies by name the first argument says which.
+    """
+    script = Path(sys.argv[0]).name
+
+    def run() -> int:
+        if not isinstance(study, Mapping):
+            return _run_study(study, parse(StudyOptions, arguments, script))
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        if not given or given[0] not in study:
+            what = f"no study {given[0]!r}" if given else "no study is named"
+            raise UserError(f"{what}: write {script} STUDY [options], STUDY being one of {', '.join(study)}")
+        return _run_study(study[given[0]], parse(StudyOptions, given[1:], f"{script} {given[0]}"))
+
+    return _guarded(run)
 
 
 def _guarded(run: Callable[[], int]) -> int:
@@ -173,7 +208,8 @@ def _run_study(study: "Study", options: StudyOptions) -> int:
 
     stream = _stream(study.stream, {name: value for name, value in vars(options).items() if value is not None})
     run = given(study.run, steps=options.steps)
-    study = given(study, seeds=options.seeds, rates=options.lr, run=run, stream=stream)
+    until = _until(options, study.until)
+    study = given(study, seeds=options.seeds, rates=options.lr, run=run, stream=stream, until=until)
     return _run(study, lambda stream: study, options.out, options.dry_run)
 
 
@@ -181,6 +217,7 @@ def _run(study: "Study", at: Callable[[Any], "Study"], out: str | None, dry_run:
     """Opens the data, makes the study at its vocabulary, and runs or only plans it."""
     from ..train.host import keep_freed_memory, use_compile_cache
     from .folder import check_folder
+    from .noise import outlook
     from .progress import Progress
     from .report import summary
     from .runner import distinct_share
@@ -206,6 +243,7 @@ def _run(study: "Study", at: Callable[[Any], "Study"], out: str | None, dry_run:
     if dry_run:
         return _show_plan(study, stream.vocab_size, stream.padding, distinct_share(stream))
     arms = len(study.resolve(stream.vocab_size, stream.sequence_length, stream.padding)[0])
+    print_blocks(outlook(study, stream.vocab_size, stream.sequence_length, stream.batch_size, stream.padding), console)
     folders: list[Path] = []
 
     def on_folder(folder: Path) -> None:

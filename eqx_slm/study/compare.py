@@ -5,24 +5,28 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from ..checks import check_number
 from ..configs import differences
 from ..errors import UserError
 from ..model import ModelConfig
-from .results import ArmResult, Bounds, Comparison, Row
+from .judge import rules_for
+from .results import ArmResult, Bounds, Comparison, Row, finite
 from .statistics import (
     Number,
     check_confidence,
     check_margin,
     holm,
     holm_levels,
+    mean_and_sd,
     p_value,
     paired_interval,
     slope_against_log_tokens,
     verdict,
 )
+from .worth import Points, Worth, worth
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,9 @@ class paired:
     """An analysis: every arm against a reference over paired seeds, Holm-corrected for the number of comparisons.
 
     The verdict comes from the corrected interval; the plain one is kept beside it. Every arm counts in the correction,
-    also one that diverged. A diverged run on either side leaves its comparison "not resolved".
+    also one that diverged. A diverged run on either side leaves its comparison "not resolved". Holm's steps are taken
+    against the margin, where the verdicts are: against no difference, arms far from zero but within the margin would
+    make the steps of others shorter than their verdicts allow.
 
     **Arguments:**
 
@@ -38,8 +44,14 @@ class paired:
       arm against the one that has this level and the same levels of the factors in `within`.
     - `within`: factors, one or several; by default all but those of `against`.
     - `margin`: nats a token below which a difference does not matter; decided before the run.
-    - `confidence`: family-wise level of the tests against no difference; each corrected interval stands at the level of
-      its own step of Holm's procedure, and they do not cover jointly.
+    - `confidence`: family-wise level of "better" and "worse" beyond the margin; each corrected interval stands at the
+      level of its own step of Holm's procedure, and they do not cover jointly.
+    - `pool`: groups of arms said before the run to have noise alike, whose comparisons may lend each other their
+      variance (see `spread.moderated`; refused where their spreads differ). Arms in no group keep their own.
+    - `anytime`: intervals that hold whenever one stops (see `anytime.py`), for studies that grow until they say
+      something. They pool nothing.
+    - `ends`: by "tokens" and "parameters", (number, final loss) of finished runs of the reference at other lengths or
+      sizes, for saying differences as compute (see `worth.py`).
 
     Called with the arms' results by name, it **returns** the comparisons in the order of the arms; it raises
     `UserError` where arms have no reference, or seeds or token counts that do not pair.
@@ -49,13 +61,22 @@ class paired:
     within: str | Sequence[str] | None = None
     margin: float = 0.01
     confidence: float = 0.95
+    pool: Sequence[Sequence[str]] = ()
+    anytime: bool = False
+    ends: Mapping[str, Points] = field(default_factory=dict)
 
     def __post_init__(self):
         check_margin(self.margin)
         check_confidence(self.confidence)
+        check_ends(self.ends)
 
     def pairs(self, levels: Mapping[str, Mapping[str, str]]) -> list[tuple[str, str]]:
         """(arm, its reference) for every arm that is none, from the levels of every arm by name."""
+        named = [name for group in self.pool for name in group]
+        if unknown := [name for name in named if name not in levels]:
+            raise UserError(f"pool: there is no arm {unknown[0]!r}; the arms are {', '.join(levels)}")
+        if twice := [name for name in named if named.count(name) > 1]:
+            raise UserError(f"pool: {twice[0]!r} is named twice; an arm's noise is like that of one group")
         if isinstance(self.against, str):
             if self.against not in levels:
                 raise UserError(f"there is no arm {self.against!r}; the arms are {', '.join(levels)}")
@@ -78,17 +99,21 @@ class paired:
         """The comparisons."""
         pairs = self.pairs({name: arm.levels for name, arm in arms.items()})
         plain = [compare(arms[arm], arms[other], self.margin, self.confidence) for arm, other in pairs]
+        rules = rules_for(plain, self.pool, anytime=self.anytime)
+        judged = [dataclasses.replace(e, p_margin=r.p_of(e)) for e, r in zip(plain, rules, strict=True)]
         # A comparison without a p-value still is one of the family, as the one that is rejected last.
-        p_values = [1.0 if each.p is None else each.p for each in plain]
-        steps = zip(plain, holm_levels(p_values, confidence=self.confidence), holm(p_values), strict=True)
-        return [_corrected(each, level, p_holm) for each, level, p_holm in steps]
+        p_values = [1.0 if each.p_margin is None else each.p_margin for each in judged]
+        levels = holm_levels(p_values, confidence=self.confidence)
+        steps = zip(judged, rules, levels, holm(p_values), strict=True)
+        found = [rule.judged(each, level, p_holm) for each, rule, level, p_holm in steps]
+        return [dataclasses.replace(each, worth=_worth(each, arms[each.reference], self.ends)) for each in found]
 
 
 @dataclass(frozen=True)
 class Control:
     """An analysis: two arms of which neither is the reference compared directly, and what the verdict would mean.
 
-    The interval is the plain one: a control is read beside the comparisons, it is not one of their family.
+    The interval is not corrected: a control is read beside the comparisons, it is not one of their family.
     """
 
     arm: str
@@ -97,12 +122,16 @@ class Control:
     meaning: Mapping[str, str]
     margin: float = 0.01
     confidence: float = 0.95
+    anytime: bool = False
 
     def __call__(self, arms: Mapping[str, ArmResult]) -> list[Comparison]:
         """The comparison, where both arms are here and it is not made already."""
         if not {self.arm, self.control} <= arms.keys() or next(iter(arms)) in (self.arm, self.control):
             return []
         made = compare(arms[self.arm], arms[self.control], self.margin, self.confidence)
+        (rule,) = rules_for([made], (), anytime=self.anytime)
+        p = rule.p_of(made)
+        made = dataclasses.replace(rule.judged(made, self.confidence, 1.0 if p is None else p), p_margin=p)
         return [dataclasses.replace(made, question=self.question, meaning=self.meaning.get(made.verdict, ""))]
 
 
@@ -112,12 +141,13 @@ def compare(arm: ArmResult, reference: ArmResult, margin: float, confidence: flo
     **Raises:** `UserError` where their seeds or token counts do not pair.
     """
     both = _paired_runs(arm, reference)
-    ends = [(run.final_nll, other.final_nll) for run, other in both]
+    part = arm.judged
+    ends = [(run.final_on(part), other.final_on(part)) for run, other in both]
     finals = tuple(None if ours is None or theirs is None else ours - theirs for ours, theirs in ends)
     every = [value for value in finals if value is not None]
     # None where a run diverged: the seeds that survive are not a fair sample.
     values = every if len(every) == len(finals) else None
-    losses = [(run.losses, other.losses) for run, other in both]
+    losses = [(run.losses_on(part), other.losses_on(part)) for run, other in both]
     tokens = sorted(set.intersection(*(ours.keys() & theirs.keys() for ours, theirs in losses)))
     curves = [[ours[count] - theirs[count] for count in tokens] for ours, theirs in losses]
     columns = [list(column) for column in zip(*curves, strict=True)]
@@ -153,7 +183,26 @@ def compare(arm: ArmResult, reference: ArmResult, margin: float, confidence: flo
         # A run that stopped early took little time for a reason that is no merit: no ratio then.
         time_ratio=_ratio(*({"total": a.mean("train_seconds")} for a in (arm, reference))) if values else None,
         config_difference=known,
+        p_margin=p_value(values, margin=margin) if values else None,
+        sd=mean_and_sd(values)[1] if values and len(values) > 1 else None,
+        part=part,
+        **_over_text(both, part == "judging", confidence),
     )
+
+
+def _over_text(both: Sequence[tuple[Row, Row]], odd: bool, confidence: float) -> dict[str, Any]:
+    """The difference of every validation sequence, a mean over the seeds, and the interval over the sequences."""
+    rows = []
+    for run, other in both:
+        if not run.sequences or len(run.sequences) != len(other.sequences):
+            return {}
+        pairs = list(zip(run.sequences, other.sequences, strict=True))[int(odd) :: 1 + int(odd)]
+        rows.append([None if a is None or b is None else a - b for a, b in pairs])
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    if not columns or any(finite(value) is None for column in columns for value in column):
+        return {}
+    means = [math.fsum(column) / len(column) for column in columns]
+    return {"text": Bounds.of(paired_interval(means, confidence=confidence)), "sequences": len(means)}
 
 
 def _paired_runs(arm: ArmResult, reference: ArmResult) -> list[tuple[Row, Row]]:
@@ -169,21 +218,32 @@ def _paired_runs(arm: ArmResult, reference: ArmResult) -> list[tuple[Row, Row]]:
     return both
 
 
-def _corrected(plain: Comparison, level: float, p_holm: float) -> Comparison:
-    """The same judged by the interval at its own level of Holm's procedure."""
-    values = [value for value in plain.differences if value is not None]
-    if len(values) < len(plain.differences):
-        return dataclasses.replace(plain, corrected_confidence=level)
-    interval = paired_interval(values, confidence=level)
-    bounds, identical = Bounds.of(interval), plain.verdict == "identical arms"
-    return dataclasses.replace(
-        plain,
-        corrected_low=bounds.low,
-        corrected_high=bounds.high,
-        corrected_confidence=level,
-        p_holm=p_holm,
-        verdict=verdict(interval, margin=plain.margin, identical=identical),
-    )
+def _worth(c: Comparison, reference: ArmResult, ends: Mapping[str, Points]) -> tuple[Worth, ...]:
+    """The difference as compute, from the reference's curve or from the ends of its runs."""
+    losses = [run.losses_on(c.part) for run in reference.runs]
+    tokens = sorted(set.intersection(*map(set, losses)))
+    end = reference.mean("final_nll")
+    if not tokens or end is None or c.mean is None or c.verdict == "identical arms":
+        return ()
+    curve = [(count, math.fsum(own[count] for own in losses) / len(losses)) for count in tokens]
+    bounds, costs = (c.mean, c.corrected_low, c.corrected_high), {"tokens": 1.0, "FLOPs": c.flops_ratio}
+    costs["time"] = c.time_ratio
+    known = sorted({**dict(ends.get("tokens", ())), tokens[-1]: end}.items())
+    found = worth(known if len(known) > 1 else curve, tokens[-1], bounds, costs, ends=len(known) > 1)
+    if (size := reference.facts.parameters.get("total")) and "parameters" in ends:
+        sizes = sorted({**dict(ends["parameters"]), size: end}.items())
+        found += worth(sizes, size, bounds, {"parameters": c.parameter_ratio}, ends=True)
+    return found
+
+
+def check_ends(ends: Mapping[str, Points]) -> None:
+    """Raises `UserError` for ends of runs that make no curve."""
+    for what, points in ends.items():
+        if what not in ("tokens", "parameters"):
+            raise UserError(f"ends: {what!r} is no axis; allowed: tokens, parameters")
+        for x, loss in points:
+            check_number(f"ends of {what}", x, "positive and finite", lambda value: 0 < value < math.inf)
+            check_number(f"ends of {what}, a loss", loss, "finite", math.isfinite)
 
 
 def _note(arm: ArmResult, reference: ArmResult, equal: bool, largest: float) -> str:

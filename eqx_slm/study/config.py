@@ -14,7 +14,10 @@ from ..configs import from_dict, read_json, set_field
 from ..errors import UserError
 from ..model import ModelConfig
 from ..nn.attention import AttentionConfig
+from ..nn.bigrams import BigramConfig
+from ..nn.composed import ComposedConfig
 from ..nn.leviathan import LeviathanConfig
+from ..nn.spelled import SpelledConfig
 from ..nn.table import TableConfig
 from ..train.loop import RunConfig
 from .arms import Arm, Tuned, changed, make_arm
@@ -37,6 +40,7 @@ class StreamConfig:
     sequence_length: int = 128
     batch_size: int = 16
     eval_tokens: int = 16384
+    train_tokens: int | None = None
 
     def __post_init__(self):
         for name, value in vars(self).items():
@@ -87,6 +91,18 @@ def check_design(name: str, arms: Any, seeds: int | Sequence[int], rates: Sequen
         raise UserError(f"seeds_at_once (--seeds-at-once)={seeds_at_once}: there are only {len(seeds)} seeds")
 
 
+def check_until(seeds: int | Sequence[int], until: int | None) -> None:
+    """Raises `UserError` for a most number of seeds (None: they do not grow) that does not fit those to begin with."""
+    if until is None:
+        return
+    whole("until (--max-seeds)", until, least=2, most=10_000)
+    count = len(seeds) if isinstance(seeds, Sequence) else seeds
+    if isinstance(seeds, Sequence) and list(seeds) != list(range(count)):
+        raise UserError("until (--max-seeds): seeds that are added are numbered on, give how many to begin with")
+    if until < count:
+        raise UserError(f"until (--max-seeds)={until}: it must be at least the {count} seeds to begin with (--seeds)")
+
+
 def _is_rate(rate: float) -> bool:
     with np.errstate(over="ignore", under="ignore"):
         return bool(0 < np.float32(rate) < np.inf)
@@ -108,12 +124,14 @@ class PairConfig(RunConfig):
     margin: float = 0.01
     confidence: float = 0.95
     sample_tokens: int = 96
+    until: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
         check_design(self.name, self.arms, self.seeds, self.learning_rates, self.seeds_at_once)
         check_margin(self.margin)
         check_confidence(self.confidence)
+        check_until(self.seeds, self.until)
 
     @property
     def tokens(self) -> int:
@@ -223,6 +241,12 @@ SMALL = Tuned(
     generator=LeviathanConfig(seed_size=48, n_heads=4, rank=16, output_std=0.15),
     compositional_std=0.3,
     low_rank_std=0.3,
+    binary_std=0.3,
+    spelled=SpelledConfig(code="fourier", size=128, longest=16, std=0.3),
+    composed=ComposedConfig(pieces=512, longest=8, std=0.3),
+    hybrid_rows=256,
+    hybrid_std=0.3,
+    bigrams=BigramConfig(rows=4096, rank=8),
 )
 QUICK = PairConfig(
     name="quick",

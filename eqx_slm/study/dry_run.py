@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from ..account.facts import facts
 from .blocks import Block, Paragraph
+from .noise import outlook
 from .report import budgets, parameters, what_differs
 from .results import ArmResult, Results
 from .sentences import plural
@@ -36,7 +37,12 @@ def plan(study: Study, vocab_size: int, padding: int, share: float | None) -> li
         total += runs * a_run
         blocks.append(Paragraph(f"{name}: {plural(runs, 'run')} of about {duration(a_run)} each"))
     rough = f"from {rate / 1e9:,.0f} GFLOP/s measured on one matmul, of which a step is taken to reach {EFFICIENCY:.0%}"
-    return [*blocks, Paragraph(f"time: about {duration(total)}, {rough}; evaluation and compilation not counted")]
+    expected = outlook(study, vocab_size, context, batch_size, padding)
+    return [
+        *blocks,
+        *expected[1:],
+        Paragraph(f"time: about {duration(total)}, {rough}; evaluation and compilation not counted"),
+    ]
 
 
 def matmul_rate(dtype: str) -> float:

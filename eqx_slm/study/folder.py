@@ -10,18 +10,17 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 
 from ..configs import differences, from_dict, read_json, to_dict
 from ..errors import UserError
 from ..files import LOCK, Lock, folder_name, json_ready, write_json_atomic
-from ..model import ModelConfig, build
+from ..model import ModelConfig, build, side_like
 from ..train.checkpoint import load_model, save_model
 from .results import Row
 from .runner import Event, Run
 
 # What may grow in a folder: the runs that are there stay what they are.
-GROWING = ("arms", "settings", "seeds", "learning_rates")
+GROWING = ("arms", "settings", "seeds", "learning_rates", "until")
 
 
 def config_hash(document: Any) -> str:
@@ -56,6 +55,11 @@ def check_folder(path: Path, document: Any, *, in_use: bool = True) -> None:
     if changed:
         shown = "; ".join(f"{field} {old} -> {new}" for field, old, new in changed[:5])
         raise UserError(f"--out {path} holds a run of another config ({shown}): name another folder")
+    if both[0].get("until") and not both[1].get("until"):
+        raise UserError(
+            f"--out {path} was begun with --until-resolved: its seeds were added until they said something, which only "
+            "its intervals allow for; go on with --until-resolved, or name another folder"
+        )
     if in_use:
         Lock(path).release()
 
@@ -169,8 +173,8 @@ def load_run(path: str | Path, *, arm: str | None = None, seed: int | None = Non
     if not (chosen[0] / "model.json").exists():
         raise UserError(f"{chosen[0]}: its arm was a function, use eqx_slm.train.load_model(file, like)")
     config = from_dict(ModelConfig, read_json(chosen[0] / "model.json"))
-    order = jnp.arange(config.vocab_size, dtype=jnp.int32)  # its values come from the file
-    like = eqx.filter_eval_shape(lambda key: build(config, order=order, key=key), jax.random.key(0))
+    side = side_like(config)  # its values come from the file
+    like = eqx.filter_eval_shape(lambda key: build(config, key=key, **side), jax.random.key(0))
     return load_model(chosen[0] / "model.safetensors", like)
 
 

@@ -55,6 +55,7 @@ def pair(
     learning_rates: Sequence[float] = (3e-3,),
     margin: float = 0.01,
     confidence: float = 0.95,
+    until: int | None = None,
     notes: Mapping[str, str] | None = None,
     out: str | Path | None = None,
     on_event: Callable[[Event], None] | None = None,
@@ -64,8 +65,8 @@ def pair(
 
     **Arguments:**
 
-    - `arms`, `seeds`, `learning_rates` (its `rates`), `notes`: as in `Study`. Configs bring their FLOPs and differences
-      into the report; the same function or config twice is an identical arm.
+    - `arms`, `seeds`, `learning_rates` (its `rates`), `until`, `notes`: as in `Study`. Configs bring their FLOPs and
+      differences into the report; the same function or config twice is an identical arm.
     - `stream`: see `eqx_slm.data.open_data`; its sequence length is the context.
     - `margin`, `confidence`: as in `paired`.
     - `out`: a folder for all that the command writes; what is there already of the same study is not run again.
@@ -86,6 +87,7 @@ def pair(
         analyses=_analyses(next(iter(arms)), margin, confidence),
         run=RunConfig(**{name: value for name, value in run.items() if value is not None}),
         notes=notes or {},
+        until=until,
     )
     # A stream that was given is not described by a config.
     study = dataclasses.replace(study, config={**study.document(), "stream": stream.info})
@@ -122,6 +124,7 @@ def study_of(config: PairConfig, arms: Mapping[str, Arm]) -> Study:
         notes={name: arm.match_note for name, arm in arms.items() if arm.match_note},
         replay="python experiments/pair.py --config {config}",
         config=config,
+        until=config.until,
     )
 
 

@@ -53,6 +53,11 @@ class Progress:
         if event.kind == "compiled":
             self.compiled[event.arm] = event.seconds
             self._print(f"{visible(event.arm)}: step compiled in {event.seconds:.1f} s")
+        elif event.kind == "growing":
+            self.runs += event.runs
+            if self.live:
+                self.live.update(self.task, total=self.runs * self.steps)
+            self._print(f"not resolved: seed {event.seed} is next, {event.runs} more runs")
         elif event.kind == "sampling":
             self._show(name, "writing a sample of text")
         else:

@@ -9,9 +9,11 @@ from typing import Any
 
 from ..account.flops import CONVENTIONS
 from .blocks import Block, Code, Folded, Heading, Mono, Paragraph, Strong, Table
+from .figures import differences
+from .frequency import by_frequency
 from .pictures import Section, curves, forest, ledger_bars, pareto
-from .results import ArmResult, Bounds, Comparison, Results, Row
-from .sentences import UNKNOWN, comparison_sentences, counted, human, number, percent, plural, ratio, signed, size, span
+from .results import ArmResult, Results, Row
+from .sentences import UNKNOWN, comparison_sentences, counted, human, number, percent, plural, ratio, signed, size
 
 Cells = dict[str, str]  # of an arm's row, by the name of the column
 
@@ -23,20 +25,15 @@ DISTINCT = (
     'The total charges a generator to every occurrence of a token; "per distinct" charges it to each distinct token of '
     "a batch, with their mean number as measured on this stream."
 )
-INTERVALS = (
-    "The corrected ones are Holm's: the arm with the i-th smallest p of m (i from 0) has its interval at level 1 - "
-    "alpha / (m - i), and from the first arm that is not told from zero the level stays. Verdicts are taken from "
-    "the corrected interval: better or worse where it lies wholly beyond the margin, no difference beyond the "
-    "margin where it lies wholly inside. Controls are not part of this family."
-)
-SLOPES = (
-    "Least-squares slope of each seed's difference on the logarithm of tokens, interval over the seeds; the curve "
-    "need not be straight, so this is a mean trend over the whole run and no forecast:"
-)
 ELSEWHERE = (
     "They do not cover other corpora, tokenizers, model sizes, lengths of training or other validation text: all "
     "seeds are evaluated on the same part of the validation split."
 )
+APART = (
+    "Each arm's rate was chosen on the validation sequences with even number, differences and verdicts are of those "
+    "with odd number; losses elsewhere are of all. The seeds are the same for both."
+)
+SAME = "Rates were chosen on the same validation text that judged: it has no second sequence, or the rows are older."
 
 
 def summary(results: Results) -> list[Block]:
@@ -101,7 +98,7 @@ def parameters(results: Results) -> list[Block]:
     def cells(arm: ArmResult) -> Cells:
         own = arm.facts.parameters
         return {
-            **{part.replace("_", " "): counted(own.get(part)) for part in parts},
+            **{part.replace("_", " "): counted(own.get(part, 0)) for part in parts},
             "ratio": ratio(own.get("total", 0) / base if base else None),
             "embedding tax": number(arm.facts.embedding_tax, form=".1%"),
             "buffers": size(arm.facts.buffers_bytes),
@@ -156,6 +153,7 @@ def losses(results: Results) -> list[Block]:
             "learning rate": f"{arm.learning_rate:g}",
             **{f"seed {seed}": _final(run for run in arm.runs if run.seed == seed) for seed in s["seeds"]},
             "mean": _mean(arm, "final_nll"),
+            **({"averaged": number(arm.mean("averaged_nll"))} if s.get("average") else {}),
             "perplexity": number(math.exp(min(arm.mean("final_nll") or math.nan, 700)), form=".2f"),
             "bits/byte": _mean(arm, "final_bits_per_byte"),
         }
@@ -164,39 +162,12 @@ def losses(results: Results) -> list[Block]:
         rates = s["learning_rates"]
         return {f"{rate:g}": _final(run for run in arm.all_runs if run.learning_rate == rate) for rate in rates}
 
-    blocks = [Heading("Losses"), Paragraph("Final validation loss in nats a token."), _by_arm(results, cells)]
+    told = f" Averaged: the mean weights of the last {s['average']:.0%} of the steps." if s.get("average") else ""
+    blocks = [Heading("Losses"), Paragraph(f"Final validation loss in nats a token.{told}"), _by_arm(results, cells)]
     if s["swept"]:
         told = "Every arm was swept over the same learning rates and is shown at its own. Mean final loss at each:"
         blocks += [Paragraph(told), _by_arm(results, tried)]
     return blocks
-
-
-def differences(results: Results) -> list[Block]:
-    """Every comparison in figures: at the end, along the run, and its trend."""
-    compared = [*results.comparisons, *results.controls]
-    if not compared:
-        return []
-    ends = [
-        [c.arm, c.reference, c.verdict, signed(c.mean), span(c.low, c.high), span(c.corrected_low, c.corrected_high)]
-        + [_p(c.p), _p(c.p_holm), ratio(c.parameter_ratio), ratio(c.flops_ratio), ratio(c.time_ratio)]
-        for c in results.comparisons
-    ]
-    header = ["arm", "against", "verdict", "difference", "interval", "Holm-corrected", "p", "p (Holm)"]
-    curves = [{point.tokens: point for point in c.curve} for c in compared]
-    counts = sorted({count for curve in curves for count in curve if count is not None})
-    along = [[f"{count:,}", *(_point(curve.get(count)) for curve in curves)] for count in counts]
-    names = [f"{c.arm} minus {c.reference}" for c in compared]
-    level = percent(results.settings["confidence"])
-    trends = [[name, *_slope(c)] for name, c in zip(names, compared, strict=True)]
-    return [
-        Heading("Differences"),
-        Table([*header, "parameters", "FLOPs", "time"], ends, left=3),
-        Paragraph(f"Intervals are Student's t over the seeds at {level}. {INTERVALS}"),
-        Paragraph("Along the run, with the plain interval at each token count:"),
-        Table(["tokens", *names], along, left=0),
-        Paragraph(SLOPES),
-        Table(["difference", "nat per doubling", "interval", "mean crossed zero at"], trends),
-    ]
 
 
 def samples(results: Results) -> list[Block]:
@@ -213,6 +184,8 @@ def scope(results: Results) -> list[Block]:
     swept = [Strong("Learning rates were not swept"), f" (all arms: {rates}); another rate may favour another arm."]
     if s["swept"]:
         swept = f"Learning rates were swept over the same grid for every arm ({rates}); rates outside are not covered."
+        judged = all(arm.judged == "judging" for arm in results.arms.values())
+        swept += " " + (APART if judged else SAME)
     shared = "every leaf that two arms share starts equal, and both read the same batches"
     if s["pairing"] != "full":
         shared = "both arms read the same batches; their initial values are their own"
@@ -249,7 +222,7 @@ def origin(results: Results) -> list[Block]:
 
 PAIR: tuple[Section, ...] = (
     *(verdicts, curves, forest(), ledger_bars, pareto("flops", "parameters"), what_differs, parameters, budgets),
-    *(losses, differences, samples, scope, origin),
+    *(losses, by_frequency, differences, samples, scope, origin),
 )
 
 
@@ -279,22 +252,6 @@ def _final(runs: Any) -> str:
     found: Sequence[Row] = list(runs)
     known = [run.final_nll for run in found if run.final_nll is not None]
     return "diverged" if len(known) < len(found) else number(math.fsum(known) / len(known) if known else None)
-
-
-def _point(point: Bounds | None) -> str:
-    if point is None or point.mean is None:
-        return UNKNOWN
-    return signed(point.mean) + ("" if point.low is None else f" ({span(point.low, point.high)})")
-
-
-def _slope(c: Comparison) -> list[str]:
-    crossed = ", ".join(human(count) for count in c.crossings) or "never"
-    mean, low, high = (None if v is None else v * math.log(2) for v in (c.slope.mean, c.slope.low, c.slope.high))
-    return [signed(mean), UNKNOWN if mean is None else span(low, high), UNKNOWN if c.mean is None else crossed]
-
-
-def _p(value: float | None) -> str:
-    return number(value) if value is None or value >= 0.0001 else "<0.0001"
 
 
 def _flat(values: Mapping[str, Any]) -> str:

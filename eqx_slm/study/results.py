@@ -6,20 +6,30 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from ..account.facts import Facts
 from ..configs import to_dict
 from ..files import json_ready
 from ..train.loop import Evaluation
 from .statistics import Interval
+from .worth import Worth
 
-FORMAT = 2  # of result.json
+# Of the validation text: sequences with even number choose the rate, those with odd number judge.
+Part = Literal["all", "choosing", "judging"]
+Method = Literal["t", "moderated t", "anytime"]
+
+FORMAT = 3  # of result.json
 
 
 @dataclass(frozen=True)
 class Row:
-    """One run. `key` is the hash of everything that decides it: a row of the same key is the same run."""
+    """One run. `key` is the hash of everything that decides it: a row of the same key is the same run.
+
+    `sequences`: the final loss of every validation sequence, nats a token; None where it is not finite. `averaged_nll`:
+    that of the average of the last steps' weights, where there is one. `by_frequency`: by kind, the mean loss and the
+    validation tokens of every class (frequency.py).
+    """
 
     key: str
     arm: str
@@ -33,6 +43,9 @@ class Row:
     temporary_bytes: int | None = None
     seeds_at_once: int = 1
     sample: str = ""
+    sequences: tuple[float | None, ...] = ()
+    averaged_nll: float | None = None
+    by_frequency: dict[str, tuple[tuple[float | None, int], ...]] = field(default_factory=dict)
 
     @property
     def final_nll(self) -> float | None:
@@ -52,7 +65,16 @@ class Row:
     @property
     def losses(self) -> dict[int, float]:
         """Token count -> validation loss, where that is finite."""
-        return {each.tokens: each.nll for each in self.evals if finite(each.nll) is not None}
+        return self.losses_on("all")
+
+    def losses_on(self, part: Part) -> dict[int, float]:
+        """The same on a part of the validation text; on all of it where an evaluation has no parts."""
+        found = {each.tokens: on_part(each, part) for each in self.evals}
+        return {tokens: nll for tokens, nll in found.items() if finite(nll) is not None}
+
+    def final_on(self, part: Part) -> float | None:
+        """The last loss on a part; None where it is not finite."""
+        return finite(on_part(self.evals[-1], part))
 
     @property
     def line(self) -> str:
@@ -63,8 +85,14 @@ class Row:
     def of(line: str | bytes) -> Row:
         """The row of a line; raises `ValueError`, `TypeError` or `KeyError` for a line that is none."""
         data = json.loads(line)
-        evals = [{**each, "nll": math.nan if each["nll"] is None else each["nll"]} for each in data["evals"]]
-        return Row(**{**data, "evals": tuple(Evaluation(**each) for each in evals)})
+        evals = []
+        for each in data["evals"]:
+            nll, *halves = (math.nan if value is None else value for value in (each["nll"], *each.get("halves", ())))
+            cosines = tuple(math.nan if value is None else value for value in each.get("cosines", ()))
+            evals.append(Evaluation(**{**each, "nll": nll, "halves": tuple(halves), "cosines": cosines}))
+        split = {kind: tuple(map(tuple, own)) for kind, own in data.get("by_frequency", {}).items()}
+        parts = {"evals": tuple(evals), "sequences": tuple(data.get("sequences", ())), "by_frequency": split}
+        return Row(**{**data, **parts})
 
 
 @dataclass(frozen=True)
@@ -87,8 +115,11 @@ class Bounds:
 class Comparison:
     """What two arms' runs say about each other; every difference is arm minus reference, nats a token.
 
-    `differences` has each seed's final difference, None where a run diverged; `low` and `high` are the plain interval,
-    `corrected_*` the one that the verdict comes from. `config_difference` lists `(field, reference's, arm's)`: empty
+    `differences` has each seed's final difference on the `part` of the validation text that judges, None where a run
+    diverged; `low` and `high` are the plain t interval, `corrected_*` the one that the verdict comes from: by `method`,
+    at its level of Holm's procedure. `p` is against no difference, `p_margin` against the margin by the method,
+    `p_holm` that one adjusted. `sd` is of one paired difference. `text`: the mean over seeds with an interval over the
+    `sequences`. `config_difference` lists `(field, reference's, arm's)`: empty
     for equal arms, None where nobody knows. `question` and `meaning` are a control's.
     """
 
@@ -117,10 +148,19 @@ class Comparison:
     config_difference: tuple[tuple[str, str, str], ...] | None
     question: str = ""
     meaning: str = ""
+    method: Method = "t"
+    pooling: str = ""
+    p_margin: float | None = None
+    sd: float | None = None
+    seeds_to_resolve: int | None = None
+    part: Part = "all"
+    text: Bounds = Bounds()
+    sequences: int = 0
+    worth: tuple[Worth, ...] = ()
 
     @property
     def is_corrected(self) -> bool:
-        """Whether Holm's correction changed the interval."""
+        """Whether the verdict's interval is not the plain one: Holm's correction, or another method."""
         bounds = (self.corrected_low, self.corrected_high)
         return bounds != (self.low, self.high) and None not in bounds
 
@@ -130,6 +170,7 @@ class ArmResult:
     """An arm with its runs: `runs` at its learning rate, the best of those tried, `all_runs` at every rate.
 
     `levels` says where it stands in a grid, `match` how its budget was matched. `made_of` is its config or function.
+    `judged`: the part of the validation text that verdicts come from.
     """
 
     name: str
@@ -140,6 +181,7 @@ class ArmResult:
     levels: Mapping[str, str] = field(default_factory=dict)
     match: str | None = None
     made_of: Any = None
+    judged: Part = "all"
 
     @property
     def diverged(self) -> bool:
@@ -199,17 +241,23 @@ def _arm(item: tuple[str, ArmResult]) -> tuple[str, dict[str, Any]]:
 
 def _run(run: Row) -> dict[str, Any]:
     ends = {name: getattr(run, name) for name in ("final_nll", "final_bits_per_byte", "diverged")}
-    return {name: value for name, value in to_dict(run).items() if name != "arm"} | ends
+    return {name: value for name, value in to_dict(run).items() if name not in ("arm", "sequences")} | ends
 
 
 def best_rate(rows: Sequence[Row], rates: Sequence[float]) -> float:
-    """The rate with the lowest mean final loss over the seeds; a diverged run counts as infinite."""
+    """The rate with the lowest mean final loss over the seeds, on the part of the validation text that does not judge;
+    a diverged run counts as infinite."""
 
     def loss(rate: float) -> float:
-        finals = [math.inf if row.final_nll is None else row.final_nll for row in rows if row.learning_rate == rate]
-        return sum(finals) / max(len(finals), 1)
+        ends = [row.final_on("choosing") for row in rows if row.learning_rate == rate]
+        return sum(math.inf if end is None else end for end in ends) / max(len(ends), 1)
 
     return min(rates, key=loss)
+
+
+def on_part(evaluation: Evaluation, part: Part) -> float:
+    """The loss on a part of the validation text; on all of it where it has no parts."""
+    return evaluation.nll if part == "all" or not evaluation.halves else evaluation.halves[part == "judging"]
 
 
 def finite(value: Any) -> float | None:

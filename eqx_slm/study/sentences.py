@@ -79,7 +79,8 @@ def comparison_sentences(comparison: Comparison, tokens: int, *, short: bool = F
     """
     said = _headline(comparison, tokens)
     if not short and comparison.verdict != "identical arms":
-        said += [" " + text for text in (_journey(comparison), _trend(comparison), _costs(comparison)) if text]
+        told = (_journey(comparison), _trend(comparison), _costs(comparison), _worth(comparison), _more(comparison))
+        said += [" " + text for text in told if text]
     if comparison.meaning:
         said.append(f" So {comparison.meaning}.")
     if comparison.note:
@@ -98,8 +99,12 @@ def _headline(c: Comparison, tokens: int) -> list[str]:
     if c.low is None:
         return [f"{figures} ({seeds}, so there is no interval): ", word, "."]
     bounds = f"{percent(c.confidence)} interval {span(c.low, c.high)}, {seeds}"
-    if c.is_corrected:
-        bounds += f"; Holm-corrected {span(c.corrected_low, c.corrected_high)}"
+    if c.method == "anytime":
+        bounds = f"{percent(c.corrected_confidence)} interval {span(c.corrected_low, c.corrected_high)}, {seeds}, valid"
+        bounds += " whenever one stops"
+    elif c.is_corrected:
+        kind = {"t": "Holm-corrected", "moderated t": "with pooled variance, Holm-corrected"}
+        bounds += f"; {kind[c.method]} {span(c.corrected_low, c.corrected_high)}"
     return [f"{figures} ({bounds}): ", word, f"{_because(c)}."]
 
 
@@ -157,3 +162,34 @@ def _costs(c: Comparison) -> str:
     parts = [f"{ratio(value)} the {what}" for value, what in told if value is not None]
     listed = " and ".join(", ".join(parts).rsplit(", ", 1))
     return f"It takes {listed} of {c.reference}." if parts else ""
+
+
+def _more(c: Comparison) -> str:
+    """What it would take, where the verdict is open."""
+    if c.verdict != "not resolved" or c.sd is None:
+        return ""
+    if c.seeds_to_resolve is None:
+        return f"No number of seeds below 10,000 would resolve it at this spread (SD {c.sd:.4f})."
+    return f"{plural(c.seeds_to_resolve, 'seed')} would resolve it at this spread (SD {c.sd:.4f})."
+
+
+def _worth(c: Comparison) -> str:
+    """The difference as compute."""
+    parts = []
+    for each in c.worth:
+        bounds = ""
+        if c.corrected_low is not None and (each.low is None or each.low > each.least or each.high != each.low):
+            bounds = f" ({times(each.low, each.least)} to {times(each.high, each.least)})"
+        parts.append(f"{times(each.factor, each.least)} the {each.what}{bounds}")
+    if not parts:
+        return ""
+    listed = " and ".join(", ".join(parts).rsplit(", ", 1)) if len(parts) > 1 else parts[0]
+    how = "the ends of its runs" if c.worth[0].ends else "its losses while it trained"
+    beyond = "the factor" if c.worth[0].extrapolated else "a bound" if c.worth[0].bounds_extrapolated else ""
+    beyond = f", {beyond} extrapolated" if beyond else ""
+    return f"It is worth {listed}: what {c.reference} would need for its loss, by {how}{beyond}."
+
+
+def times(value: Number | None, least: Number) -> str:
+    """A factor, `1.23x`; without one it is above a hundred, or none is enough; at `least` it may be any below."""
+    return "more than 100x" if value is None else f"{'less than ' * (value <= least)}{value:.2f}x"

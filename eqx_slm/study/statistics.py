@@ -1,5 +1,7 @@
 """Student's t on paired differences, Holm's correction, and the words a verdict may use.
 
+`spread.py` pools variances over comparisons of like noise, `anytime.py` has intervals that hold whenever one stops.
+
 A difference is always arm minus reference, in nats a token: negative means that the arm is better.
 """
 
@@ -25,6 +27,13 @@ class Interval(NamedTuple):
     n: int
 
 
+class Spread(NamedTuple):
+    """What is known of the standard deviation of a paired difference: `sd` in nats, from `df` degrees of freedom."""
+
+    sd: Number
+    df: Number
+
+
 def check_confidence(confidence: Any) -> None:
     """Raises `UserError` for what is no confidence level."""
     check_number("confidence", confidence, "between 0 and 1", lambda level: 0 < level < 1)
@@ -35,29 +44,36 @@ def check_margin(margin: Any) -> None:
     check_number("margin", margin, "a number of nats, at least 0", lambda nats: nats >= 0)
 
 
-def paired_interval(differences: Sequence[Number], *, confidence: float = 0.95) -> Interval:
+def paired_interval(
+    differences: Sequence[Number], *, confidence: float = 0.95, spread: Spread | None = None
+) -> Interval:
     """Student's t interval of the mean difference, `mean ± t(n - 1) s / sqrt(n)`.
 
-    **Arguments:** `differences`: one finite number a seed, nats. `confidence`: between 0 and 1.
+    **Arguments:** `differences`: one finite number a seed, nats. `confidence`: between 0 and 1. `spread`: replaces
+    their own standard deviation and its n - 1 degrees of freedom (see `spread.moderated`).
 
     **Returns:** the interval: infinite for one difference, which says nothing about its spread, and of zero width for
     differences that are exactly equal. Raises `ValueError` for no or non-finite differences.
     """
     values = _finite(differences)
     check_confidence(confidence)
-    mean, error = _mean_and_error(values)
-    n = len(values)
-    if n == 1:
-        return Interval(mean, -math.inf, math.inf, 1)
+    (mean, error, df), n = _summary(values, spread), len(values)
+    if df == 0:
+        return Interval(mean, -math.inf, math.inf, n)
     if error == 0.0:
         return Interval(mean, mean, mean, n)
-    from scipy.special import stdtrit  # a quarter of the import time of scipy.stats, the same quantile
-
-    half = -float(stdtrit(n - 1, (1.0 - confidence) / 2)) * error
+    half = t_quantile(df, confidence) * error
     return Interval(mean, mean - half, mean + half, n)
 
 
-def p_value(differences: Sequence[Number], *, margin: Number = 0.0) -> float:
+def t_quantile(df: Number, confidence: float) -> float:
+    """The t that holds `confidence` of the distribution between -t and t."""
+    from scipy.special import stdtrit  # a quarter of the import time of scipy.stats, the same quantile
+
+    return -float(stdtrit(df, (1.0 - confidence) / 2))
+
+
+def p_value(differences: Sequence[Number], *, margin: Number = 0.0, spread: Spread | None = None) -> float:
     """Two-sided t p-value of "the mean difference is 0", or with a margin of "it is within ± margin".
 
     `p = min(1, 2 P(T > (|mean| - margin) sqrt(n) / s))`: the smallest `1 - confidence` at which
@@ -67,15 +83,15 @@ def p_value(differences: Sequence[Number], *, margin: Number = 0.0) -> float:
     """
     values = _finite(differences)
     check_margin(margin)
-    mean, error = _mean_and_error(values)
+    mean, error, df = _summary(values, spread)
     excess = abs(mean) - margin
-    if len(values) == 1 or excess <= 0.0:
+    if df == 0 or excess <= 0.0:
         return 1.0
     if error == 0.0:
         return 0.0
     from scipy.special import stdtr
 
-    return min(1.0, 2.0 * float(stdtr(len(values) - 1, -excess / error)))
+    return min(1.0, 2.0 * float(stdtr(df, -excess / error)))
 
 
 def holm(p_values: Sequence[Number]) -> list[float]:
@@ -98,7 +114,8 @@ def holm_levels(p_values: Sequence[Number], *, confidence: float = 0.95) -> list
 
     The arm with the i-th smallest p of m (ranks from 0) gets `1 - (1 - confidence) / (m - i)`. The procedure steps
     down: at the first arm that is not rejected it stops, and the arms after it keep that arm's level. So an arm's
-    interval excludes zero exactly where its adjusted p is below `1 - confidence`.
+    interval lies wholly beyond the margin that the p-values were taken against exactly where its adjusted p is below
+    `1 - confidence`.
     """
     check_confidence(confidence)
     order, alpha, steps = _ascending(p_values), 1.0 - confidence, len(p_values)
@@ -162,6 +179,19 @@ def slope_against_log_tokens(
         products = [(x - centre) * (y - base) for x, y in zip(logs, differences, strict=True)]
         slopes.append(math.fsum(products) / spread)
     return paired_interval(slopes, confidence=confidence)
+
+
+def mean_and_sd(differences: Sequence[Number]) -> tuple[float, float]:
+    """The mean and the standard deviation (n - 1 in the denominator); of one difference, and of equal ones, 0."""
+    values = _finite(differences)
+    mean, error = _mean_and_error(values)
+    return mean, error * math.sqrt(len(values))
+
+
+def _summary(values: list[float], spread: Spread | None) -> tuple[float, float, Number]:
+    """Mean, its standard error and the degrees of freedom of that."""
+    mean, error = _mean_and_error(values)
+    return (mean, error, len(values) - 1) if spread is None else (mean, spread.sd / math.sqrt(len(values)), spread.df)
 
 
 def _mean_and_error(values: list[float]) -> tuple[float, float]:

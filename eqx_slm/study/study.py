@@ -24,12 +24,12 @@ from ..train.host import keep_freed_memory
 from ..train.loop import RunConfig
 from .blocks import Block
 from .compare import Control, paired
-from .config import QUICK, StreamConfig, check_design, run_of
+from .config import QUICK, StreamConfig, check_design, check_until, run_of
 from .folder import Folder
 from .grids import Grid
 from .report import PAIR
 from .results import ArmResult, Comparison, Results, Row, best_rate
-from .runner import Arms, Event, MakeModel, Runner, distinct_share
+from .runner import Arms, Event, MakeModel, Run, Runner, distinct_share
 from .saved import write_report
 
 Analysis = Callable[[Mapping[str, ArmResult]], list[Comparison]]
@@ -46,6 +46,8 @@ class Study:
     - `arms`: a grid over fields of `model`; or by name, configs or functions `make(key) -> LanguageModel`. The first
       is the reference of the report's ratios.
     - `seeds`: how many, 0, 1, ..., or which; a seed sets initial values and data order.
+    - `until`: the most seeds, where seeds are added until every comparison is resolved; then `seeds` are those to begin
+      with, and intervals and verdicts are those of `anytime.py`, which such a rule does not bias.
     - `rates`: peak learning rates; with several, every arm runs all of them and is judged at its own best.
     - `analyses`: from the arms' results to comparisons (`paired`, `Control`).
     - `report`: sections, from `Results` to blocks.
@@ -68,10 +70,12 @@ class Study:
     notes: Mapping[str, str] = field(default_factory=dict)
     replay: str = ""
     config: Any = None
+    until: int | None = None
 
     def __post_init__(self):
         arms = self.arms.points if isinstance(self.arms, Grid) else self.arms
         check_design(self.name, arms, self.seeds, self.rates, self.run.seeds_at_once)
+        check_until(self.seeds, self.until)
 
     @property
     def which(self) -> Sequence[int]:
@@ -105,6 +109,7 @@ class Study:
             "learning_rates": list(self.rates),
             "stream": to_dict(self.stream),
             "run": to_dict(self.run),
+            **({} if self.until is None else {"until": self.until}),
             "analyses": [to_dict(each) for each in self.analyses if dataclasses.is_dataclass(each)],
         }
 
@@ -136,25 +141,63 @@ def run_study(
     arms, levels = study.resolve(stream.vocab_size, stream.sequence_length, stream.padding)
     tell = on_event or (lambda event: None)
     runner = Runner(arms, stream, study.run, tell)
-    keys = runner.keys(study.which, study.rates)
+    most = range(study.until) if study.until else study.which
+    keys = runner.keys(most, study.rates)
     if out is None and runs is None:
-        return None, _results(study, runner, runner.run(study.which, keys), levels, started)
+        return None, _grown(study, runner, keys, (), levels, started)
     with Folder(out, study.document(), name=study.name, runs=runs or Path("runs")) as folder:
+        study = begun(study, folder.rows, arms)
         there = folder.begin(keys)
         if on_folder:
             on_folder(folder.path)
 
         def note(event: Event) -> None:
-            folder.note(event, arms[event.arm])
+            folder.note(event, arms.get(event.arm))
             tell(event)
 
         runner.tell = note
-        results = _results(study, runner, runner.run(study.which, keys, there), levels, started)
+        results = _grown(study, runner, keys, there, levels, started)
         replay = study.replay.replace("{config}", shlex.quote(str(folder.path / "config.json")))
         results = dataclasses.replace(results, config=to_dict(study.document()), replay=replay)
         write_json_atomic(folder.path / "result.json", results.to_json())
         write_report([block for section in study.report for block in section(results)], folder.path)
     return folder.path, results
+
+
+def begun(study: Study, rows: Sequence[Row], arms: Arms) -> Study:
+    """A study that grows, with the seeds that are done in its folder; `UserError` where those are more than its cap."""
+    if study.until is None:
+        return study
+    done = {(row.arm, row.learning_rate, row.seed) for row in rows if row.arm in arms}
+    most = max((seed for _, _, seed in done), default=-1) + 1
+    if most > study.until:
+        raise UserError(f"--max-seeds {study.until}: {most} seeds are done in the folder; give at least {most}")
+    whole = [all((a, rate, seed) in done for a in arms for rate in study.rates) for seed in range(study.until)]
+    return dataclasses.replace(study, seeds=max(len(study.which), [*whole, False].index(False)))
+
+
+def _grown(
+    study: Study,
+    runner: Runner,
+    keys: Mapping[Run, str],
+    there: Sequence[Row],
+    levels: Mapping[str, Any],
+    started: float,
+) -> Results:
+    """The results of a study; with `until`, of as many seeds as its comparisons took."""
+    rows, seeds = [], list(study.which)
+    while True:
+        wanted = {run: key for run, key in keys.items() if run[1] in seeds}
+        rows += runner.run(seeds, wanted, there)
+        results = _results(study, runner, rows, levels, started)
+        done = len(study.which)
+        open_ones = [each for each in results.comparisons if each.verdict == "not resolved" and each.mean is not None]
+        if study.until is None or done >= study.until or not open_ones:
+            return results
+        seeds = list(range(done, min(done + study.run.seeds_at_once, study.until)))
+        study = dataclasses.replace(study, seeds=done + len(seeds))
+        more = len(seeds) * len(runner.arms) * len(study.rates)
+        runner.tell(Event("growing", "", seeds[0], runs=more))
 
 
 def check_compiling() -> None:
@@ -172,6 +215,7 @@ def _results(study: Study, runner: Runner, rows: Sequence[Row], levels: Mapping[
         own = tuple(row for row in rows if row.arm == name)
         rate = best_rate(own, study.rates)
         runs = tuple(row for row in own if row.learning_rate == rate)
+        in_parts = len(study.rates) > 1 and all(each.halves for row in own for each in row.evals)
         known = arm if isinstance(arm, ModelConfig) else runner.initial(name, study.which[0])
         arms[name] = ArmResult(
             name=name,
@@ -182,8 +226,9 @@ def _results(study: Study, runner: Runner, rows: Sequence[Row], levels: Mapping[
             levels=levels[name],
             match=study.notes.get(name),
             made_of=arm,
+            judged="judging" if in_parts else "all",
         )
-    found = [(isinstance(analysis, Control), analysis(arms)) for analysis in study.analyses]
+    found = [(isinstance(analysis, Control), _analysis(study, analysis)(arms)) for analysis in study.analyses]
     from ..version import __version__
 
     return Results(
@@ -201,12 +246,20 @@ def _results(study: Study, runner: Runner, rows: Sequence[Row], levels: Mapping[
     )
 
 
+def _analysis(study: Study, analysis: Analysis) -> Analysis:
+    """An analysis; of a study that grows until it says something, with intervals that allow for that."""
+    if study.until is None or not isinstance(analysis, paired | Control):
+        return analysis
+    return dataclasses.replace(analysis, anytime=True)
+
+
 def settings_of(study: Study, batch_size: int, sequence_length: int) -> dict[str, Any]:
     """What results say of how their runs were made; margin and confidence are the first paired analysis'."""
     asked = next((each for each in study.analyses if isinstance(each, paired)), None)
     return {
         **to_dict(study.run),
         "seeds": list(study.which),
+        "until": study.until,
         "learning_rates": list(study.rates),
         "swept": len(study.rates) > 1,
         "margin": asked.margin if asked else None,

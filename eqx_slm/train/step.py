@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Float, Int, Int32, PyTree
 
 from ..checks import one_of, whole
-from .loss import cross_entropy
+from .loss import cross_entropy, token_losses
 from .optimizer import OptimizerConfig, make_optimizer
 from .stack import Loop, Remat, stack_blocks, unstack_blocks
 
@@ -42,14 +42,14 @@ class Program:
 
     `static` is the half of the model that is not parameters, in the form that the step runs (`loop`, `remat`).
     `step(state, batch, rate)` donates its state; `evaluate(params, batch)` takes a state's parameters and returns the
-    summed negative log likelihood of a batch, in nats. With several `replicates` every array of a state, and every
-    batch that is trained on, has an axis of that size in front; so have metrics, and what `evaluate` returns.
+    negative log likelihood of every target of a batch, in nats. With several `replicates` every array of a state, and
+    every batch that is trained on, has an axis of that size in front; so have metrics, and what `evaluate` returns.
     """
 
     static: Any
     optimizer: optax.GradientTransformation
     step: Any
-    evaluate: Callable[[PyTree[Array], Int[Array | np.ndarray, "b t"]], Float[Array, ""]]
+    evaluate: Callable[[PyTree[Array], Int[Array | np.ndarray, "b t"]], Float[Array, "b t"]]
     loop: Loop = "unrolled"
     remat: Remat = "none"
     replicates: int = 1
@@ -112,8 +112,9 @@ def make_program(
         params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, state.params, updates)
         return TrainState(params, opt_state, state.step + 1), Metrics(value, norm)
 
-    def evaluate(params: PyTree[Array], batch: Int[Array, "b t"]) -> Float[Array, ""]:
-        return loss(params, batch) * (batch.shape[0] * (batch.shape[1] - 1))
+    def evaluate(params: PyTree[Array], batch: Int[Array, "b t"]) -> Float[Array, "..."]:
+        model = eqx.combine(cast(params, compute_dtype), static)
+        return token_losses(model.batch_features(batch[:, :-1]), model.read_out(), batch[:, 1:])
 
     if replicates > 1:
         step, evaluate = jax.vmap(step, in_axes=(0, 0, None)), jax.vmap(evaluate, in_axes=(0, None))
