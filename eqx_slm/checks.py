@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import numbers
+import re
 import typing
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
@@ -62,6 +63,24 @@ def check_scale(**scales: Any) -> None:
     for name, value in scales.items():
         if value is not None:
             real(name, value)
+
+
+def lr_factors(text: Any) -> dict[str, float]:
+    """Path -> factor of every "PATH=FACTOR" of a text, commas between them. **Raises:** `UserError` for others."""
+    found: dict[str, float] = {}
+    for part in text.split(",") if isinstance(text, str) and text.strip() else []:
+        path, _, factor = (each.strip() for each in part.partition("="))
+        try:
+            found[path] = float(factor)
+        except ValueError:
+            found[path] = math.nan
+    named = all(re.fullmatch(r"(\w+|\*)(\.(\w+|\*))*", path) for path in found)
+    if not isinstance(text, str) or not named or not all(0 <= factor < math.inf for factor in found.values()):
+        raise UserError(
+            f"lr_multipliers={shown(text)}: write PATH=FACTOR, factors of at least 0, commas between them, such as "
+            "embedding.codebooks=0.1, blocks.*.mixer=0.5"
+        )
+    return found
 
 
 def check_whole(config: Any, *names: Any, least: int = 1) -> None:

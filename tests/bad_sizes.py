@@ -20,6 +20,7 @@ from eqx_slm import (
     InContext,
     LayerNorm,
     LearnedPositions,
+    LeviathanConfig,
     MLPConfig,
     ModelConfig,
     TaperConfig,
@@ -126,6 +127,11 @@ OTHERS = {
     "0 tokens": lambda: InContext().features(None, jnp.zeros(0, jnp.int32)),
     "order is no permutation": lambda: build(ORDERED, order=np.zeros(8, np.int32), key=KEY),
     "order of shape (7,)": lambda: build(ORDERED, order=np.arange(7, dtype=np.int32), key=KEY),
+    "head scale=0": lambda: HeadConfig(scale=0),
+    "lr_multipliers='embedding'": lambda: ModelConfig(lr_multipliers="embedding"),
+    "lr_multipliers='head=-1'": lambda: ModelConfig(lr_multipliers="head=-1"),
+    "lr_multipliers='head.*x=1'": lambda: ModelConfig(lr_multipliers="head.*x=1"),
+    "codebook_std=-1": lambda: LeviathanConfig(codebook_std=-1),
     "padding_ids=-1": lambda: ModelConfig(padding_ids=-1),
     "soft_cap=nan": lambda: cross_entropy(
         jnp.ones((4, 4)), ReadOut(jnp.ones((8, 4))), jnp.arange(4), soft_cap=math.nan

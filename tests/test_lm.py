@@ -51,9 +51,6 @@ def leaves(model):
 @given(small_configs, st.data())
 def test_any_model_is_causal_and_its_batched_path_is_the_plain_one(config, data):
     model = filled(lambda key: build(config, key=key), std=0.5)
-    if getattr(config.embedding, "order", "tokenizer") == "random":
-        position = jnp.arange(config.vocab_size, dtype=jnp.int32)[::-1]
-        model = eqx.tree_at(lambda m: m.embedding.order, model, position)
     t, ids = min(config.context, 5), st.integers(0, config.vocab_size - 1)
     tokens = np.array(data.draw(st.lists(ids, min_size=t, max_size=t)), np.int32)
     keep = data.draw(st.integers(1, t))
@@ -61,7 +58,7 @@ def test_any_model_is_causal_and_its_batched_path_is_the_plain_one(config, data)
 
     @eqx.filter_jit
     def forms(model, batch):
-        plain = jax.vmap(lambda x: model.features(model.embedding(x)))(batch)
+        plain = jax.vmap(lambda x: model.features(model.embed(x)))(batch)
         return jax.lax.map(model, batch), plain, model.batch_features(batch)
 
     logits, plain, batched = as_numpy(forms(model, jnp.asarray(np.stack([tokens, changed]))))
@@ -161,6 +158,24 @@ def test_depth_scaled_branches_are_the_same_draw_scaled(base):
     for name, leaf in mine.items():
         factor = np.float32((2 * BASE.depth) ** -0.5) if ends.fullmatch(name) else np.float32(1)
         np.testing.assert_array_equal(scaled[name], leaf * factor, err_msg=name)
+
+
+@pytest.mark.parametrize("placement", ["pre", "post"])
+def test_a_heads_scale_multiplies_every_logit(placement):
+    """Prefill and single steps too."""
+    config = dataclasses.replace(BASE, head=HeadConfig("tied"), placement=placement)
+    scaled = dataclasses.replace(config, head=HeadConfig("tied", scale=0.25))
+    tokens = jnp.array([3, 1, 4, 1, 5], jnp.int32)
+
+    @eqx.filter_jit
+    def forms(model):
+        first, state = model.prefill(tokens[:3], model.start(8))
+        second = model.step(tokens[3], state).y
+        return model(tokens), model.logits(model.batch_features(tokens[None])[0]), model.logits(first), second
+
+    plain, ours = (forms(filled(lambda key, c=c: build(c, key=key))) for c in (config, scaled))
+    for one, other in zip(plain, ours, strict=True):
+        np.testing.assert_allclose(other, 0.25 * one, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["tied", "generated"])

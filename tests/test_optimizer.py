@@ -21,7 +21,7 @@ from eqx_slm import (
     OptimizerConfig,
     UserError,
 )
-from eqx_slm.train import make_optimizer, parameter_groups
+from eqx_slm.train import make_optimizer, make_program, parameter_groups
 from eqx_slm.train.checkpoint import named_arrays
 
 LINEAR_SKIP = dataclasses.replace(GENERATOR, skip="linear", order="random")
@@ -155,6 +155,46 @@ def test_decay_pulls_only_its_group():
     for path, update in named_arrays(updates).items():
         share = 0.25 if groups[path] == "decay" else 0.0
         np.testing.assert_allclose(update, share * before[path], rtol=1e-6)
+
+
+FACTORS = "embedding=3, embedding.codebooks=0.1, blocks.*.mixer=0.5, blocks.1=2, blocks.1.mixer.w_q=0"
+
+
+def test_a_leafs_update_is_multiplied_by_the_last_factor_that_fits():
+    config = dataclasses.replace(MODELS["leviathan"], depth=2)
+    params = eqx.filter(tiny_model(dataclasses.replace(config, lr_multipliers=FACTORS)), eqx.is_inexact_array)
+    plain = eqx.filter(tiny_model(config), eqx.is_inexact_array)
+    rng = np.random.default_rng(0)
+    gradients = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), params)
+
+    def updates(params, gradients):
+        optimizer = make_optimizer(OptimizerConfig(), params)
+        return named_arrays(jax.jit(optimizer.update)(gradients, optimizer.init(params), params)[0])
+
+    ours = updates(params, gradients)
+    theirs = updates(plain, jax.tree.unflatten(jax.tree.structure(plain), jax.tree.leaves(gradients)))
+    seen = set()
+    for path, update in ours.items():
+        factor = 3.0 if path.startswith("embedding") else 1.0
+        factor = 0.1 if path == "embedding.codebooks" else factor
+        factor = 0.5 if path.startswith("blocks.0.mixer.") else factor
+        factor = 2.0 if path.startswith("blocks.1.") else factor
+        factor = 0.0 if path == "blocks.1.mixer.w_q" else factor
+        np.testing.assert_allclose(update, factor * theirs[path], rtol=1e-6)
+        seen.add(factor)
+    assert seen == {0.0, 0.1, 0.5, 1.0, 2.0, 3.0}
+
+
+def test_factors_that_fit_nothing_or_split_a_scan_are_refused():
+    model = tiny_model(tiny_config(depth=3, lr_multipliers="embedding.codebooks=0.1"))
+    with pytest.raises(UserError, match="no parameter's path begins with embedding.codebooks"):
+        make_optimizer(OptimizerConfig(), model)
+    split = tiny_model(tiny_config(depth=3, lr_multipliers="blocks.2=0.1"))
+    assert make_program(split, OptimizerConfig())
+    with pytest.raises(UserError, match='trained unlike block 0, with which it is scanned: use loop="unrolled"'):
+        make_program(split, OptimizerConfig(), loop="runs")
+    alike = tiny_model(tiny_config(depth=3, lr_multipliers="blocks.*.mixer=0.1"))
+    assert make_program(alike, OptimizerConfig(), loop="runs")
 
 
 def test_the_state_holds_moments_of_parameters_alone():

@@ -38,7 +38,7 @@ def facts(
     if isinstance(model, ModelConfig):
         needs = memory(model, batch_size=batch_size, context=context, activation_bytes=width)
         optimizer, activations = needs.optimizer, needs.activations
-        f = flops(model, context=context, distinct_share=share)
+        f = flops(model, context=context, distinct_share=share, batch_tokens=batch_size * context)
         counted = {"total": f.total, "embedding": f.embedding, "blocks": sum(f.blocks), "head": f.head}
         counted |= {"total_distinct": f.total_distinct}
     elif (total := counted_flops(model, context=context)) is not None:

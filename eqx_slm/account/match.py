@@ -70,17 +70,19 @@ def match_flops(
     multiple: int | None = None,
     context: int | None = None,
     distinct_share: float | None = None,
+    batch_tokens: int | None = None,
 ) -> Match:
     """The config nearest to `target` training FLOPs a token when only `vary` changes.
 
-    As `match_parameters`; `context` and `distinct_share` as in `flops`. Without `distinct_share` a generator is
-    charged to every occurrence of a token, which does not depend on data.
+    As `match_parameters`; `context`, `distinct_share` and `batch_tokens` as in `flops`. Without `distinct_share` a
+    generator is charged to every occurrence of a token, which does not depend on data.
     """
     # A context or share that is none would otherwise be taken for configs that do not fit, one after the other.
-    flops(ModelConfig(), context=context, distinct_share=distinct_share)
+    known: Any = {"context": context, "distinct_share": distinct_share, "batch_tokens": batch_tokens}
+    flops(ModelConfig(), **known)
 
     def measure(c: ModelConfig) -> float:
-        counted = flops(c, context=context, distinct_share=distinct_share)
+        counted = flops(c, **known)
         return counted.total if counted.total_distinct is None else counted.total_distinct
 
     goal = measure(target) if isinstance(target, ModelConfig) else target

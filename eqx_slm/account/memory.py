@@ -42,7 +42,10 @@ def memory(config: ModelConfig, *, batch_size: int, context: int | None = None, 
     batch_size, activation_bytes = whole("batch_size", batch_size), whole("activation_bytes", activation_bytes)
     count = total_parameters(config)
     waiting = 0
-    a_token = config.embedding.activations(config.d_model) + config.d_model
+    # A generated head holds its table from the forward pass to the backward one.
+    table = config.vocab_size * config.d_model if config.head.kind == "generated" else 0
+    a_token = config.embedding.activations(config.vocab_size, config.d_model) + config.d_model
+    a_token += config.bigrams.activations(config.d_model)
     for channel in config.channels():
         # The two norms keep their inputs, which are also the residual stream.
         a_token += config.mixer.activations(config.d_model, context) + channel.activations(config.d_model, context)
@@ -52,6 +55,6 @@ def memory(config: ModelConfig, *, batch_size: int, context: int | None = None, 
         parameters=4 * count,
         gradients=4 * count,
         optimizer=8 * count + 4 * waiting,
-        activations=a_token * batch_size * context * activation_bytes,
+        activations=(a_token * batch_size * context + table) * activation_bytes,
         buffers=config.embedding.buffer_bytes(config.vocab_size),
     )

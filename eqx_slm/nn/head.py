@@ -36,16 +36,19 @@ class ReadOut(NamedTuple):
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """The read-out: `kind`, the rank of a low-rank one, and the std of the rows' initial values."""
+    """The read-out: `kind`, the rank of a low-rank one, the std of the rows' initial values, and `scale`, by which all
+    logits are multiplied (with a tied table, whose rows serve both ends, it sets the loss at the start)."""
 
     kind: HeadKind = "untied"
     rank: int = 64
     std: float = 0.02
+    scale: float = 1.0
 
     def __post_init__(self):
         one_of("head", self.kind, ("untied", "tied", "low-rank", "generated"))
         object.__setattr__(self, "rank", whole("head rank", self.rank))
         real("head std", self.std)
+        real("head scale", self.scale, positive=True)
 
     @property
     def has_leaves(self) -> bool:

@@ -41,6 +41,9 @@ class LeviathanConfig:
     rank: int = 64
     skip: Literal["none", "linear"] = "none"
     output_std: float | None = None
+    codebook_std: float = 0.02
+    input_std: float = 0.02
+    spline_std: float = 0.1
     order: OrderKind = "tokenizer"
     tieable: ClassVar[bool] = False
 
@@ -48,7 +51,8 @@ class LeviathanConfig:
         check_sizes(coordinates=self.coordinates, seed_size=self.seed_size, n_heads=self.n_heads, rank=self.rank)
         check_knots(self.knots)
         check_skip(self.skip)
-        check_scale(output_std=self.output_std)
+        check_scale(output_std=self.output_std, codebook_std=self.codebook_std)
+        check_scale(input_std=self.input_std, spline_std=self.spline_std)
 
     def parameters(self, vocab_size: int, d_model: int) -> int:
         """k b s + h s^2 + 2 h s + h s kappa r + h r D, and s D for a linear skip."""
@@ -67,13 +71,13 @@ class LeviathanConfig:
         """Four bytes a token for an order other than the tokenizer's."""
         return 0 if self.order == "tokenizer" else 4 * vocab_size
 
-    def flops(self, d_model: int) -> int:
+    def flops(self, vocab_size: int, d_model: int) -> int:
         """2 (h s^2 + h s 3 r + h r D) an evaluation, three active knots, whatever the kernel really does."""
         heads, seed, rank = self.n_heads, self.seed_size, self.rank
         skip = 2 * seed * d_model if self.skip == "linear" else 0
         return 2 * (heads * seed * seed + heads * seed * 3 * rank + heads * rank * d_model) + skip
 
-    def activations(self, d_model: int) -> int:
+    def activations(self, vocab_size: int, d_model: int) -> int:
         """Nothing inside the generator is kept: the backward pass evaluates it again, chunk by chunk."""
         return d_model
 
@@ -91,6 +95,9 @@ class LeviathanConfig:
             rank=self.rank,
             skip=self.skip,
             output_std=self.output_std,
+            codebook_std=self.codebook_std,
+            input_std=self.input_std,
+            spline_std=self.spline_std,
             order=order,
             key=key,
         )
@@ -150,6 +157,9 @@ class LeviathanEmbedding(TokenEmbedding):
         rank: int = 64,
         skip: Literal["none", "linear"] = "none",
         output_std: float | None = None,
+        codebook_std: float = 0.02,
+        input_std: float = 0.02,
+        spline_std: float = 0.1,
         order: Int32[Array, " v"] | None = None,
         key: PRNGKeyArray,
     ):
@@ -161,6 +171,8 @@ class LeviathanEmbedding(TokenEmbedding):
         - `n_heads`, `knots`, `rank`: heads (h), spline knots (at least 3), separable modes a head (r).
         - `skip`: "linear" adds `z @ w_skip` to the result (seed_size x d_model parameters; v1's "residual").
         - `output_std`: std of W_out's entries at the start; None is the published 0.02 / sqrt(n_heads).
+        - `codebook_std`, `input_std`, `spline_std`: of the codebooks', W_in's and the spline offsets' entries. The norm
+          behind W_in makes the function blind to the size of the first two: larger ones learn more slowly.
         - `order`: an int32 permutation of the ids; None writes the ids themselves in digits.
         - `key`: for the initial values.
 
@@ -171,13 +183,13 @@ class LeviathanEmbedding(TokenEmbedding):
         check_sizes(seed_size=seed_size, n_heads=n_heads, rank=rank)
         check_knots(knots)
         check_skip(skip)
-        check_scale(output_std=output_std)
+        check_scale(output_std=output_std, codebook_std=codebook_std, input_std=input_std, spline_std=spline_std)
         self.base = coordinate_base(vocab_size, coordinates)
-        self.codebooks = normal(key, "codebooks", (coordinates, self.base, seed_size), 0.02)
-        self.w_in = normal(key, "w_in", (n_heads, seed_size, seed_size), 0.02)
+        self.codebooks = normal(key, "codebooks", (coordinates, self.base, seed_size), codebook_std)
+        self.w_in = normal(key, "w_in", (n_heads, seed_size, seed_size), input_std)
         self.norm_weight = jnp.ones((n_heads, seed_size))
         self.norm_bias = jnp.zeros((n_heads, seed_size))
-        self.spline_offset = normal(key, "spline_offset", (n_heads, seed_size, knots, rank), 0.1)
+        self.spline_offset = normal(key, "spline_offset", (n_heads, seed_size, knots, rank), spline_std)
         std = 0.02 * n_heads**-0.5 if output_std is None else output_std
         self.w_out = normal(key, "w_out", (n_heads, rank, d_model), std)
         self.w_skip = normal(key, "w_skip", (seed_size, d_model), 0.02) if skip == "linear" else None

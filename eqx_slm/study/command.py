@@ -4,7 +4,7 @@ import dataclasses
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -65,8 +65,9 @@ class Options(StudyOptions):
     """quick (five minutes on two cores), cpu, or d_model x depth such as 256x6 or 768x12 (bfloat16, for a GPU)."""
     arms: tuple[str, ...] | None = None
     """Named arms; the first is the reference: dense, dense-tied, dense-tied-deep, low-rank, low-rank-deep,
-    compositional, leviathan, leviathan-deep, leviathan-flop, tapered, rising, gated, gated-wide, hope, titans,
-    titans-wide."""
+    compositional, leviathan, leviathan-deep, leviathan-flop, binary, binary-deep, binary-free, binary-free-deep,
+    spelled, spelled-deep, composed, composed-deep, hybrid, hybrid-deep, bigrams, bigrams-wide, tapered, rising, gated,
+    gated-wide, hope, titans, titans-wide."""
     set: tuple[str, ...] = ()
     """Fields of arms, ARM.FIELD=VALUE, such as leviathan-deep.embedding.rank=32; all.FIELD changes the
     base model that every arm is made from."""
@@ -88,6 +89,8 @@ class Options(StudyOptions):
     """What the backward pass keeps of a layer: none (everything), dots (results of matmuls), full (its input)."""
     seeds_at_once: int | None = None
     """How many seeds of an arm one program trains; one without it."""
+    frequency: int | None = None
+    """Classes of training frequency that the report's final losses are split by: 10 for deciles."""
     name: str | None = None
     """Name of the run folder."""
     config: str | None = None
@@ -150,9 +153,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _guarded(lambda: _run_pair(parse(Options, arguments, "pair.py")))
 
 
-def study_main(study: "Study", arguments: Sequence[str] | None = None) -> int:
-    """Runs a study's own script, with the options of `StudyOptions`; returns the exit code, as `main` does."""
-    return _guarded(lambda: _run_study(study, parse(StudyOptions, arguments, Path(sys.argv[0]).name)))
+def study_main(study: "Study | Mapping[str, Study]", arguments: Sequence[str] | None = None) -> int:
+    """Runs a study's own script, with the options of `StudyOptions`; returns the exit code, as `main` does.
+
+    Of several studies by name the first argument says which.
+    """
+    script = Path(sys.argv[0]).name
+
+    def run() -> int:
+        if not isinstance(study, Mapping):
+            return _run_study(study, parse(StudyOptions, arguments, script))
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        if not given or given[0] not in study:
+            what = f"no study {given[0]!r}" if given else "no study is named"
+            raise UserError(f"{what}: write {script} STUDY [options], STUDY being one of {', '.join(study)}")
+        return _run_study(study[given[0]], parse(StudyOptions, given[1:], f"{script} {given[0]}"))
+
+    return _guarded(run)
 
 
 def _guarded(run: Callable[[], int]) -> int:
@@ -243,7 +260,7 @@ def _run(study: "Study", at: Callable[[Any], "Study"], out: str | None, dry_run:
         print(f"stopped; the runs that were done are in the folder, {how}", file=sys.stderr)
         return 130
     print_blocks(summary(results), console)
-    _say(console, f"{folder}/report.md  ({time.perf_counter() - started:.0f} s)")
+    _say(console, f"{folder}/report.md, report.html  ({time.perf_counter() - started:.0f} s)")
     return 0
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import optax
 
-from ..checks import check_choices, check_number
+from ..checks import check_choices, check_number, lr_factors
 from ..errors import UserError
 from ..pytree import path_name
 from .stack import first_blocks
@@ -123,6 +123,28 @@ def update_periods(model: Any) -> dict[str, int]:
     return periods
 
 
+def lr_multipliers(model: Any) -> dict[str, float]:
+    """The learning-rate multiplier of every parameter, by its dotted path: what the model's `lr_multipliers` say, or 1.
+
+    **Raises:** `UserError` for one that fits no parameter.
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(model)[0]
+    factors = {path_name(path): 1.0 for path, leaf in leaves if hasattr(leaf, "dtype")}
+    for path, factor in lr_factors(getattr(model, "lr_multipliers", "")).items():
+        wanted = path.split(".")
+        fit = [name for name in factors if _begins(name.split("."), wanted)]
+        if not fit:
+            raise UserError(
+                f"lr_multipliers: no parameter's path begins with {path}; there are {', '.join(factors)[:300]}"
+            )
+        factors |= dict.fromkeys(fit, factor)
+    return factors
+
+
+def _begins(names: list[str], wanted: list[str]) -> bool:
+    return len(names) >= len(wanted) and all(w in ("*", n) for n, w in zip(names, wanted, strict=False))
+
+
 def update_every(inner: optax.GradientTransformation, periods: Callable[[str], int]) -> optax.GradientTransformation:
     r"""`inner` for every parameter at its own period P: nothing for P - 1 steps, then an update by the summed gradient.
 
@@ -163,12 +185,14 @@ def make_optimizer(config: OptimizerConfig, model: Any, *, plain: Any = None) ->
     """Clipping by global norm, Adam, decoupled weight decay of the "decay" group; each level at its own period.
 
     The learning rate is not in it: the step subtracts the update times a traced rate, so that a sweep compiles once.
-    An update that comes every P steps takes the rate of the step it comes at. For a `model` in stacked form (see
+    An update that comes every P steps takes the rate of the step it comes at. A leaf's update, decay included, is
+    multiplied by what the model's `lr_multipliers` say. For a `model` in stacked form (see
     `stack_blocks`) give the `plain` one too: it says what belongs to which group.
     """
     plain = model if plain is None else plain
-    groups, periods = parameter_groups(plain), update_periods(plain)
-    groups, periods = _by_stacked_name(groups, model, plain), _by_stacked_name(periods, model, plain)
+    groups, periods, factors = (
+        _by_stacked_name(of(plain), model, plain) for of in (parameter_groups, update_periods, lr_multipliers)
+    )
 
     def decayed(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(lambda path, _: groups[path_name(path)] == "decay", params)
@@ -183,16 +207,31 @@ def make_optimizer(config: OptimizerConfig, model: Any, *, plain: Any = None) ->
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer array, which "strict" refuses
-            return chain.update(updates, state, params)
+            updates, state = chain.update(updates, state, params)
+        # After decay, so that a factor is a learning rate: a leaf at 0 stays as it began.
+        if set(factors.values()) - {1.0}:
+            updates = jax.tree_util.tree_map_with_path(lambda path, u: factors[path_name(path)] * u, updates)
+        return updates, state
 
     return optax.GradientTransformation(chain.init, update)
 
 
 def _by_stacked_name(values: dict[str, Any], model: Any, plain: Any) -> dict[str, Any]:
-    """Values by a plain model's paths, as values by the paths of its stacked form: a run's are its first block's."""
+    """Values by a plain model's paths, as values by the paths of its stacked form: a run's are its first block's.
+
+    **Raises:** `UserError` where the blocks of a run have different values.
+    """
     if model is plain:
         return values
     starts = first_blocks(model)
+    for name in values:
+        parts = name.split(".")
+        if parts[0] == "blocks":
+            start = max(first for first in starts if first <= int(parts[1]))
+            if values[name] != values.get(".".join(["blocks", str(start), *parts[2:]])):
+                raise UserError(
+                    f'{name} is trained unlike block {start}, with which it is scanned: use loop="unrolled"'
+                )
 
     def plain_name(name: str) -> str:
         parts = name.split(".")
