@@ -23,10 +23,12 @@ from .frequency import frequency_classes as frequency_classes
 from .grids import Grid as Grid
 from .grids import grid as grid
 from .grids import named_arms as named_arms
+from .pictures import curves as curves
+from .pictures import forest as forest
+from .pictures import ledger_bars as ledger_bars
+from .pictures import pareto as pareto
 from .report import PAIR as PAIR
 from .report import budgets as budgets
-from .report import curves as curves
-from .report import forest as forest
 from .report import losses as losses
 from .report import origin as origin
 from .report import parameters as parameters
@@ -39,6 +41,8 @@ from .results import ArmResult as ArmResult
 from .results import Comparison as Comparison
 from .results import Results as Results
 from .results import Row as Row
+from .saved import load_results as load_results
+from .saved import write_report as write_report
 from .scaling import laws as laws
 from .scaling import passes as passes
 from .series import series_main as series_main

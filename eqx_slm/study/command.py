@@ -259,7 +259,7 @@ def _run(study: "Study", at: Callable[[Any], "Study"], out: str | None, dry_run:
         print(f"stopped; the runs that were done are in the folder, {how}", file=sys.stderr)
         return 130
     print_blocks(summary(results), console)
-    _say(console, f"{folder}/report.md  ({time.perf_counter() - started:.0f} s)")
+    _say(console, f"{folder}/report.md, report.html  ({time.perf_counter() - started:.0f} s)")
     return 0
 
 

@@ -139,14 +139,23 @@ class Runner:
             learning_rate=rate,
             optimizer=self.config.optimizer,
             evaluate_at=eval_steps(self.config.steps, self.config.evaluations),
-            probe=self._probe(program) if self.config.probe else None,
+            average=self.config.average,
+            probe=self._probe(program) if self.config.probe == "cosines" else None,
             on_progress=lambda seed, p: self.tell(Event("progress", name, seed, rate, progress=p, runs=len(seeds))),
         )
         rows = []
         for record in records:
             self._check_tokens(name, record.seed, record.stream_hash)
             model, record.params = program.model(record.params), None
-            told = ("seed", "learning_rate", "stream_hash", "train_seconds", "tokens_per_second", "sequences")
+            told = (
+                "seed",
+                "learning_rate",
+                "stream_hash",
+                "train_seconds",
+                "tokens_per_second",
+                "sequences",
+                "averaged_nll",
+            )
             row = Row(
                 key=keys[name, record.seed, rate],
                 arm=name,

@@ -10,9 +10,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int32, PyTree
+from jaxtyping import Array, Float, Int32, PyTree
 
-from ..checks import INT32, check_choices, whole
+from ..checks import INT32, check_choices, share, whole
 from .host import keep_freed_memory
 from .optimizer import OptimizerConfig
 from .stack import Loop, Remat
@@ -37,8 +37,9 @@ class RunConfig:
     - `seeds_at_once`: how many seeds of an arm one program trains, by `vmap`: the same numbers but for the order of
       sums. On a CPU it gains nothing (benchmarks/README.md).
     - `evaluations`: how many log-spaced token counts are evaluated.
+    - `average`: share of a run's last steps whose weights are averaged; the mean is evaluated beside the last weights.
     - `sample_tokens`: length of the text that the first seed's model writes; 0 for none.
-    - `probe`: whether evaluations keep the layers' `channel_cosines`.
+    - `probe`: "cosines" keeps the layers' `channel_cosines` of every evaluation.
     - `frequency`: how many classes of training frequency the final losses are split by, 10 for deciles; 0 for none.
     """
 
@@ -50,8 +51,9 @@ class RunConfig:
     remat: Remat = "none"
     seeds_at_once: int = 1
     evaluations: int = 12
+    average: float = 0.0
     sample_tokens: int = 0
-    probe: bool = False
+    probe: Literal["none", "cosines"] = "none"
     frequency: int = 0
 
     def __post_init__(self):
@@ -59,6 +61,7 @@ class RunConfig:
         whole("steps", self.steps, most=INT32)
         whole("seeds_at_once (--seeds-at-once)", self.seeds_at_once, most=10_000)
         whole("evaluations", self.evaluations, most=10_000)
+        share("average", self.average, "a run's steps")
         whole("frequency (--frequency)", self.frequency, least=0, most=1000)
         whole("sample_tokens", self.sample_tokens, least=0, most=100_000)
 
@@ -115,13 +118,15 @@ class Evaluation:
 class RunRecord:
     """What one run leaves: its evaluations, its speed, the hash of the batches it saw, its final parameters.
 
-    `losses`: of every validation token at the last evaluation, nats, `(sequences, T)`.
+    `losses`: of every validation token at the last evaluation, nats, `(sequences, T)`; `averaged_nll`: the loss of the
+    mean of the last steps' weights, where one was asked for.
     """
 
     seed: int
     learning_rate: float
     evals: list[Evaluation] = field(default_factory=list)
     losses: np.ndarray | None = None
+    averaged_nll: float | None = None
     train_seconds: float = 0.0
     tokens_per_second: float = 0.0
     stream_hash: str = ""
@@ -178,6 +183,7 @@ def train_run(
     learning_rate: float,
     optimizer: OptimizerConfig,
     evaluate_at: Sequence[int],
+    average: float = 0.0,
     on_progress: Callable[[Progress], None] | None = None,
     progress_seconds: float = 1.0,
 ) -> RunRecord:
@@ -189,6 +195,7 @@ def train_run(
     - `stream`: where batches come from; `seed` decides their order.
     - `learning_rate`: the peak; `optimizer` holds the schedule.
     - `evaluate_at`: steps after which the fixed validation part is evaluated.
+    - `average`: share of the last steps whose weights are averaged, for `averaged_nll`; 0 for none.
     - `on_progress`: called at every evaluation and about every `progress_seconds`. The loss it sees is a step old, so
       that reading it never makes the device wait.
 
@@ -205,6 +212,7 @@ def train_run(
         learning_rate=learning_rate,
         optimizer=optimizer,
         evaluate_at=evaluate_at,
+        average=average,
         on_progress=on_progress and (lambda _, progress: on_progress(progress)),
         progress_seconds=progress_seconds,
     )[0]
@@ -220,6 +228,7 @@ def train_runs(
     learning_rate: float,
     optimizer: OptimizerConfig,
     evaluate_at: Sequence[int],
+    average: float = 0.0,
     on_progress: Callable[[int, Progress], None] | None = None,
     progress_seconds: float = 1.0,
     probe: Callable[[PyTree[Array], Int32[np.ndarray, "b t"]], Any] | None = None,
@@ -250,12 +259,15 @@ def train_runs(
     previous: Metrics | None = None
     spent, counted, told = 0.0, 0, time.perf_counter()
     mark, done = time.perf_counter(), 0
+    mean, averaged_from = None, steps - round(average * steps)
     for index, *batches in zip(range(steps), *(stream.batches(seed) for seed in seeds), strict=False):
         rate = np.float32(learning_rate * optimizer.multiplier(index, steps))
         state, metrics = program.step(state, batches[0] if together == 1 else np.stack(batches), rate)
         for digest, batch in zip(digests, batches, strict=True):  # while the step runs
             digest.update(np.ascontiguousarray(batch).tobytes())
         done = index + 1
+        if done > averaged_from:
+            mean = mean_with(state.params if mean is None else mean, state.params, np.float32(done - averaged_from))
         evaluated = None
         if done == WARM_STEPS or done in due:
             jax.block_until_ready(metrics)
@@ -282,6 +294,10 @@ def train_runs(
         previous = metrics
     if done < steps:
         raise ValueError(f"the stream ended after {done} of {steps} batches: take fewer steps, or let it repeat")
+    if mean is not None:
+        found = evaluate(program, mean, stream, step=done, tokens=done * tokens_a_step)
+        for record, (evaluation, _) in zip(records, found, strict=True):
+            record.averaged_nll = evaluation.nll
     params = [state.params]
     if together > 1:
         params = [jax.tree.map(operator.itemgetter(i), state.params) for i in range(together)]
@@ -291,6 +307,12 @@ def train_runs(
         record.stream_hash = digest.hexdigest()
         record.params = found
     return records
+
+
+@jax.jit
+def mean_with(mean: PyTree[Array], new: PyTree[Array], count: Float[Array, ""]) -> PyTree[Array]:
+    """The mean of `count` trees, from that of all but the last: a new tree, as a step donates its own."""
+    return jax.tree.map(lambda m, p: m + (p - m) / count.astype(p.dtype), mean, new)
 
 
 def evaluate(
