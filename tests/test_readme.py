@@ -21,6 +21,8 @@ PAGES = {
     "docs/sharding.md": 12,
     "docs/studies.md": 10,
     "docs/scaling.md": 13,
+    "docs/embeddings.md": 9,
+    "docs/ladder.md": 7,
 }
 
 

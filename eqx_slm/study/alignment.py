@@ -66,12 +66,12 @@ def draw_alignment(arms: dict[str, ArmResult], by: str, width: float) -> Figure:
             dashes = DASHES[(index - 1) // len(COLOURS) % len(DASHES)] if index else "-"
             panel.plot(_cosines(arm, 0), ":", color=colour, linewidth=1)
             (line,) = panel.plot(_cosines(arm, -1), linestyle=dashes, color=colour, marker=".")
-            lines[shorten(_label(arm, by))] = line
+            lines[_label(arm, by)] = line
         title(panel, shorten(level or "cosine by layer"), ["dotted: first evaluation"])
         panel.set_xlabel("layer")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set_ylabel("cosine of channel and stream")
-    legend(figure, width, list(lines.values()), list(lines))
+    legend(figure, width, list(lines.values()), [*map(shorten, lines)])
     return figure
 
 

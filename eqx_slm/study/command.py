@@ -65,8 +65,9 @@ class Options(StudyOptions):
     """quick (five minutes on two cores), cpu, or d_model x depth such as 256x6 or 768x12 (bfloat16, for a GPU)."""
     arms: tuple[str, ...] | None = None
     """Named arms; the first is the reference: dense, dense-tied, dense-tied-deep, low-rank, low-rank-deep,
-    compositional, leviathan, leviathan-deep, leviathan-flop, tapered, rising, gated, gated-wide, hope, titans,
-    titans-wide."""
+    compositional, leviathan, leviathan-deep, leviathan-flop, binary, binary-deep, binary-free, binary-free-deep,
+    spelled, spelled-deep, composed, composed-deep, hybrid, hybrid-deep, bigrams, bigrams-wide, tapered, rising, gated,
+    gated-wide, hope, titans, titans-wide."""
     set: tuple[str, ...] = ()
     """Fields of arms, ARM.FIELD=VALUE, such as leviathan-deep.embedding.rank=32; all.FIELD changes the
     base model that every arm is made from."""

@@ -14,7 +14,10 @@ from ..configs import from_dict, read_json, set_field
 from ..errors import UserError
 from ..model import ModelConfig
 from ..nn.attention import AttentionConfig
+from ..nn.bigrams import BigramConfig
+from ..nn.composed import ComposedConfig
 from ..nn.leviathan import LeviathanConfig
+from ..nn.spelled import SpelledConfig
 from ..nn.table import TableConfig
 from ..train.loop import RunConfig
 from .arms import Arm, Tuned, changed, make_arm
@@ -57,6 +60,26 @@ class StreamConfig:
 
         options = dataclasses.asdict(self)
         return open_data(options.pop("data"), options.pop("tokenizer"), **options)
+
+
+@dataclass(frozen=True)
+class WindowConfig(StreamConfig):
+    """Windows at random places, judged by the token after each of the first `eval_tokens` windows of `eval_split`.
+
+    `train_tokens`: only the first so many tokens are trained on (see `eqx_slm.data.windows`).
+    """
+
+    tokenizer: str = "char"
+    batch_size: int = 64
+    eval_tokens: int = 10_000
+    eval_split: str = "test"
+    train_tokens: int | None = None
+
+    def open(self) -> "Stream":
+        """The stream that this describes."""
+        from ..data.windows import open_windows
+
+        return open_windows(**dataclasses.asdict(self))
 
 
 def run_of(config: RunConfig) -> RunConfig:
@@ -238,6 +261,12 @@ SMALL = Tuned(
     generator=LeviathanConfig(seed_size=48, n_heads=4, rank=16, output_std=0.15),
     compositional_std=0.3,
     low_rank_std=0.3,
+    binary_std=0.3,
+    spelled=SpelledConfig(code="fourier", size=128, longest=16, std=0.3),
+    composed=ComposedConfig(pieces=512, longest=8, std=0.3),
+    hybrid_rows=256,
+    hybrid_std=0.3,
+    bigrams=BigramConfig(rows=4096, rank=8),
 )
 QUICK = PairConfig(
     name="quick",

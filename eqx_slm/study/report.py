@@ -98,7 +98,7 @@ def parameters(results: Results) -> list[Block]:
     def cells(arm: ArmResult) -> Cells:
         own = arm.facts.parameters
         return {
-            **{part.replace("_", " "): counted(own.get(part)) for part in parts},
+            **{part.replace("_", " "): counted(own.get(part, 0)) for part in parts},
             "ratio": ratio(own.get("total", 0) / base if base else None),
             "embedding tax": number(arm.facts.embedding_tax, form=".1%"),
             "buffers": size(arm.facts.buffers_bytes),

@@ -18,7 +18,7 @@ from ..configs import to_dict
 from ..data import Stream
 from ..errors import UserError
 from ..infer.generate import generate
-from ..model import ModelConfig, build, order_for
+from ..model import ModelConfig, build, side_for
 from ..nn.init import subkey
 from ..nn.probe import channel_cosines
 from ..train.checkpoint import named_arrays
@@ -63,7 +63,7 @@ class Runner:
         """
         self.arms, self.stream, self.config, self.tell = arms, stream, config, tell
         self.data = _fingerprint(stream)
-        self.orders: dict[str, Any] = {}
+        self.sides: dict[str, dict[str, Any]] = {}
         self.programs: dict[Any, list[tuple[Program, CompileReport]]] = {}
         self.probes: dict[Any, Callable[[Any, Any], Any]] = {}
         self.hashes: dict[int, str] = {}
@@ -79,7 +79,7 @@ class Runner:
                     f"arm {name} has a vocabulary of {arm.vocab_size}, the stream has ids up to "
                     f"{stream.vocab_size - 1}: raise the model's vocab_size to at least {stream.vocab_size}"
                 )
-            self.orders[name] = order_for(arm, stream)
+            self.sides[name] = _side_of(name, arm, stream)
 
     def run(self, seeds: Sequence[int], keys: Mapping[Run, str], there: Sequence[Row] = ()) -> list[Row]:
         """All runs but those that are `there`, a group of seeds after the other: a study that stops has whole pairs.
@@ -118,7 +118,7 @@ class Runner:
         arm, key = self.arms[name], jax.random.key(seed)
         if self.config.pairing == "data-only":
             key = subkey(key, name)
-        model = build(arm, order=self.orders[name], key=key) if isinstance(arm, ModelConfig) else arm(key)
+        model = build(arm, key=key, **self.sides[name]) if isinstance(arm, ModelConfig) else arm(key)
         vocab = getattr(getattr(model, "embedding", None), "vocab_size", self.stream.vocab_size)
         if vocab < self.stream.vocab_size:
             raise UserError(f"arm {name} embeds {vocab} ids, the stream has {self.stream.vocab_size}")
@@ -212,6 +212,13 @@ class Runner:
         start, size = jax.numpy.asarray(prompt), self.stream.sequence_length
         ids = generate(model, start, tokens=tokens, context=size, temperature=0.8, key=jax.random.key(0))
         return f"{self.stream.decode(prompt)}⟦…⟧{self.stream.decode(np.asarray(ids))}"
+
+
+def _side_of(name: str, arm: ModelConfig, stream: Stream) -> dict[str, Any]:
+    try:
+        return side_for(arm, stream)
+    except UserError as error:
+        raise UserError(f"arm {name}: {error}") from None
 
 
 def distinct_share(stream: Stream) -> float:

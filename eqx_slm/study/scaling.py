@@ -181,7 +181,7 @@ def draw_laws(fits: Sequence[PowerLaws], width: float) -> Figure:
     lines: dict[str, Any] = {}
     for panel, fit in zip(axes, fits, strict=True):
         lines |= _draw(panel, fit)
-    legend(figure, width, list(lines.values()), list(lines))
+    legend(figure, width, list(lines.values()), [*map(shorten, lines)])
     return figure
 
 
@@ -196,7 +196,7 @@ def _draw(panel: Panel, fit: PowerLaws) -> dict[str, Any]:
         beyond = np.geomspace(measured.max(), measured.max() ** 1.5 / measured.min() ** 0.5, 20)
         for where, dash in ((beyond, ":"), (inside, "-")):
             law = np.array([fit.loss(arm, x) for x in where])
-            (lines[shorten(arm)],) = panel.plot(where, law[:, 0], dash, color=colour)
+            (lines[arm],) = panel.plot(where, law[:, 0], dash, color=colour)
             if np.isfinite(law).all():
                 panel.fill_between(where, law[:, 1], law[:, 2], color=colour, alpha=0.15, linewidth=0)
     log_axis(panel)
