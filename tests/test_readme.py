@@ -21,8 +21,9 @@ PAGES = {
     "docs/sharding.md": 12,
     "docs/studies.md": 10,
     "docs/scaling.md": 13,
+    "docs/embeddings.md": 9,
+    "docs/ladder.md": 7,
 }
-PAGES["docs/embeddings.md"] = 9
 
 
 def files_of(page: str) -> dict[str, str]:

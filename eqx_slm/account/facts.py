@@ -28,7 +28,7 @@ def facts(
 
     **Arguments:**
 
-    - `model`: a `ModelConfig`, or a model, whose FLOPs XLA then counts.
+    - `model`: a `ModelConfig`, or a model, whose FLOPs XLA then counts where it has no `flops_per_token()` of its own.
     - `batch_size`, `context`: sequences a batch, tokens a sequence.
     - `width`: bytes of an activation. `share`: of a batch's tokens, how many are distinct.
     - `extra`: the bytes that XLA says a compiled step takes for temporaries.
@@ -41,6 +41,8 @@ def facts(
         f = flops(model, context=context, distinct_share=share, batch_tokens=batch_size * context)
         counted = {"total": f.total, "embedding": f.embedding, "blocks": sum(f.blocks), "head": f.head}
         counted |= {"total_distinct": f.total_distinct}
+    elif hasattr(model, "flops_per_token"):
+        counted = {**model.flops_per_token(), "counted_by": "its closed form"}
     elif (total := counted_flops(model, context=context)) is not None:
         counted = {"total": total, "counted_by": "XLA"}
     held = {"parameters": 4 * ledger.total, "gradients": 4 * ledger.total, "optimizer": optimizer}

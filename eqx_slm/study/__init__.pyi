@@ -13,6 +13,7 @@ from .compare import Control as Control
 from .compare import paired as paired
 from .config import PairConfig as PairConfig
 from .config import StreamConfig as StreamConfig
+from .config import WindowConfig as WindowConfig
 from .config import preset as preset
 from .figures import differences as differences
 from .fits import Ladder as Ladder
@@ -23,6 +24,7 @@ from .frequency import frequency_classes as frequency_classes
 from .grids import Grid as Grid
 from .grids import grid as grid
 from .grids import named_arms as named_arms
+from .pareto import on_the_front as on_the_front
 from .pictures import curves as curves
 from .pictures import forest as forest
 from .pictures import ledger_bars as ledger_bars

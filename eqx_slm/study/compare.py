@@ -11,7 +11,6 @@ from typing import Any
 from ..checks import check_number
 from ..configs import differences
 from ..errors import UserError
-from ..model import ModelConfig
 from .judge import rules_for
 from .results import ArmResult, Bounds, Comparison, Row, finite
 from .statistics import (
@@ -265,7 +264,7 @@ def _note(arm: ArmResult, reference: ArmResult, equal: bool, largest: float) -> 
 
 def config_differences(reference: Any, other: Any) -> tuple[tuple[str, str, str], ...] | None:
     """The fields in which two arms differ; empty for the same function; None where nobody can know."""
-    if isinstance(reference, ModelConfig) and isinstance(other, ModelConfig):
+    if dataclasses.is_dataclass(reference) and dataclasses.is_dataclass(other):
         return tuple(differences(reference, other))
     return () if reference is other and reference is not None else None
 

@@ -62,6 +62,26 @@ class StreamConfig:
         return open_data(options.pop("data"), options.pop("tokenizer"), **options)
 
 
+@dataclass(frozen=True)
+class WindowConfig(StreamConfig):
+    """Windows at random places, judged by the token after each of the first `eval_tokens` windows of `eval_split`.
+
+    `train_tokens`: only the first so many tokens are trained on (see `eqx_slm.data.windows`).
+    """
+
+    tokenizer: str = "char"
+    batch_size: int = 64
+    eval_tokens: int = 10_000
+    eval_split: str = "test"
+    train_tokens: int | None = None
+
+    def open(self) -> "Stream":
+        """The stream that this describes."""
+        from ..data.windows import open_windows
+
+        return open_windows(**dataclasses.asdict(self))
+
+
 def run_of(config: RunConfig) -> RunConfig:
     """The fields of a run alone, of a `PairConfig` too."""
     return RunConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(RunConfig)})

@@ -1,11 +1,14 @@
 """The dry run: what every arm would cost, before anything is trained."""
 
+import math
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ..account.facts import facts
+from ..model import ModelConfig
 from .blocks import Block, Paragraph
 from .noise import outlook
 from .report import budgets, parameters, what_differs
@@ -25,7 +28,7 @@ def plan(study: Study, vocab_size: int, padding: int, share: float | None) -> li
     batch_size, context = study.stream.batch_size, study.stream.sequence_length
     sizes = {"batch_size": batch_size, "context": context, "width": study.run.activation_bytes, "share": share}
     arms = {
-        name: ArmResult(name, facts(arm, **sizes), study.rates[0], match=study.notes.get(name))
+        name: ArmResult(name, facts(_counted(arm), **sizes), study.rates[0], match=study.notes.get(name))
         for name, arm in study.resolve(vocab_size, context, padding)[0].items()
     }
     planned = Results(study.name, arms, settings_of(study, batch_size, context))
@@ -33,7 +36,11 @@ def plan(study: Study, vocab_size: int, padding: int, share: float | None) -> li
     blocks = [*parameters(planned)[1:2], *budgets(planned)[1:], *what_differs(planned)[1:]]
     for name, arm in arms.items():
         flops = arm.facts.flops_per_token or {}
-        a_run = planned.settings["tokens"] * (flops["total_distinct"] or flops["total"]) / (rate * EFFICIENCY)
+        a_run = (
+            planned.settings["tokens"]
+            * (flops.get("total_distinct") or flops.get("total") or math.nan)
+            / (rate * EFFICIENCY)
+        )
         total += runs * a_run
         blocks.append(Paragraph(f"{name}: {plural(runs, 'run')} of about {duration(a_run)} each"))
     rough = f"from {rate / 1e9:,.0f} GFLOP/s measured on one matmul, of which a step is taken to reach {EFFICIENCY:.0%}"
@@ -43,6 +50,11 @@ def plan(study: Study, vocab_size: int, padding: int, share: float | None) -> li
         *expected[1:],
         Paragraph(f"time: about {duration(total)}, {rough}; evaluation and compilation not counted"),
     ]
+
+
+def _counted(arm: Any) -> Any:
+    """What is counted of an arm: its config, or of a function the model that it makes."""
+    return arm if isinstance(arm, ModelConfig) else arm(jax.random.key(0))
 
 
 def matmul_rate(dtype: str) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from .blocks import Block
+from .pareto import front
 from .plot import (
     BAND,
     BLACK,
@@ -210,8 +211,8 @@ def draw_pareto(results: Results, costs: Sequence[Cost], width: float = WIDE) ->
             axes.plot([at] * len(losses), losses, linestyle="", marker="_", color=colour, alpha=0.6, markersize=9)
             mean = math.fsum(losses) / len(losses)
             lines[name] = axes.plot([at], [mean], linestyle="", marker=marker, color=colour, markersize=7.5)[0]
-        means = sorted((at, math.fsum(losses) / len(losses)) for at, losses in points.values())
-        best = [(at, loss) for index, (at, loss) in enumerate(means) if all(loss < o for _, o in means[:index])]
+        means = [(at, math.fsum(losses) / len(losses)) for at, losses in points.values()]
+        best = front(means)
         if len(best) > 1:
             axes.plot(*zip(*best, strict=True), drawstyle="steps-post", color=GREY, linewidth=0.9, zorder=0.8)
         text, label = COSTS[cost]

@@ -104,7 +104,7 @@ class Study:
         arms = self.resolve(self.model.vocab_size, self.model.context)[0].items()
         return {
             "name": self.name,
-            "arms": {name: to_dict(arm) if isinstance(arm, ModelConfig) else "a function" for name, arm in arms},
+            "arms": {name: to_dict(arm) if dataclasses.is_dataclass(arm) else "a function" for name, arm in arms},
             "seeds": list(self.which),
             "learning_rates": list(self.rates),
             "stream": to_dict(self.stream),

@@ -39,7 +39,7 @@ class RunConfig:
     - `evaluations`: how many log-spaced token counts are evaluated.
     - `average`: share of a run's last steps whose weights are averaged; the mean is evaluated beside the last weights.
     - `sample_tokens`: length of the text that the first seed's model writes; 0 for none.
-    - `probe`: whether evaluations keep the layers' `channel_cosines`.
+    - `probe`: "cosines" keeps the layers' `channel_cosines` of every evaluation.
     - `frequency`: how many classes of training frequency the final losses are split by, 10 for deciles; 0 for none.
     """
 
@@ -53,7 +53,7 @@ class RunConfig:
     evaluations: int = 12
     average: float = 0.0
     sample_tokens: int = 0
-    probe: bool = False
+    probe: Literal["none", "cosines"] = "none"
     frequency: int = 0
 
     def __post_init__(self):
@@ -251,7 +251,7 @@ def train_runs(
         raise ValueError(f"{len(models)} models, {len(seeds)} seeds, a program of {program.replicates} replicates")
     keep_freed_memory()
     records = [RunRecord(seed=seed, learning_rate=learning_rate) for seed in seeds]
-    state: TrainState = program.start(*models)
+    state: TrainState = program.start(*models, seeds=seeds)
     together = len(seeds)
     tokens_a_step = stream.batch_size * stream.sequence_length
     due = set(evaluate_at)
@@ -324,12 +324,13 @@ def evaluate(
     # Sums in float64: a mean over many tokens has more digits than float32.
     losses = [np.asarray(program.evaluate(params, batch), np.float64) for batch in batches]
     rows = np.concatenate(losses, axis=-2)
+    share = (batches[0].shape[1] - 1) / rows.shape[-1]  # 1, but of a model that reads fewer positions than it is given
     found, cosines = [], np.zeros((program.replicates, 0))
     if probe is not None:
         cosines = np.asarray(probe(params, batches[0]), float).reshape(program.replicates, -1)
     for own, layers in zip(rows.reshape(-1, *rows.shape[-2:]), cosines, strict=True):
         means = own.mean(axis=-1)
-        bits = float(own.sum()) / math.log(2) / size if size else None
+        bits = float(own.sum()) * share / math.log(2) / size if size else None
         halves = tuple(float(means[start::2].mean()) for start in (0, 1)) if len(means) > 1 else ()
         said = tuple(float(f"{cosine:.6g}") for cosine in layers)
         found.append((Evaluation(step, tokens, float(means.mean()), bits, halves, said), own))

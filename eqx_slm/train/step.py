@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Int32, PyTree
+from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray, PyTree
 
 from ..checks import one_of, whole
+from ..nn.init import subkey
 from .loss import cross_entropy, token_losses
 from .optimizer import OptimizerConfig, make_optimizer
 from .stack import Loop, Remat, stack_blocks, unstack_blocks
@@ -22,11 +23,15 @@ ComputeDtype = Literal["float32", "bfloat16"]
 
 
 class TrainState(NamedTuple):
-    """What a step changes: parameters (float32 masters), the optimizer's state, and the number of steps done."""
+    """What a step changes: parameters (float32 masters), the optimizer's state, and the number of steps done.
+
+    `key`: of a model whose training draws (dropout), otherwise None; step i draws by `fold_in(key, i)`.
+    """
 
     params: PyTree[Array]
     optimizer: PyTree[Array]
     step: Int32[Array, ""]
+    key: Any = None
 
 
 class Metrics(NamedTuple):
@@ -53,19 +58,25 @@ class Program:
     loop: Loop = "unrolled"
     remat: Remat = "none"
     replicates: int = 1
+    draws: bool = False
 
-    def start(self, *models: Any) -> TrainState:
-        """The state before the first step, of a model a replicate. It takes copies: they stay usable after donation."""
+    def start(self, *models: Any, seeds: Sequence[int] | None = None) -> TrainState:
+        """The state before the first step, of a model a replicate. It takes copies: they stay usable after donation.
+
+        `seeds`: of what training draws, one a replicate, 0 by default.
+        """
         if len(models) != self.replicates:
             raise ValueError(f"{len(models)} models for a program of {self.replicates} replicates")
-        states = [self._start(model) for model in models]
+        seeds = [0] * len(models) if seeds is None else seeds
+        states = [self._start(model, seed) for model, seed in zip(models, seeds, strict=True)]
         return states[0] if self.replicates == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
-    def _start(self, model: Any) -> TrainState:
+    def _start(self, model: Any, seed: int) -> TrainState:
         stacked = stack_blocks(model, loop=self.loop, remat=self.remat)
         # Copies: the step donates its state, and the caller's model would be gone with the first batch.
         params = jax.tree.map(jnp.copy, eqx.filter(stacked, eqx.is_inexact_array))
-        return TrainState(params, self.optimizer.init(params), jnp.zeros((), jnp.int32))
+        key = subkey(jax.random.key(seed), "training") if self.draws else None
+        return TrainState(params, self.optimizer.init(params), jnp.zeros((), jnp.int32), key)
 
     def model(self, params: PyTree[Array]) -> Any:
         """The model with these parameters of a state, in its public form."""
@@ -85,7 +96,8 @@ def make_program(
 
     **Arguments:**
 
-    - `model`: a `LanguageModel`, or anything with `batch_features` and `read_out`.
+    - `model`: a `LanguageModel`, or anything with `batch_features` and `read_out`. One that has `training_features`
+      is trained by those, and judged by `batch_features` (see `batch_loss`).
     - `config`: the optimizer.
     - `compute_dtype`: what parameters are cast to inside the step; masters, moments and sums stay float32.
     - `loop`, `remat`: how the blocks run and what their backward pass keeps (see `stack_blocks`), at the same values.
@@ -99,28 +111,31 @@ def make_program(
     params, static = eqx.partition(stacked, eqx.is_inexact_array)
     plain = params if stacked is model else eqx.filter(model, eqx.is_inexact_array)
     optimizer = make_optimizer(config, params, plain=plain)
+    draws = hasattr(model, "training_features")
 
-    def loss(params: PyTree[Array], batch: Int[Array, "b t"]) -> Float[Array, ""]:
-        return batch_loss(eqx.combine(cast(params, compute_dtype), static), batch)
+    def loss(params: PyTree[Array], batch: Int[Array, "b t"], key: PRNGKeyArray | None = None) -> Float[Array, ""]:
+        return batch_loss(eqx.combine(cast(params, compute_dtype), static), batch, key)
 
     def step(state: TrainState, batch: Int[Array, "b t"], rate: Float[Array, ""]) -> tuple[TrainState, Metrics]:
         # The gradient is of the masters: the cast is inside the loss, so that its transpose brings float32 back.
-        value, gradients = jax.value_and_grad(loss)(state.params, batch)
+        key = jax.random.fold_in(state.key, state.step) if draws else None
+        value, gradients = jax.value_and_grad(loss)(state.params, batch, key)
         norm = optax.tree.norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.optimizer, state.params)
         # The rate is an argument, not a constant of the program: a sweep over rates compiles once.
         params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, state.params, updates)
-        return TrainState(params, opt_state, state.step + 1), Metrics(value, norm)
+        return TrainState(params, opt_state, state.step + 1, state.key), Metrics(value, norm)
 
     def evaluate(params: PyTree[Array], batch: Int[Array, "b t"]) -> Float[Array, "..."]:
         model = eqx.combine(cast(params, compute_dtype), static)
-        return token_losses(model.batch_features(batch[:, :-1]), model.read_out(), batch[:, 1:])
+        features = model.batch_features(batch[:, :-1])
+        return token_losses(features, model.read_out(), batch[:, 1:][:, -features.shape[1] :])
 
     if replicates > 1:
         step, evaluate = jax.vmap(step, in_axes=(0, 0, None)), jax.vmap(evaluate, in_axes=(0, None))
     # `jax.jit` on plain arrays: `eqx.filter_jit` would take the model apart at every call.
     compiled = jax.jit(step, donate_argnums=0), jax.jit(evaluate)
-    return Program(static, optimizer, *compiled, loop, remat, replicates)
+    return Program(static, optimizer, *compiled, loop, remat, replicates, draws)
 
 
 @dataclass(frozen=True)
@@ -161,10 +176,15 @@ def compile_step(program: Program, model: Any, batch: Int[np.ndarray, "b t"]) ->
     return Compiled(dataclasses.replace(program, step=step), CompileReport(seconds, temporary, cost.get("flops")))
 
 
-def batch_loss(model: Any, batch: Int[Array, "b t"]) -> Float[Array, ""]:
-    """Mean negative log likelihood of a batch `(rows, T + 1)`, nats a token."""
+def batch_loss(model: Any, batch: Int[Array, "b t"], key: PRNGKeyArray | None = None) -> Float[Array, ""]:
+    """Mean negative log likelihood of a batch `(rows, T + 1)`, nats a target.
+
+    A model reads out all T positions, or fewer: then the last ones, each with its target. With a `key` it does what it
+    does in training, `training_features(inputs, key)`.
+    """
     inputs, targets = batch[:, :-1], batch[:, 1:]
-    return cross_entropy(model.batch_features(inputs), model.read_out(), targets).loss
+    features = model.batch_features(inputs) if key is None else model.training_features(inputs, key)
+    return cross_entropy(features, model.read_out(), targets[:, -features.shape[1] :]).loss
 
 
 def cast(params: PyTree[Array], compute_dtype: ComputeDtype) -> PyTree[Array]:
