@@ -89,6 +89,7 @@ def without_times(data):
             del run["train_seconds"], run["tokens_per_second"], run["compile_seconds"]
     for comparison in data["comparisons"]:
         del comparison["time_ratio"]
+        comparison["worth"] = [each for each in comparison["worth"] if each["what"] != "time"]
     return data
 
 
