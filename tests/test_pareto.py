@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import VOCAB, tiny_stream
 
-from eqx_slm.nn.ladder import FlatConfig, StackConfig
-from eqx_slm.study import Study, on_the_front, run_study, verdicts
+from eqx_slm.nn.ladder import CONVENTIONS, FlatConfig, StackConfig
+from eqx_slm.study import Study, budgets, on_the_front, run_study, verdicts
 from eqx_slm.study.blocks import Table
 from eqx_slm.study.pareto import front
 from eqx_slm.train import RunConfig
@@ -36,7 +36,9 @@ def tiny_arms():
 
 
 def test_a_study_of_the_ladder_runs_goes_on_and_has_its_section(tmp_path):
-    study = Study("tiny-ladder", tiny_arms(), 1, run=RunConfig(steps=4, evaluations=2), report=(verdicts, on_the_front))
+    study = Study(
+        "tiny-ladder", tiny_arms(), 1, run=RunConfig(steps=4, evaluations=2), report=(verdicts, on_the_front, budgets)
+    )
     events = []
     folder, results = run_study(study, tiny_stream(), out=tmp_path / "run")
     again = run_study(study, tiny_stream(), out=folder, on_event=events.append)[1]
@@ -48,6 +50,8 @@ def test_a_study_of_the_ladder_runs_goes_on_and_has_its_section(tmp_path):
     tokens = results.settings["tokens"]
     own = results.arms["last"].facts.flops_per_token
     assert own["total"] * tokens == 3 * tiny_arms()["last"].flops() * tokens / 16
+    report = (folder / "report.md").read_text()
+    assert "as written" in report and all(told in report for told in CONVENTIONS.values())
     # Same start and same windows: what differs is which targets were trained on, and so is what config.json says.
     assert results.arms["last"].runs[0].stream_hash == results.arms["every"].runs[0].stream_hash
     assert results.to_json()["arms"]["every"]["config"]["targets"] == "every"

@@ -212,7 +212,7 @@ class _LadderModel(eqx.Module):
     def flops_per_token(self) -> dict[str, Any]:
         """Training FLOPs (3 x forward) over the tokens of a window, by both conventions; `total` is as needed."""
         per = {name: 3.0 * self.config.flops(name) / self.config.context for name in CONVENTIONS}
-        return {"total": per["as needed"], **{name.replace(" ", "_"): value for name, value in per.items()}}
+        return {"total": per["as needed"], "conventions": per}
 
 
 def _with_one(x: Float[Array, "*t d"]) -> Float[Array, "*t r"]:

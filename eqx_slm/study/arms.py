@@ -32,12 +32,14 @@ from ..nn.titans import TitansConfig
 class Tuned:
     """Sizes, scales and learning-rate multipliers that named arms use; found by coarse sweeps (experiments/LOG.md).
 
-    `generator_lr` and `tied_lr` are added to the base's `lr_multipliers`; `tied_scale` is a tied head's `scale`.
+    `generator_lr` and `tied_lr` are added to the base's `lr_multipliers`; `tied_scale` is a tied head's `scale`,
+    `tied_std` the std of its table (None: the base's).
     """
 
     generator: LeviathanConfig = LeviathanConfig()
     generator_lr: str = ""
     tied_scale: float = 1.0
+    tied_std: float | None = None
     tied_lr: str = ""
     compositional_std: float = 0.02
     low_rank_std: float = 0.02
@@ -93,7 +95,10 @@ def _generator(base: ModelConfig, tuned: Tuned) -> ModelConfig:
 
 
 def _tied(base: ModelConfig, tuned: Tuned) -> ModelConfig:
-    return _trained(dataclasses.replace(base, head=HeadConfig("tied", scale=tuned.tied_scale)), tuned.tied_lr)
+    tied = dataclasses.replace(base, head=HeadConfig("tied", scale=tuned.tied_scale))
+    if tuned.tied_std is not None:
+        tied = set_field(tied, "embedding.std", str(tuned.tied_std))
+    return _trained(tied, tuned.tied_lr)
 
 
 def _trained(config: ModelConfig, multipliers: str) -> ModelConfig:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..account.flops import CONVENTIONS
+from ..nn.ladder import CONVENTIONS as WINDOWS
 from .blocks import Block, Code, Folded, Heading, Mono, Paragraph, Strong, Table
 from .figures import differences
 from .frequency import by_frequency
@@ -114,6 +115,7 @@ def parameters(results: Results) -> list[Block]:
 def budgets(results: Results) -> list[Block]:
     """What each arm costs: parameters, FLOPs a token, memory, time."""
     s, kinds = results.settings, _names(results, "memory_bytes")
+    ways = dict.fromkeys(way for arm in results.arms.values() for way in _conventions(arm))
 
     def costs(arm: ArmResult) -> Cells:
         flops = arm.facts.flops_per_token or {}
@@ -122,6 +124,7 @@ def budgets(results: Results) -> list[Block]:
             "FLOPs/token": human(flops.get("total")),
             **{part: human(flops.get(part)) for part in ("embedding", "blocks", "head")},
             "per distinct": human(flops.get("total_distinct")),
+            **{way: human(_conventions(arm).get(way)) for way in ways},
             "s/seed": number(arm.mean("train_seconds"), form=".1f"),
             "tokens/s": human(arm.mean("tokens_per_second")),
             "compile s": number(arm.compile_seconds, form=".1f"),
@@ -139,6 +142,7 @@ def budgets(results: Results) -> list[Block]:
         Paragraph(f"Every run is given {s['tokens']:,} tokens: {batch}.{took}"),
         _by_arm(results, costs),
         Paragraph(f"{CONVENTIONS} {DISTINCT}"),
+        *(Paragraph(f"FLOPs {way}: {WINDOWS[way]}.") for way in ways),
         Paragraph("Memory of a training step:"),
         _by_arm(results, memory),
     ]
@@ -232,6 +236,11 @@ def _by_arm(results: Results, cells: Callable[[ArmResult], Cells]) -> Table:
     names = [name for name in rows[0] if any(row[name] != UNKNOWN for row in rows)]
     body = [[arm, *(row[name] for name in names)] for arm, row in zip(results.arms, rows, strict=True)]
     return Table(["arm", *names], body)
+
+
+def _conventions(arm: ArmResult) -> Mapping[str, float]:
+    """FLOPs a token by the names of several conventions, of models that read one target a window; the total is one."""
+    return (arm.facts.flops_per_token or {}).get("conventions", {})
 
 
 def _against(results: Results) -> str:
