@@ -225,7 +225,7 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
             return float(value)
         if option is int and isinstance(value, int) and not isinstance(value, bool):
             return value
-        if option is str and isinstance(value, str):
+        if option in (str, bool) and isinstance(value, option):
             return value
     raise UserError(f"{where}={value!r}: allowed is {' or '.join(_describe(option) for option in options)}")
 
@@ -245,4 +245,6 @@ def _describe(option: Any) -> str:
         return ", ".join(repr(arg) for arg in typing.get_args(option))
     if option is type(None):
         return "none"
-    return {int: "an integer", float: "a number", str: "text"}.get(option, getattr(option, "__name__", str(option)))
+    return {int: "an integer", float: "a number", str: "text", bool: "true or false"}.get(
+        option, getattr(option, "__name__", str(option))
+    )

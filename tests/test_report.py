@@ -18,7 +18,7 @@ from study_result import four_arms, make_arm, make_result
 
 from eqx_slm import ModelConfig
 from eqx_slm.study.blocks import Code, Folded, Heading, Mono, Paragraph, Strong, Table, escaped, markdown
-from eqx_slm.study.pictures import forest, ledger_bars, pareto
+from eqx_slm.study.pictures import forest, ledger_bars, loss_against
 from eqx_slm.study.plot import draw_curves, render
 from eqx_slm.study.report import PAIR, summary
 from eqx_slm.study.saved import write_report
@@ -250,7 +250,7 @@ def test_a_name_in_a_picture_is_no_mathematics_and_no_markup():
     names = ["$\\frac{$", "\x00<b>\x1b&amp;", "--><script>"]
     arms = {name: make_arm(0.1, 0.0, levels={"f": name}) for name in names}
     result = make_result({"dense": make_arm(0.0, 0.0, levels={"f": "$"})} | arms)
-    for section in (PAIR[1], forest("f"), ledger_bars, pareto("flops")):
+    for section in (PAIR[1], forest("f"), ledger_bars, loss_against("flops")):
         (picture,) = section(result)
         for svg in (picture.files["svg"], picture.narrow):
             root = ElementTree.fromstring(svg)

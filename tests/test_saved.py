@@ -98,10 +98,10 @@ def test_a_report_is_written_again_from_what_the_folder_holds(study, capsys):
 def test_a_report_has_the_sections_that_its_study_had():
     results = make_result(four_arms())
     assert sections_of(results) == (list(PAIR), [])
-    told = ["verdicts", "forest(mixer)", "pareto(seconds)", "<lambda>", "nothing", "scope"]
+    told = ["verdicts", "forest(mixer)", "loss_against(seconds)", "<lambda>", "nothing", "scope"]
     results.settings["sections"] = told
     found, missing = sections_of(results)
-    assert [section.__name__ for section in found] == ["verdicts", "forest(mixer)", "pareto(seconds)", "scope"]
+    assert [section.__name__ for section in found] == ["verdicts", "forest(mixer)", "loss_against(seconds)", "scope"]
     assert missing == ["<lambda>", "nothing"]
     results.settings["sections"] = [section.__name__ for section in PAIR]
     assert [section.__name__ for section in sections_of(results)[0]] == [section.__name__ for section in PAIR]

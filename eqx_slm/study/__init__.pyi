@@ -28,7 +28,7 @@ from .pareto import on_the_front as on_the_front
 from .pictures import curves as curves
 from .pictures import forest as forest
 from .pictures import ledger_bars as ledger_bars
-from .pictures import pareto as pareto
+from .pictures import loss_against as loss_against
 from .report import PAIR as PAIR
 from .report import budgets as budgets
 from .report import losses as losses

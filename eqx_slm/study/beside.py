@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..train.loop import RunConfig
 from .blocks import Block, Heading, Mono, Paragraph, Strong, Table
 from .compare import paired
-from .pictures import curves, forest, ledger_bars, pareto
+from .pictures import curves, forest, ledger_bars, loss_against
 from .report import summary
 from .results import ArmResult, Comparison, Results
 from .sentences import UNKNOWN, comparison_sentences, counted, human, number, signed
@@ -108,7 +108,7 @@ def sections(both: Beside) -> list[Block]:
         blocks += curves(both.joined) + forest("study")(both.joined)
     blocks += ledger_bars(both.joined)
     if not both.other_text:
-        blocks += pareto("flops", "parameters")(both.joined)
+        blocks += loss_against("flops", "parameters")(both.joined)
     blocks += what_differs(both)
     for label, study in both.studies.items():
         blocks += [Heading(f"In {label} alone"), *summary(study)]

@@ -263,7 +263,7 @@ SMALL = Tuned(
     generator=LeviathanConfig(
         coordinates=2, seed_size=47, n_heads=4, rank=16, output_std=0.15, codebook_std=0.2, input_std=0.14
     ),
-    generator_lr="embedding=1",
+    generator_lr="embedding=1, embedding.w_out=0.3",
     tied_scale=0.25,
     tied_std=0.3,
     tied_lr="embedding=6",

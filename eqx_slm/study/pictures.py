@@ -70,7 +70,7 @@ def ledger_bars(results: Results) -> list[Block]:
     return [picture("ledger", "parameters and training FLOPs a token by component", draw_ledger, results)]
 
 
-def pareto(*costs: Cost) -> Section:
+def loss_against(*costs: Cost) -> Section:
     """A section with a picture: final loss against what it cost, a panel a cost: "flops", "parameters", "seconds"."""
     costs = costs or ("flops", "parameters")
 
@@ -79,7 +79,7 @@ def pareto(*costs: Cost) -> Section:
         alt = "final validation loss against " + " and ".join(known)
         return [picture("pareto", alt, draw_pareto, results, tuple(known))] if known else []
 
-    section.__name__ = f"pareto({','.join(costs)})"
+    section.__name__ = f"loss_against({','.join(costs)})"
     return section
 
 

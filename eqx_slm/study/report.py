@@ -12,7 +12,7 @@ from ..nn.ladder import CONVENTIONS as WINDOWS
 from .blocks import Block, Code, Folded, Heading, Mono, Paragraph, Strong, Table
 from .figures import differences
 from .frequency import by_frequency
-from .pictures import Section, curves, forest, ledger_bars, pareto
+from .pictures import Section, curves, forest, ledger_bars, loss_against
 from .results import ArmResult, Results, Row
 from .sentences import UNKNOWN, comparison_sentences, counted, human, number, percent, plural, ratio, signed, size
 
@@ -225,7 +225,7 @@ def origin(results: Results) -> list[Block]:
 
 
 PAIR: tuple[Section, ...] = (
-    *(verdicts, curves, forest(), ledger_bars, pareto("flops", "parameters"), what_differs, parameters, budgets),
+    *(verdicts, curves, forest(), ledger_bars, loss_against("flops", "parameters"), what_differs, parameters, budgets),
     *(losses, by_frequency, differences, samples, scope, origin),
 )
 
