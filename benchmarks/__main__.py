@@ -38,6 +38,7 @@ SCRIPTS = (
     "decode_state",
     "recall",
     "fit_coverage",
+    "null_pairs",
 )
 
 
