@@ -37,6 +37,7 @@ SCRIPTS = (
     "mixers",
     "decode_state",
     "recall",
+    "fit_coverage",
 )
 
 

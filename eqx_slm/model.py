@@ -10,19 +10,18 @@ import numpy as np
 from jaxtyping import Array, Int32, PRNGKeyArray
 
 from .checks import check_choices, check_whole, finite, lr_factors
+from .errors import UserError
+from .nn.bigrams import BigramConfig
 from .nn.block import Block, ChannelConfig, MixerConfig, Placement
-from .nn.compositional import CompositionalConfig
-from .nn.embedding import check_order
+from .nn.embedding import EmbeddingConfig, check_order
 from .nn.head import HeadConfig
 from .nn.init import subkey
-from .nn.leviathan import LeviathanConfig
 from .nn.lm import LanguageModel
-from .nn.low_rank import LowRankConfig
 from .nn.norm import NormKind, make_norm
 from .nn.orders import cooccurrence_order, frequency_order, random_order
 from .nn.positions import LearnedPositions, PositionKind
-from .nn.table import TableConfig
-from .taper import taper_widths
+from .nn.spelling import check_spelling, padded_spelling
+from .taper import Schedule, taper_widths
 
 
 class Mixers:
@@ -36,6 +35,19 @@ class Mixers:
     from .nn.titans import TitansConfig, TitansMACConfig, TitansMAGConfig
 
 
+class Embeddings:
+    """The token embeddings, likewise."""
+
+    from .nn.binary import BinaryConfig
+    from .nn.composed import ComposedConfig
+    from .nn.compositional import CompositionalConfig
+    from .nn.hybrid import HybridConfig
+    from .nn.leviathan import LeviathanConfig
+    from .nn.low_rank import LowRankConfig
+    from .nn.spelled import SpelledConfig
+    from .nn.table import TableConfig
+
+
 class Channels:
     """The channels, likewise."""
 
@@ -46,13 +58,12 @@ class Channels:
 if TYPE_CHECKING:  # a type checker needs no more than what they promise
     MixerConfigs = MixerConfig
     ChannelConfigs = ChannelConfig
+    EmbeddingConfigs = EmbeddingConfig
 else:
-    MixerConfigs, ChannelConfigs = (
+    MixerConfigs, ChannelConfigs, EmbeddingConfigs = (
         functools.reduce(operator.or_, filter(dataclasses.is_dataclass, vars(kinds).values()))
-        for kinds in (Mixers, Channels)
+        for kinds in (Mixers, Channels, Embeddings)
     )
-EmbeddingConfigs = TableConfig | LowRankConfig | CompositionalConfig | LeviathanConfig
-Schedule = Literal["uniform", "cosine", "linear", "sigmoid", "step-early", "step-middle", "step-late"]
 
 
 @dataclass(frozen=True)
@@ -88,14 +99,14 @@ class ModelConfig:
     the root of the number of branches (2 depth; more where a channel has several), after the draw. `padding_ids` of
     the vocabulary stand for nothing: the ledger says what they cost. `lr_multipliers` scale the learning rate
     of the leaves whose dotted path begins as said, `*` being any one name: "embedding.codebooks=0.1, blocks.*.mixer=2";
-    the last that fits a leaf counts.
+    the last that fits a leaf counts. `bigrams` with rows are added to the embedding.
     """
 
     vocab_size: int = 8192
     d_model: int = 128
     depth: int = 2
     context: int = 128
-    embedding: EmbeddingConfigs = TableConfig()
+    embedding: EmbeddingConfigs = Embeddings.TableConfig()
     head: HeadConfig = HeadConfig()
     positions: PositionKind = "rotary"
     mixer: MixerConfigs | MixerConfig = Mixers.AttentionConfig()
@@ -106,6 +117,7 @@ class ModelConfig:
     residual_init: Literal["constant", "depth"] = "constant"
     padding_ids: int = 0
     lr_multipliers: str = ""
+    bigrams: BigramConfig = BigramConfig()
 
     def __post_init__(self):
         check_choices(self)
@@ -119,6 +131,8 @@ class ModelConfig:
         if self.head.kind == "generated" and self.embedding.tieable:
             raise ValueError(f'head "generated" needs a generator; with a {self.embedding.kind} embedding say "tied"')
         self.mixer.check(self.d_model)
+        if check := getattr(self.embedding, "check", None):
+            check(self.vocab_size, self.d_model)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -131,27 +145,37 @@ class ModelConfig:
         return tuple(dataclasses.replace(channel, d_ff=width) for width in self.widths)
 
 
+# What an embedding may need to know of a stream: fields that name its kind, and the kinds that need nothing.
+# Each is an array of integers, one row an id, that `build` takes by the field's name and the model keeps as a buffer.
+SIDES = {"order": "tokenizer", "ranking": "tokenizer", "spelling": "ids"}
+
+
 def build(
-    config: ModelConfig, *, order: Int32[np.ndarray | Array, " v"] | None = None, key: PRNGKeyArray
+    config: ModelConfig,
+    *,
+    order: Int32[np.ndarray | Array, " v"] | None = None,
+    ranking: Int32[np.ndarray | Array, " v"] | None = None,
+    spelling: Int32[np.ndarray | Array, "v p"] | None = None,
+    key: PRNGKeyArray,
 ) -> LanguageModel:
     """The model that a config describes.
 
     **Arguments:**
 
     - `config`: sizes and kinds.
-    - `order`: the coordinate order (an int32 permutation of the ids), needed where the embedding's `order` is
-      "frequency" or "co-occurrence", which depend on a corpus.
+    - `order`, `ranking`, `spelling`: what the embedding needs of a stream, by the names of its own fields (`side_for`
+      makes them): the coordinate order (an int32 permutation of the ids) where its `order` is "frequency" or
+      "co-occurrence", the ranking of a hybrid, the pieces of every token.
     - `key`: for the initial values. Every leaf's own key depends on `key` and the leaf's path alone, so leaves with the
       same path and shape are the same draw in any two configs, times the scale that their module gives it. Between two
       configs of the same mixer they start equal; between mixers all do but `w_gate`, which gated attention starts at a
       std of 0.02 and Titans at 1 / sqrt(d_model), as their papers do, and what `residual_init="depth"` scales.
 
-    **Raises:** `ValueError` for sizes that do not fit, an unreachable taper, and an order that is missing or no
-    permutation.
+    **Raises:** `ValueError` for sizes that do not fit, an unreachable taper, and an order, a ranking or a spelling
+    that is missing or none.
     """
-    embedding = config.embedding.build(
-        config.vocab_size, config.d_model, order=_order(config, order), key=subkey(key, "embedding")
-    )
+    side = _side(config, {"order": order, "ranking": ranking, "spelling": spelling})
+    embedding = config.embedding.build(config.vocab_size, config.d_model, key=subkey(key, "embedding"), **side)
     positions = None
     if config.positions == "learned":
         positions = LearnedPositions(config.context, config.d_model, key=subkey(key, "positions"))
@@ -176,27 +200,61 @@ def build(
         head=config.head.build(config.vocab_size, config.d_model, key=subkey(key, "head")),
         logit_scale=config.head.scale,
         lr_multipliers=config.lr_multipliers,
+        bigrams=config.bigrams.build(config.d_model, key=subkey(key, "bigrams")),
     )
 
 
-def _order(config: ModelConfig, order: Int32[np.ndarray | Array, " v"] | None) -> Int32[Array, " v"] | None:
-    """The permutation that the embedding's `order` names."""
-    kind = getattr(config.embedding, "order", "tokenizer")
-    if kind == "tokenizer":
-        return None
-    if kind == "random" and order is None:
-        order = random_order(config.vocab_size)
-    if order is None:
-        raise ValueError(f'embedding.order="{kind}" depends on a corpus: give build(..., order=) its permutation')
-    return check_order(order, config.vocab_size)
+def _kinds(config: ModelConfig) -> dict[str, str]:
+    """The kind of everything that the embedding needs to know besides ids, by the field that says so."""
+    kinds = {name: getattr(config.embedding, name, nothing) for name, nothing in SIDES.items()}
+    return {name: kind for name, kind in kinds.items() if kind != SIDES[name]}
 
 
-def order_for(config: ModelConfig, stream: Any) -> np.ndarray | None:
-    """The coordinate order that a config asks for, from a stream's training split; None where it needs none."""
-    kind = getattr(config.embedding, "order", "tokenizer")
-    if kind == "frequency":
-        return frequency_order(np.pad(stream.token_counts(), (0, config.vocab_size - stream.vocab_size)))
-    if kind == "co-occurrence":
-        coordinates = getattr(config.embedding, "coordinates", 3)
-        return cooccurrence_order(stream.training_tokens(), config.vocab_size, k=coordinates)
-    return None
+def _side(config: ModelConfig, given: dict[str, Any]) -> dict[str, Any]:
+    """Of what is given, that which the embedding needs."""
+    embedding: Any = config.embedding
+    side = {}
+    for name, kind in _kinds(config).items():
+        side[name] = random_order(config.vocab_size) if kind == "random" and given[name] is None else given[name]
+        if side[name] is None:
+            raise ValueError(
+                f'embedding.{name}="{kind}" depends on a stream: give build(..., {name}=), which '
+                "eqx_slm.model.side_for(config, stream) makes"
+            )
+        if name == "spelling":
+            sizes = {"pieces": embedding.pieces, "longest": embedding.longest}
+            side[name] = check_spelling(side[name], config.vocab_size, **sizes)
+        else:
+            side[name] = check_order(side[name], config.vocab_size)
+    return side
+
+
+def side_for(config: ModelConfig, stream: Any) -> dict[str, np.ndarray]:
+    """What a config's embedding needs to know of a stream, as keyword arguments of `build`; often nothing.
+
+    **Raises:** `UserError` where the stream cannot tell: it has no tokenizer, or one without the pieces asked for.
+    """
+    embedding: Any = config.embedding
+    side = {}
+    for name, kind in _kinds(config).items():
+        if kind == "text":
+            if stream.tokenizer is None:
+                raise UserError(
+                    f'embedding.{name}="text" needs a tokenizer: this stream was made from tokens; say "ids"'
+                )
+            tokens = stream.tokenizer.spell(embedding.pieces)
+            side[name] = padded_spelling(tokens, config.vocab_size, embedding.longest)
+        elif kind == "frequency":
+            side[name] = frequency_order(np.pad(stream.token_counts(), (0, config.vocab_size - stream.vocab_size)))
+        elif kind == "co-occurrence":
+            side[name] = cooccurrence_order(stream.training_tokens(), config.vocab_size, k=embedding.coordinates)
+    return side
+
+
+def side_like(config: ModelConfig) -> dict[str, np.ndarray]:
+    """Arrays of the shapes and types of `side_for`'s, for a model whose own come from a file."""
+    embedding: Any = config.embedding
+    order = np.arange(config.vocab_size, dtype=np.int32)
+    kinds = _kinds(config)
+    blank = {name: padded_spelling([], config.vocab_size, embedding.longest) for name in kinds if name == "spelling"}
+    return {name: blank.get(name, order) for name in kinds}

@@ -3,17 +3,19 @@
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from .checks import finite, real, whole
 
 CurveSchedule = Literal["cosine", "linear", "sigmoid"]
 StepSchedule = Literal["step-early", "step-middle", "step-late"]
-Schedule = Literal["uniform"] | CurveSchedule | StepSchedule
+SymmetricSchedule = Literal["crown", "frame", "bowtie"]
+Schedule = Literal["uniform", CurveSchedule, StepSchedule, SymmetricSchedule]
 
 CURVES: tuple[str, ...] = get_args(CurveSchedule)
 STEPS: tuple[str, ...] = get_args(StepSchedule)
-SCHEDULES: tuple[str, ...] = ("uniform", *CURVES, *STEPS)
+SYMMETRIC: tuple[str, ...] = get_args(SymmetricSchedule)
+SCHEDULES: tuple[str, ...] = ("uniform", *CURVES, *STEPS, *SYMMETRIC)
 
 _TIE = 1e-9  # squared distances closer than this, in units of `multiple`, are equal
 
@@ -38,6 +40,10 @@ def taper_widths(
     - `step-early`, `step-middle`, `step-late`: a group of `ceil(depth / 3)` neighbouring layers is `A` wide: the first
       ones, the centred ones (half a layer early where the sizes do not allow the centre), or the last ones. The others
       share the rest as evenly as multiples allow, the wider ones earlier.
+    - `crown`, `frame`, `bowtie`: symmetric. The widest layers are `A`: the middle one or two of a crown, the first and
+      the last otherwise; from there the widths fall to the ends (crown) or to the middle on a line, of a bowtie on half
+      a cosine. Of an odd depth's frame or bowtie the middle layer is the multiple nearest to the curve that leaves the
+      others whole pairs; these, and all pairs of the other cases, are the nearest to the curve in falling order.
     - `uniform`, and every schedule at depth 1: every layer is `width`, which `m` must divide.
 
     **Arguments:**
@@ -45,9 +51,10 @@ def taper_widths(
     - `depth`: number of layers, at least 1.
     - `width`: the mean width, in hidden units.
     - `schedule`: one of `SCHEDULES`.
-    - `start`: width of the first layer (of the group, for a step) as a multiple of `width`. Not used by `uniform`.
+    - `start`: width of the first layer (of the group, for a step; of the widest, for a symmetric one: at least 1) as a
+      multiple of `width`. Not used by `uniform`.
     - `end`: width of the last layer likewise; 0.5 if not given. `start + end` must be 2, or the curve's mean would not
-      be `width`. A step has no end: it is refused there.
+      be `width`. A step and a symmetric schedule have no end, what is left is theirs: it is refused there.
     - `multiple`: every width is a multiple of this.
 
     **Returns:** `depth` Python integers.
@@ -55,7 +62,8 @@ def taper_widths(
     **Raises:** `ValueError` for arguments that are not allowed, and where no tuple sums to `depth width`: the message
     names the nearest sums that can be reached.
 
-    Tapered Language Models, arXiv 2606.23670; the integer rule is this library's own.
+    Tapered Language Models, arXiv 2606.23670; crowns and frames, arXiv 2509.06518; bowties, arXiv 2606.18246, there of
+    the whole stream. The integer rule is this library's own.
     """
     depth, width, multiple = whole("depth", depth), whole("width", width), whole("multiple", multiple)
     start, end = _checked(schedule, start, end)
@@ -75,6 +83,8 @@ def taper_widths(
         rest = [multiple * (quotient + (layer < wider)) for layer in range(others)]
         before = _layers_before(schedule, others)
         return (*rest[:before], *[first] * group, *rest[before:])
+    if schedule in SYMMETRIC:
+        return _symmetric(depth, width, schedule, start, first, multiple)
 
     last = multiple * max(1, round(end * width / multiple))
     low, high = sorted((first, last))
@@ -99,7 +109,9 @@ def taper_curve(
 
     Layer `l` of `L` has `end + (start - end) w(l / (L - 1))` times `width`, with `w(x) = (1 + cos(pi x)) / 2` for
     `cosine`, `1 - x` for `linear` and `1 / (1 + exp(10 (x - 1/2)))` for `sigmoid`; the mean is `width` exactly where
-    `start + end = 2`. A step has `start` times `width` in its group and an equal share of the rest elsewhere.
+    `start + end = 2`. A step has `start` times `width` in its group and an equal share of the rest elsewhere. Of a
+    symmetric schedule `j` counts layers from the widest, which has `start`, to the narrowest, `J`: `w(j / J)` of
+    `linear`, or of `cosine` for a bowtie, falls from `start` to what makes the mean `width`.
 
     **Arguments:** those of `taper_widths`.
 
@@ -119,6 +131,9 @@ def taper_curve(
         share = width * (depth - group * start) / others
         before = _layers_before(schedule, others)
         return (*[share] * before, *[float(start * width)] * group, *[share] * (others - before))
+    if schedule in SYMMETRIC:
+        half = [width * factor for factor in _half(depth, schedule, start)]
+        return _mirrored(depth, half, middle_first=schedule == "crown")
     return tuple(width * (end + (start - end) * _weight(schedule, layer / (depth - 1))) for layer in range(depth))
 
 
@@ -132,6 +147,51 @@ def _weight(schedule: str, x: float) -> float:
 
 def _layers_before(schedule: str, others: int) -> int:
     return {"step-early": 0, "step-middle": others // 2, "step-late": others}[schedule]
+
+
+def _half(depth: int, schedule: str, start: float | int) -> list[float]:
+    """A symmetric schedule's curve from its widest layer to its narrowest, as multiples of the mean width."""
+    count = (depth + 1) // 2
+    if count == 1:
+        return [float(start)]
+    kind = "cosine" if schedule == "bowtie" else "linear"
+    weights = [_weight(kind, j / (count - 1)) for j in range(count)]
+    mean = sum(weight * times for weight, times in zip(weights, _times(depth, schedule), strict=True)) / depth
+    end = (1 - start * mean) / (1 - mean)
+    return [end + (start - end) * weight for weight in weights]
+
+
+def _times(depth: int, schedule: str) -> list[int]:
+    """How often each layer of a half comes, from the widest on: an odd depth's middle layer has no twin."""
+    times = [2] * ((depth + 1) // 2)
+    if depth % 2:
+        times[0 if schedule == "crown" else -1] = 1
+    return times
+
+
+def _mirrored(depth: int, half: Sequence[Any], *, middle_first: bool) -> tuple[Any, ...]:
+    """All layers of a half that starts in the middle or at the ends."""
+    outside_in = [*half][::-1] if middle_first else [*half]
+    return (*outside_in[: depth // 2], *outside_in[::-1][: depth - depth // 2])
+
+
+def _symmetric(depth: int, width: int, schedule: str, start: float | int, first: int, multiple: int) -> tuple[int, ...]:
+    times, total, widest = _times(depth, schedule), depth * width, first // multiple
+    curve = [factor * width / multiple for factor in _half(depth, schedule, start)]
+    count, free = len(times), times[-1] == 1 and len(times) > 1  # an odd frame's middle layer
+    pairs = count - 1 - free
+    what = f"{times[0]} layer{'s' * (times[0] > 1)} of {first} and none wider, symmetric and in multiples of {multiple}"
+    others = (2 * pairs + free) * multiple
+    step = multiple if free else 2 * multiple
+    _check_reachable(total, depth, step, times[0] * first + others, times[0] * first + others * widest, what)
+    left, middle = total // multiple - times[0] * widest, []
+    if free:
+        fits = [x for x in range(1, widest + 1) if (left - x) % 2 == 0 and 2 * pairs <= left - x <= 2 * pairs * widest]
+        middle = [min(fits, key=lambda x: (abs(x - curve[-1]), x))]
+        left -= middle[0]
+    inner = _nearest(curve[1 : 1 + pairs], left // 2, low=1, high=widest)
+    half = [multiple * unit for unit in (widest, *inner, *middle)]
+    return _mirrored(depth, half, middle_first=schedule == "crown")
 
 
 def _nearest(curve: Sequence[float], total: int, *, low: int, high: int) -> list[int]:
@@ -175,9 +235,12 @@ def _checked(schedule: str, start: float | int, end: float | int | None) -> tupl
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule={schedule!r}: must be one of {', '.join(SCHEDULES)}")
     real("start", start)
-    if schedule in STEPS:
+    if schedule in STEPS + SYMMETRIC:
         if end is not None:
-            raise ValueError(f"end={end} with schedule={schedule!r}: a step has no end, leave it out")
+            what = "a step" if schedule in STEPS else "a symmetric schedule"
+            raise ValueError(f"end={end} with schedule={schedule!r}: {what} has no end, leave it out")
+        if schedule in SYMMETRIC and start < 1:
+            raise ValueError(f"start={start} with schedule={schedule!r}: it is the widest layers', give at least 1")
         return start, 2 - start
     end = 0.5 if end is None else end
     finite("end", end)
@@ -192,9 +255,10 @@ def _checked(schedule: str, start: float | int, end: float | int | None) -> tupl
 
 def _check_reachable(total: int, depth: int, step: int, least: int, most: int | None, what: str) -> None:
     """Raises unless `total` is among `least`, `least + step`, ..., `most`."""
-    if total % step == 0 and least <= total and (most is None or total <= most):
+    over = (total - least) % step
+    if over == 0 and least <= total and (most is None or total <= most):
         return
-    below, above = total - total % step, total + -total % step
+    below, above = total - over, total + -over % step
     if most is not None:
         below = min(below, most)
     above = max(above, least)

@@ -18,20 +18,27 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
-from .model import EmbeddingConfigs, ModelConfig, Schedule, TaperConfig
+from .model import EmbeddingConfigs, ModelConfig, TaperConfig
 from .nn.attention import AttentionConfig, QKNorm
+from .nn.bigrams import BigramConfig
+from .nn.binary import BinaryConfig, id_bits
 from .nn.block import MixerConfig
+from .nn.composed import ComposedConfig
 from .nn.compositional import CompositionalConfig
 from .nn.continuum import ContinuumConfig, Form
 from .nn.gated import Gate, GatedAttentionConfig
 from .nn.head import HeadConfig
+from .nn.hybrid import HybridConfig
 from .nn.leviathan import LeviathanConfig
 from .nn.low_rank import LowRankConfig
 from .nn.mlp import Activation, MLPConfig
 from .nn.norm import NormKind
+from .nn.spelled import Code, SpelledConfig
+from .nn.spelling import digits_needed
 from .nn.table import TableConfig
 from .nn.titans import TitansConfig, TitansMACConfig, TitansMAGConfig
 from .nn.titans.rule import Read
+from .taper import SYMMETRIC, Schedule
 
 try:
     from hypothesis import strategies as st
@@ -39,7 +46,9 @@ except ImportError as error:
     raise ImportError("eqx_slm.testing needs hypothesis: pip install 'eqx_slm[test]'") from error
 
 Draw = Callable[..., Any]  # hypothesis' own DrawFn is a protocol that cannot be checked at run time
-EmbeddingKind = Literal["table", "low-rank", "compositional", "leviathan"]
+EmbeddingKind = Literal[
+    "table", "low-rank", "compositional", "leviathan", "binary", "spelled", "composed", "hybrid"
+]  # fmt: skip
 EMBEDDING_KINDS: tuple[EmbeddingKind, ...] = get_args(EmbeddingKind)
 MixerKind = Literal["attention", "gated-attention", "titans", "titans-mag", "titans-mac"]
 MIXER_KINDS: tuple[MixerKind, ...] = get_args(MixerKind)
@@ -105,7 +114,8 @@ def model_configs(
     """Whole configs: every embedding with every legal head, every mixer and channel, odd sizes, grouped heads, tapers,
     norms, biases, positions.
 
-    Coordinate orders are "tokenizer" or "random", because the others need a corpus.
+    Coordinate orders are "tokenizer" or "random", rankings the tokenizer's and spellings those of the ids, because all
+    others need a corpus.
 
     **Arguments:**
 
@@ -116,10 +126,10 @@ def model_configs(
     **Returns:** a strategy of `ModelConfig`.
     """
     vocabularies = vocab_sizes(max_vocab_size, min_value=min_vocab_size)
-    kinds = st.sampled_from(embeddings).flatmap(_embeddings)
     if max_d_model < 2:  # heads of a hybrid have an even width
         mixers = [kind for kind in mixers if kind not in HYBRIDS]
-    return _model_configs(vocabularies, max_d_model, max_depth, max_width, max_context, kinds, st.sampled_from(mixers))
+    parts = st.sampled_from(embeddings), st.sampled_from(mixers)
+    return _model_configs(vocabularies, max_d_model, max_depth, max_width, max_context, *parts)
 
 
 @st.composite
@@ -132,6 +142,12 @@ def _width_schedules(draw: Draw, max_depth: int, max_width: int) -> WidthSchedul
         return WidthSchedule(TaperConfig(), depth, draw(st.integers(1, max_width)))
     multiple = draw(st.sampled_from([m for m in (1, 2, 3, 7, 16, 24, 64) if m <= max_width]))
     units = draw(st.integers(1, max_width // multiple))
+    if schedule in SYMMETRIC:
+        # The widest layers, one or two, are `first`, and each of the others has a unit or more, in pairs.
+        times = 1 if depth == 1 or (schedule == "crown" and depth % 2) else 2
+        first = draw(st.integers(units, (depth * units - (depth - times)) // times))
+        first -= (first - units) % 2 if schedule == "crown" and depth % 2 else 0
+        return WidthSchedule(TaperConfig(schedule, first / units, None, multiple), depth, multiple * units)
     # The first width, or that of a step's group, in units of `multiple`. A curve from `first` to `2 units - first` has
     # its mean at `units`; a step leaves one unit or more to each of the other layers.
     group = math.ceil(depth / 3)
@@ -142,22 +158,42 @@ def _width_schedules(draw: Draw, max_depth: int, max_width: int) -> WidthSchedul
 
 
 @st.composite
-def _embeddings(draw: Draw, kind: EmbeddingKind) -> EmbeddingConfigs:
+def _embeddings(draw: Draw, kind: EmbeddingKind, vocab_size: int, d_model: int) -> EmbeddingConfigs:
     if kind == "table":
         return TableConfig()
     if kind == "low-rank":
         return LowRankConfig(rank=draw(st.integers(1, 16)))
+    if kind == "binary":
+        return BinaryConfig(
+            map=draw(st.sampled_from(["linear", "none"] if d_model >= id_bits(vocab_size) else ["linear"]))
+        )
+    if kind == "spelled":
+        longest = digits_needed(vocab_size, 256) + draw(st.integers(0, 2))
+        code: Code = draw(st.sampled_from(get_args(Code)))
+        return SpelledConfig(code=code, size=2 * draw(st.integers(1, 8)), longest=longest, spelling="ids")
+    if kind == "composed":
+        pieces = draw(st.integers(2, 40))
+        longest = digits_needed(vocab_size, pieces) + draw(st.integers(0, 2))
+        return ComposedConfig(pieces=pieces, longest=longest, spelling="ids")
+    if kind == "hybrid":
+        rows = draw(st.one_of(st.integers(0, vocab_size), st.sampled_from([0, vocab_size])))
+        return HybridConfig(rows=rows, ranking="tokenizer", generator=draw(_generators()))
     coordinates, order = draw(st.integers(1, 4)), draw(st.sampled_from(["tokenizer", "random"]))
     if kind == "compositional":
         return CompositionalConfig(coordinates=coordinates, order=order)
+    return draw(_generators())
+
+
+@st.composite
+def _generators(draw: Draw) -> LeviathanConfig:
     return LeviathanConfig(
-        coordinates=coordinates,
+        coordinates=draw(st.integers(1, 4)),
         seed_size=draw(st.integers(1, 12)),
         n_heads=draw(st.integers(1, 3)),
         knots=draw(st.integers(3, 8)),
         rank=draw(st.integers(1, 6)),
         skip=draw(st.sampled_from(["none", "linear"])),
-        order=order,
+        order=draw(st.sampled_from(["tokenizer", "random"])),
     )
 
 
@@ -212,7 +248,7 @@ def _model_configs(
     max_depth: int,
     max_width: int,
     max_context: int,
-    embeddings: st.SearchStrategy[EmbeddingConfigs],
+    embeddings: st.SearchStrategy[EmbeddingKind],
     mixers: st.SearchStrategy[MixerKind],
 ) -> ModelConfig:
     layers = draw(_width_schedules(max_depth, max_width))
@@ -230,10 +266,12 @@ def _model_configs(
         state = random.getstate()  # a run-time type checker looks at a random item, which a strategy must not
         channel = ContinuumConfig(periods=periods, form=form, multiple=1, **mlp)
         random.setstate(state)
-    embedding = draw(embeddings)
+    vocab_size = draw(vocabularies)
+    embedding = draw(embeddings.flatmap(lambda kind: _embeddings(kind, vocab_size, d_model)))
+    bigrams = BigramConfig(draw(st.integers(0, 20)), rank=draw(st.none() | st.integers(1, 8)))
     own = "tied" if embedding.tieable else "generated"
     return ModelConfig(
-        vocab_size=draw(vocabularies),
+        vocab_size=vocab_size,
         d_model=d_model,
         depth=layers.depth,
         context=draw(st.integers(1, max_context)),
@@ -246,4 +284,5 @@ def _model_configs(
         norm=draw(st.sampled_from(get_args(NormKind))),
         placement=draw(st.sampled_from(["pre", "post"])),
         residual_init=draw(st.sampled_from(["constant", "depth"])),
+        bigrams=bigrams,
     )

@@ -14,7 +14,7 @@ import dataclasses
 import sys
 
 from eqx_slm.nn.ladder import LADDER, FlatConfig, StackConfig
-from eqx_slm.study import PAIR, Study, WindowConfig, paired, pareto, study_main
+from eqx_slm.study import PAIR, Study, WindowConfig, on_the_front, paired, study_main
 from eqx_slm.train import OptimizerConfig, RunConfig
 
 ADAM = OptimizerConfig(beta2=0.999, weight_decay=0.0, clip_norm=1e9, schedule="constant", warmup=0.0)
@@ -27,7 +27,7 @@ def study(name, arms, steps, *, stream=SHAKESPEARE, optimizer=ADAM, rate=3e-4, s
     """The arms against the first one, trained for so many steps."""
     run = RunConfig(steps=steps, optimizer=optimizer, evaluations=4)
     asked = (paired(next(iter(arms)), margin=0.02),) if len(arms) > 1 else ()
-    return Study(name, arms, seeds, (rate,), analyses=asked, report=(*PAIR, pareto), stream=stream, run=run)
+    return Study(name, arms, seeds, (rate,), analyses=asked, report=(*PAIR, on_the_front), stream=stream, run=run)
 
 
 def words(name, size, epochs):

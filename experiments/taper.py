@@ -1,10 +1,11 @@
-"""Where should MLP width go, and does the answer depend on the mixer? Tapers under two mixers, each against uniform.
+"""Where should MLP width go, and does the answer depend on the mixer? Widths over depth, each arm against uniform.
 
-    python experiments/taper.py                    # the quick shape, five seeds, two learning rates
-    python experiments/taper.py --dry-run          # what it would cost
-    python experiments/taper.py --out runs/taper   # the same again goes on where it stopped; more --seeds extend it
+    python experiments/taper.py mixers                        # falling and rising under two mixers, five seeds
+    python experiments/taper.py grid --dry-run                # three schedules at five strengths, under four mixers
+    python experiments/taper.py profiles --out runs/profiles  # crown, frame, bowtie, steps; the same again goes on
 
-The base is four layers, so that a taper has room; every arm has the same parameters but for the gated ones' gates.
+The base is eight layers (four for "mixers"), so that a profile has room. Every arm of a mixer has the same parameters:
+the sum of widths is exact. Evaluations keep the cosine between each layer's MLP and its residual stream.
 """
 
 import dataclasses
@@ -13,11 +14,13 @@ import sys
 from eqx_slm.model import TaperConfig
 from eqx_slm.study import (
     Study,
+    alignment,
     budgets,
     curves,
     forest,
     grid,
     losses,
+    named_arms,
     origin,
     paired,
     preset,
@@ -27,22 +30,40 @@ from eqx_slm.study import (
 )
 
 QUICK = preset("quick")
-MIXERS = {"attention": "attention", "gated": "gated-attention"}
-TAPERS = {
-    "uniform": TaperConfig("uniform"),
-    "falling": TaperConfig("cosine", start=1.5, end=0.5),
-    "rising": TaperConfig("cosine", start=0.5, end=1.5),
+MIXERS = named_arms(("dense", "gated-wide", "hope", "titans-wide"), QUICK.tuned)  # attention, a gate, levels, a memory
+UNIFORM, FALLING = {"uniform": TaperConfig()}, {"falling": TaperConfig("cosine", start=1.5, end=0.5)}
+RISING = {"rising": TaperConfig("cosine", start=0.5, end=1.5)}
+STRENGTHS = (1.25, 1.375, 1.5, 1.625, 1.75)  # of arXiv 2606.23670, with its three schedules
+GRID = {
+    f"{schedule}-{start}": TaperConfig(schedule, start=start, end=2 - start)
+    for schedule in ("cosine", "linear", "sigmoid")
+    for start in STRENGTHS
+}
+SHAPES = ("crown", "frame", "bowtie", "step-early", "step-middle", "step-late")
+PROFILES = FALLING | RISING | {shape: TaperConfig(shape, start=1.5) for shape in SHAPES}
+
+
+def study(name, arms, depth=8, **changes):
+    """A study of profiles: every arm against the uniform one of its mixer."""
+    return Study(
+        f"taper-{name}",
+        arms=arms,
+        seeds=5,
+        rates=(3e-3, 1e-2),
+        analyses=(paired(against={"taper": "uniform"}, within="arm", margin=0.01),),
+        report=(verdicts, forest(by="arm"), curves, losses, alignment(by="arm"), budgets, scope, origin),
+        model=dataclasses.replace(QUICK.model, depth=depth),
+        run=dataclasses.replace(Study.run, probe=True),
+        **changes,
+    )
+
+
+TWO = named_arms(("dense", "gated-wide"), QUICK.tuned)
+STUDIES = {
+    "mixers": study("mixers", TWO * grid("taper", UNIFORM | FALLING | RISING), depth=4),
+    "grid": study("grid", MIXERS * grid("taper", UNIFORM | GRID)),
+    "profiles": study("profiles", MIXERS * grid("taper", UNIFORM | PROFILES)),
 }
 
-STUDY = Study(
-    "taper",
-    arms=grid("mixer.kind", MIXERS) * grid("taper", TAPERS),
-    seeds=5,
-    rates=(3e-3, 1e-2),
-    analyses=(paired(against={"taper": "uniform"}, within="mixer", margin=0.01),),
-    report=(verdicts, forest(by="mixer"), curves, losses, budgets, scope, origin),
-    model=dataclasses.replace(QUICK.model, depth=4),
-)
-
 if __name__ == "__main__":
-    sys.exit(study_main(STUDY))
+    sys.exit(study_main(STUDIES))

@@ -19,12 +19,14 @@ from eqx_slm import (
     parameter_ledger,
 )
 from eqx_slm.configs import differences
+from eqx_slm.model import side_like
 from eqx_slm.study.arms import RECIPES, make_arm
 from eqx_slm.study.config import preset
 from eqx_slm.train.checkpoint import named_arrays
 
 QUICK = preset("quick")
 BASE = QUICK.model
+CODES = ("binary", "binary-free", "spelled", "composed", "hybrid")
 ARMS = {name: make_arm(name, BASE, QUICK.tuned) for name in RECIPES}
 
 
@@ -35,7 +37,7 @@ def resolve(arms, settings=(), vocab_size=2048, **changes):
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_arm_is_a_model_of_the_quick_preset(name):
     arm = ARMS[name]
-    model = jax.eval_shape(lambda: build(arm.config, key=jax.random.key(0)))
+    model = jax.eval_shape(lambda: build(arm.config, key=jax.random.key(0), **side_like(arm.config)))
     assert count_parameters(model) == parameter_ledger(arm.config).total
     assert arm.name == name and arm.config.vocab_size == BASE.vocab_size and arm.config.d_model == BASE.d_model
     assert (name == "dense") == (differences(BASE, arm.config) == [])
@@ -52,6 +54,13 @@ def test_every_arm_is_a_model_of_the_quick_preset(name):
         ("leviathan", {"embedding"}),
         ("leviathan-deep", {"embedding", "depth"}),
         ("leviathan-flop", {"embedding", "channel"}),
+        *((name, {"embedding"}) for name in ("binary", "binary-free", "spelled", "composed", "hybrid")),
+        *(
+            (f"{name}-deep", {"embedding", "depth"})
+            for name in ("binary", "binary-free", "spelled", "composed", "hybrid")
+        ),
+        ("bigrams", {"bigrams", "channel"}),
+        ("bigrams-wide", {"bigrams"}),
         ("tapered", {"taper"}),
         ("rising", {"taper"}),
         ("gated", {"mixer", "channel"}),

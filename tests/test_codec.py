@@ -9,16 +9,21 @@ from hypothesis import strategies as st
 
 from eqx_slm import (
     AttentionConfig,
+    BigramConfig,
+    BinaryConfig,
+    ComposedConfig,
     CompositionalConfig,
     ContinuumConfig,
     GatedAttentionConfig,
     HeadConfig,
+    HybridConfig,
     LeviathanConfig,
     LowRankConfig,
     MLPConfig,
     ModelConfig,
     OptimizerConfig,
     PairConfig,
+    SpelledConfig,
     TableConfig,
     TaperConfig,
     TitansConfig,
@@ -38,6 +43,9 @@ KINDS = ["attention", "gated-attention", "titans", "titans-mag", "titans-mac"]
 generators = st.builds(LeviathanConfig, seed_size=count, rank=count, output_std=st.none() | scale, order=orders)
 tables = st.builds(TableConfig, std=scale) | st.builds(LowRankConfig, rank=count, std=scale)
 tables |= st.builds(CompositionalConfig, coordinates=st.integers(1, 5), order=orders)
+tables |= st.builds(BinaryConfig, std=scale) | st.builds(ComposedConfig, pieces=st.integers(2, 2**40), longest=count)
+tables |= st.builds(SpelledConfig, code=st.sampled_from(["kronecker", "fourier"]), longest=count, std=scale)
+tables |= st.builds(HybridConfig, rows=st.integers(0, 1), generator=generators)
 tapers = st.builds(
     TaperConfig,
     schedule=st.sampled_from(["uniform", "cosine", "step-late"]),
@@ -75,6 +83,7 @@ def model_configs(draw):
         positions=draw(st.sampled_from(["rotary", "learned", "none"])),
         taper=draw(tapers),
         norm=draw(st.sampled_from(["rms", "layer"])),
+        bigrams=BigramConfig(draw(st.integers(0, 2**40)), rank=draw(st.none() | count)),
     )
 
 

@@ -58,4 +58,4 @@ def test_a_command_of_the_page(copy: Path, command: str) -> None:
 
 def test_the_page_has_what_it_promises() -> None:
     assert len(COMMANDS) == len(EXPECTED)
-    assert sum(kind == "diff" for kind, _ in BLOCKS) >= 7
+    assert sum(kind == "diff" for kind, _ in BLOCKS) >= 6

@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 
 from eqx_slm import (
     CompositionalEmbedding,
+    HybridConfig,
+    LeviathanConfig,
     LeviathanEmbedding,
     LowRankEmbedding,
+    SpelledConfig,
     TableEmbedding,
     TokenEmbedding,
     embed_batch,
@@ -29,6 +32,10 @@ KINDS = {
     "compositional": CompositionalEmbedding,
     "leviathan": functools.partial(LeviathanEmbedding, seed_size=3, n_heads=2, knots=3, rank=2, skip="linear"),
 }
+KINDS["spelled"] = SpelledConfig(code="fourier", size=4, longest=3, spelling="ids").build
+KINDS["hybrid"] = HybridConfig(
+    rows=13, generator=LeviathanConfig(seed_size=3, n_heads=2, knots=3, rank=2, skip="linear")
+).build
 LENGTH = 45
 REPEATED = [3, 3, 7, 0, 42] * 9
 NEARLY_ALL = [*range(VOCAB)[::-1], 1, 2]

@@ -12,13 +12,17 @@ import pytest
 from filled import filled
 
 from eqx_slm import (
+    BinaryConfig,
+    ComposedConfig,
     CompositionalConfig,
     CompositionalEmbedding,
     Head,
+    HybridConfig,
     LeviathanConfig,
     LeviathanEmbedding,
     LowRankConfig,
     LowRankEmbedding,
+    SpelledConfig,
     TableConfig,
     TableEmbedding,
     UserError,
@@ -181,12 +185,22 @@ ANY = [
     CONFIGS[3],
     LeviathanConfig(seed_size=3, n_heads=2, knots=3, rank=2),
 ]
+CODES = [
+    BinaryConfig(),
+    BinaryConfig(map="none"),
+    SpelledConfig(longest=3, spelling="ids"),
+    SpelledConfig(code="fourier", size=4, longest=3, spelling="ids"),
+    ComposedConfig(pieces=4, longest=3, spelling="ids"),
+    HybridConfig(rows=11, generator=CONFIGS[3]),
+    HybridConfig(rows=0, ranking="tokenizer", generator=CONFIGS[3]),
+    HybridConfig(rows=VOCAB, generator=CONFIGS[3]),
+]
 
 
-@pytest.mark.parametrize("config", ANY, ids=lambda config: f"{config.kind} {getattr(config, 'order', '')}")
+@pytest.mark.parametrize("config", [*ANY, *CODES], ids=lambda config: f"{config.kind} {getattr(config, 'order', '')}")
 def test_an_id_outside_the_vocabulary_is_nan_however_it_is_asked(config):
     """Neither the last row, nor one counted from the end, nor a row of another token."""
-    order = random_order(VOCAB) if getattr(config, "order", "") == "random" else None
+    order = random_order(VOCAB) if getattr(config, "order", "") == "random" and config not in CODES else None
     e = filled(lambda key: config.build(VOCAB, WIDTH, key=key), order=order)
     params, static = eqx.partition(e, eqx.is_inexact_array)
     ids = np.array([*OUTSIDE, 7, 0, VOCAB - 1], np.int32)
@@ -216,7 +230,7 @@ def test_an_id_outside_the_vocabulary_has_no_gradient():
 def test_ids_wider_than_int32_do_not_wrap():
     with jax.enable_x64(True):
         ids = jnp.asarray([2**32 + 3, -(2**32) + 3, 2**62, 3])
-        for config in (ANY[0], ANY[-1]):
+        for config in (ANY[0], ANY[-1], CODES[0], CODES[2], CODES[4], CODES[5]):
             e = filled(lambda key, config=config: config.build(VOCAB, WIDTH, key=key))
             for vectors in eqx.filter_jit(lambda e: (e(ids), embed_batch(e, ids)))(e):
                 assert np.isnan(vectors).all(axis=1).tolist() == [True, True, True, False]
@@ -224,7 +238,7 @@ def test_ids_wider_than_int32_do_not_wrap():
 
 @pytest.mark.parametrize("ids", [np.zeros(3, np.float32), np.ones(3, bool), np.ones(3, np.complex64)])
 def test_ids_that_are_no_integers_are_refused(ids, unchecked):
-    for config in (ANY[0], ANY[1], ANY[3], ANY[-1]):
+    for config in (ANY[0], ANY[1], ANY[3], ANY[-1], *CODES):
         e = filled(lambda key, config=config: config.build(VOCAB, WIDTH, key=key))
         for call in (lambda e=e: e(jnp.asarray(ids)), lambda e=e: embed_batch(e, jnp.asarray(ids))):
             with pytest.raises(UserError, match="must be integers"):
@@ -285,6 +299,9 @@ SIZES = [
     (LowRankConfig, ("rank",)),
     (CompositionalConfig, ("coordinates",)),
     (LeviathanConfig, ("coordinates", "seed_size", "n_heads", "knots", "rank")),
+    (BinaryConfig().build, ("vocab_size", "d_model")),
+    (SpelledConfig, ("size", "longest")),
+    (ComposedConfig, ("pieces", "longest")),
 ]
 
 
@@ -300,7 +317,10 @@ def test_sizes_that_are_refused(make, names, wrong, getkey, unchecked):
 
 @pytest.mark.parametrize("wrong", [-1.0, math.nan, math.inf, "0.02", True])
 def test_scales_that_are_refused(wrong, getkey, unchecked):
-    for make in (TableConfig, LowRankConfig, CompositionalConfig):
+    for config in (SpelledConfig, ComposedConfig, HybridConfig):
+        with pytest.raises(UserError, match="std="):
+            config(std=wrong)
+    for make in (TableConfig, LowRankConfig, CompositionalConfig, BinaryConfig):
         with pytest.raises(UserError, match="std="):
             make(std=wrong)
         with pytest.raises(UserError, match="std="):

@@ -12,6 +12,8 @@ from hypothesis import given
 
 from eqx_slm import (
     AttentionConfig,
+    BinaryConfig,
+    ComposedConfig,
     CompositionalConfig,
     ContinuumConfig,
     GatedAttentionConfig,
@@ -21,6 +23,7 @@ from eqx_slm import (
     LowRankConfig,
     MLPConfig,
     ModelConfig,
+    SpelledConfig,
     TaperConfig,
     TitansConfig,
     TitansMACConfig,
@@ -188,9 +191,31 @@ def test_matmuls_of_a_generator_to_the_digit(skip):
         return eqx.combine(params, static)(ids).sum()
 
     idle = 2 * sizes.n_heads * sizes.seed_size * (sizes.knots - 3) * sizes.rank
-    ours = 6 * (sizes.flops(11) + idle)
+    ours = 6 * (sizes.flops(1000, 11) + idle)
     assert matmuls(total, params, ids) == ours
     assert matmuls(jax.grad(total), params, ids) == 3 * ours
+
+
+CODES = [
+    LowRankConfig(rank=5),
+    BinaryConfig(),
+    BinaryConfig(map="none"),
+    SpelledConfig(longest=3, spelling="ids"),
+    SpelledConfig(code="fourier", size=6, longest=3, spelling="ids"),
+    ComposedConfig(pieces=50, longest=3, spelling="ids"),
+]
+
+
+@pytest.mark.parametrize("config", CODES, ids=lambda config: f"{config.kind} {getattr(config, 'code', '')}")
+def test_matmuls_of_a_code_to_the_digit(config):
+    e = filled(lambda key: config.build(1000, 11, key=key))
+    ids = jax.ShapeDtypeStruct((7,), jnp.int32)
+    assert matmuls(e, ids) == 7 * config.flops(1000, 11)
+    if config.tieable:
+        model = dataclasses.replace(WIDE, vocab_size=1000, d_model=16, embedding=config, head=HeadConfig("tied"))
+        tied = filled(lambda key: config.build(1000, 16, key=key))
+        x = jax.ShapeDtypeStruct((7, 16), jnp.float32)
+        assert matmuls(lambda x: tied.read_out().logits(x), x) == 7 * flops(model).head / 3
 
 
 def test_learning_in_context_costs_between_one_forward_pass_and_a_training_step():
@@ -259,8 +284,12 @@ def test_what_flops_depend_on(config):
     result = flops(config, distinct_share=0.5)
     assert len(result.blocks) == config.depth and all(block > 0 for block in result.blocks)
     assert result.total == pytest.approx(result.embedding + sum(result.blocks) + result.head)
-    assert result.total_distinct == pytest.approx(result.total - result.embedding / 2)
-    assert (result.embedding == 0) == (config.embedding.kind in ("table", "compositional"))
+    of_bigrams = 3 * config.bigrams.flops(config.d_model)  # every occurrence has its own
+    assert result.total_distinct == pytest.approx(result.total - (result.embedding - of_bigrams) / 2)
+    code, rows = (getattr(config.embedding, name, None) for name in ("code", "rows"))
+    looked_up = config.embedding.kind in ("table", "compositional", "composed") or rows == config.vocab_size
+    looked_up = looked_up or code == "kronecker" or getattr(config.embedding, "map", "") == "none"
+    assert (result.embedding == of_bigrams) == looked_up
     # A layer more of the mean width costs a mean layer more; the rest does not know the depth.
     flat = dataclasses.replace(config, taper=TaperConfig())
     deeper = dataclasses.replace(flat, depth=config.depth + 1)
@@ -278,7 +307,7 @@ def test_a_generated_head_makes_its_whole_table_once_a_step():
     """Spread over the step's tokens; a step of one sequence is what is counted where nobody says."""
     untied = dataclasses.replace(WIDE, embedding=LeviathanConfig(seed_size=16, n_heads=2, rank=8))
     config = dataclasses.replace(untied, head=HeadConfig("generated"))
-    rows = 3 * config.vocab_size * config.embedding.flops(config.d_model)
+    rows = 3 * config.vocab_size * config.embedding.flops(config.vocab_size, config.d_model)
     for tokens in (1, 256, 8 * 256):
         counted = flops(config, batch_tokens=tokens)
         assert counted.head == pytest.approx(flops(untied, batch_tokens=tokens).head + rows / tokens, rel=1e-12)

@@ -51,9 +51,6 @@ def leaves(model):
 @given(small_configs, st.data())
 def test_any_model_is_causal_and_its_batched_path_is_the_plain_one(config, data):
     model = filled(lambda key: build(config, key=key), std=0.5)
-    if getattr(config.embedding, "order", "tokenizer") == "random":
-        position = jnp.arange(config.vocab_size, dtype=jnp.int32)[::-1]
-        model = eqx.tree_at(lambda m: m.embedding.order, model, position)
     t, ids = min(config.context, 5), st.integers(0, config.vocab_size - 1)
     tokens = np.array(data.draw(st.lists(ids, min_size=t, max_size=t)), np.int32)
     keep = data.draw(st.integers(1, t))
@@ -61,7 +58,7 @@ def test_any_model_is_causal_and_its_batched_path_is_the_plain_one(config, data)
 
     @eqx.filter_jit
     def forms(model, batch):
-        plain = jax.vmap(lambda x: model.features(model.embedding(x)))(batch)
+        plain = jax.vmap(lambda x: model.features(model.embed(x)))(batch)
         return jax.lax.map(model, batch), plain, model.batch_features(batch)
 
     logits, plain, batched = as_numpy(forms(model, jnp.asarray(np.stack([tokens, changed]))))

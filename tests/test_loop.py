@@ -13,6 +13,7 @@ from tiny import LENGTH, ROWS, tiny_model, tiny_stream
 
 from eqx_slm import OptimizerConfig, UserError, make_program, token_losses
 from eqx_slm.train import RunConfig, eval_steps, train_run, train_runs
+from eqx_slm.train.loop import evaluate
 
 STREAM = tiny_stream()
 OPTIMIZER = OptimizerConfig()
@@ -193,6 +194,23 @@ def test_seeds_at_once_are_the_runs_one_at_a_time(program):
             np.testing.assert_allclose(a, b, atol=1e-4)
         assert [t[2] for t in told if t[0] == seed] == together.evals
     assert not np.allclose(records[0].evals[-1].nll, records[1].evals[-1].nll, rtol=1e-4)
+
+
+def test_the_average_is_that_of_the_last_steps_weights_and_changes_nothing_else(program):
+    """Against runs that stop earlier; a constant rate, so that those are the same steps."""
+    flat = dataclasses.replace(OPTIMIZER, schedule="constant", warmup=0.0)
+    ends = [run(program, steps=steps, optimizer=flat).params for steps in (6, 7, 8)]
+    mean = jax.tree.map(lambda *leaves: sum(np.asarray(leaf, np.float64) for leaf in leaves) / 3, *ends)
+    mean = jax.tree.map(lambda leaf: jax.numpy.asarray(leaf, np.float32), mean)
+    wanted = evaluate(program, mean, STREAM, step=8, tokens=8)[0][0].nll
+    record = run(program, optimizer=flat, average=3 / 8)
+    np.testing.assert_allclose(record.averaged_nll, wanted, rtol=1e-5)
+    plain = run(program, optimizer=flat)
+    assert plain.averaged_nll is None and record.evals == plain.evals
+    assert abs(record.averaged_nll - plain.evals[-1].nll) > 1e-4
+    assert run(program, optimizer=flat, average=1 / 8).averaged_nll == plain.evals[-1].nll
+    with pytest.raises(UserError, match="average=1.5: it is a share of a run's steps"):
+        RunConfig(average=1.5)
 
 
 def test_models_seeds_and_replicates_are_of_one_number(program):

@@ -12,7 +12,7 @@ import pytest
 from tiny import GENERATOR, LENGTH, ROWS, VOCAB, WIDTH, tiny_config, tiny_stream
 
 from eqx_slm import OptimizerConfig, TokenEmbedding, UserError, build, cooccurrence_order, frequency_order, pair
-from eqx_slm.model import order_for
+from eqx_slm.model import side_for
 
 STREAM = tiny_stream()
 DENSE = tiny_config()
@@ -199,11 +199,11 @@ def test_an_order_comes_from_the_streams_training_split():
     wanted = frequency_order(np.bincount(STREAM.training_tokens(), minlength=80))
     np.testing.assert_array_equal(trained.embedding.order, wanted)
     assert result.data["arms"]["padded"]["buffers_bytes"] == 4 * 80
-    known = order_for(
+    known = side_for(
         dataclasses.replace(config, embedding=dataclasses.replace(GENERATOR, order="co-occurrence")), STREAM
     )
-    np.testing.assert_array_equal(known, cooccurrence_order(STREAM.training_tokens(), 80))
-    assert order_for(DENSE, STREAM) is None
+    np.testing.assert_array_equal(known.pop("order"), cooccurrence_order(STREAM.training_tokens(), 80))
+    assert known == side_for(DENSE, STREAM) == {}
 
 
 @pytest.mark.parametrize(

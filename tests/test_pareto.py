@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tiny import VOCAB, tiny_stream
 
 from eqx_slm.nn.ladder import CONVENTIONS, FlatConfig, StackConfig
-from eqx_slm.study import Study, budgets, pareto, run_study, verdicts
-from eqx_slm.study.blocks import Picture, Table
+from eqx_slm.study import Study, budgets, on_the_front, run_study, verdicts
+from eqx_slm.study.blocks import Table
 from eqx_slm.study.pareto import front
 from eqx_slm.train import RunConfig
 
@@ -36,17 +36,16 @@ def tiny_arms():
 
 
 def test_a_study_of_the_ladder_runs_goes_on_and_has_its_section(tmp_path):
-    study = Study(
-        "tiny-ladder", tiny_arms(), 1, run=RunConfig(steps=4, evaluations=2), report=(verdicts, pareto, budgets)
-    )
+    report = (verdicts, on_the_front, budgets)
+    study = Study("tiny-ladder", tiny_arms(), 1, run=RunConfig(steps=4, evaluations=2), report=report)
     events = []
     folder, results = run_study(study, tiny_stream(), out=tmp_path / "run")
     again = run_study(study, tiny_stream(), out=folder, on_event=events.append)[1]
     assert {event.kind for event in events} == {"kept"} and len(events) == 3
-    heading, table, picture, told = pareto(again)
-    assert isinstance(table, Table) and isinstance(picture, Picture) and picture.files.keys() == {"png", "svg"}
+    heading, table, told = on_the_front(again)
+    assert isinstance(table, Table)
     assert {row[0]: row[2] for row in table.rows} == {n: f"{a.mean('final_nll'):.4f}" for n, a in results.arms.items()}
-    assert (folder / "pareto.png").exists() and "![final loss" in (folder / "report.md").read_text()
+    assert "| arm | training FLOPs | loss | on the front |" in (folder / "report.md").read_text()
     tokens = results.settings["tokens"]
     own = results.arms["last"].facts.flops_per_token
     assert own["total"] * tokens == 3 * tiny_arms()["last"].flops() * tokens / 16

@@ -20,6 +20,8 @@ PAGES = {
     "docs/data.md": 5,
     "docs/sharding.md": 12,
     "docs/studies.md": 10,
+    "docs/scaling.md": 13,
+    "docs/embeddings.md": 9,
     "docs/ladder.md": 7,
 }
 

@@ -17,9 +17,11 @@ from rich.console import Console
 from study_result import four_arms, make_arm, make_result
 
 from eqx_slm import ModelConfig
-from eqx_slm.study.blocks import Code, Folded, Heading, Mono, Paragraph, Strong, Table, escaped, markdown, write_report
+from eqx_slm.study.blocks import Code, Folded, Heading, Mono, Paragraph, Strong, Table, escaped, markdown
+from eqx_slm.study.pictures import forest, ledger_bars, pareto
 from eqx_slm.study.plot import draw_curves, render
-from eqx_slm.study.report import PAIR, forest, summary
+from eqx_slm.study.report import PAIR, summary
+from eqx_slm.study.saved import write_report
 from eqx_slm.study.sentences import comparison_sentences, human, signed
 from eqx_slm.study.terminal import plain_text, print_blocks
 from eqx_slm.visible import visible
@@ -48,7 +50,7 @@ RESULTS = {
     "diverged": lambda: make_result(four_arms() | {"gone": make_arm(0.2, 0.0, diverge_at=4)}),
     "diverged from the start": lambda: make_result({"dense": make_arm(0, 0), "gone": make_arm(0.2, 0.0, diverge_at=0)}),
 }
-WORDS = [section for section in PAIR if section.__name__ != "curves"]
+WORDS = [section for section in PAIR if section.__module__ != "eqx_slm.study.pictures"]
 
 
 @pytest.fixture(params=RESULTS)
@@ -93,10 +95,11 @@ def test_results_are_strict_json(result):
 @pytest.mark.parametrize("name", ["four arms", "diverged from the start"])
 def test_write_report_writes_whole_files(name, tmp_path):
     result = RESULTS[name]()
-    path = write_report([block for section in (*PAIR, forest()) for block in section(result)], tmp_path / "a" / "b")
+    path = write_report([block for section in PAIR for block in section(result)], tmp_path / "a" / "b")
     files = sorted(file.name for file in path.parent.iterdir())
     assert path.parent == tmp_path / "a" / "b"
-    assert files == ["curves.png", "curves.svg", "forest.png", "forest.svg", "report.md"]
+    pictures = [f"{name}.{end}" for name in ("curves", "forest", "ledger", "pareto") for end in ("png", "svg")]
+    assert files == [*pictures, "report.html", "report.md"]
     png = (path.parent / "curves.png").read_bytes()
     assert png.startswith(b"\x89PNG") and struct.unpack(">II", png[16:24]) == (1650, 630)
     for svg in path.parent.glob("*.svg"):
@@ -243,12 +246,15 @@ def test_an_arms_name_is_only_a_name(name):
         assert visible(name)[:8] in output.replace("\n", "")
 
 
-@pytest.mark.parametrize("name", ["$\\frac{$", "\x00<b>\x1b&amp;"])
-def test_a_name_in_a_picture_is_no_mathematics_and_no_markup(name):
-    result = make_result({"dense": make_arm(0.0, 0.0, levels={"f": name}), name: make_arm(0.1, 0.0)})
-    for section in (PAIR[1], forest("f")):
+def test_a_name_in_a_picture_is_no_mathematics_and_no_markup():
+    names = ["$\\frac{$", "\x00<b>\x1b&amp;", "--><script>"]
+    arms = {name: make_arm(0.1, 0.0, levels={"f": name}) for name in names}
+    result = make_result({"dense": make_arm(0.0, 0.0, levels={"f": "$"})} | arms)
+    for section in (PAIR[1], forest("f"), ledger_bars, pareto("flops")):
         (picture,) = section(result)
-        ElementTree.fromstring(picture.files["svg"])
+        for svg in (picture.files["svg"], picture.narrow):
+            root = ElementTree.fromstring(svg)
+            assert not [each for each in root.iter() if each.tag.rpartition("}")[2] in ("script", "b")]
 
 
 @given(st.text(max_size=30))

@@ -18,7 +18,9 @@ from tiny_study import CONFIG, STREAM, Finished, finished
 from eqx_slm import LanguageModel, UserError, load_run, pair, random_order, run_pair
 from eqx_slm.files import LOCK, Lock, folder_name
 from eqx_slm.study.config import read_config
+from eqx_slm.study.finished import main as finished_main
 from eqx_slm.study.folder import Folder, check_folder, config_hash, read_rows
+from eqx_slm.study.saved import load_results
 from eqx_slm.train.checkpoint import named_arrays
 
 
@@ -55,7 +57,8 @@ def test_the_folder_holds_everything(run):
         for seed in (0, 1)
         for file in ("model.json", "model.safetensors")
     }
-    own = {"config.json", "runs.jsonl", "metrics.jsonl", "result.json", "report.md", "curves.png", "curves.svg"}
+    own = {"config.json", "runs.jsonl", "metrics.jsonl", "result.json", "report.md", "report.html"}
+    own |= {f"{name}.{end}" for name in ("curves", "forest", "ledger", "pareto") for end in ("png", "svg")}
     assert files == models | own
     assert run.folders == [run.folder]
 
@@ -75,6 +78,15 @@ def test_result_rows_and_metrics_are_strict_json(run):
     assert told == [(row["arm"], row["seed"], each) for row in rows for each in row["evals"]] and len(told) == 8
     assert [row["seed"] for row in rows] == [0, 0, 1, 1]  # an interrupted study holds whole pairs
     assert run.result.verdicts["leviathan"] in (run.folder / "report.md").read_text()
+
+
+def test_results_read_back_are_those_that_were_returned_and_give_the_same_report(run, copy):
+    read = load_results(run.folder)
+    assert read.arms == run.result.results.arms and read.comparisons == run.result.results.comparisons
+    assert read.to_json() == run.result.data
+    (copy / "report.md").unlink()
+    assert finished_main(["report", str(copy)]) == 0
+    assert (copy / "report.md").read_bytes() == (run.folder / "report.md").read_bytes()
 
 
 def test_the_config_that_was_written_replays_to_the_same_result(run, tmp_path):

@@ -157,6 +157,29 @@ def test_eval_bytes():
     )
 
 
+@given(shapes, seeds, st.integers(0, 300))
+def test_a_part_is_the_same_windows_for_every_seed_and_of_every_larger_part(shape, seed, more):
+    length, size, spare = shape
+    sizes = {"sequence_length": length, "batch_size": size}
+    count = length * size + min(more, spare)
+
+    def windows(train_tokens, seed, epoch=0):
+        stream = counting(length * size + 1 + spare, length * size + 1, train_tokens=train_tokens, **sizes)
+        assert stream.info["train_tokens"] == train_tokens // length * length
+        steps = stream.steps_per_epoch
+        rows = np.concatenate([stream.batch(seed, epoch * steps + i) for i in range(steps)])
+        np.testing.assert_array_equal(rows, rows[:, :1] + np.arange(length + 1))
+        part = stream.training_tokens()
+        assert set(rows[:, 1:].ravel().tolist()) <= set(part.tolist()) and len(part) == train_tokens // length * length
+        np.testing.assert_array_equal(part, np.sort(part))  # in the order of the text
+        np.testing.assert_array_equal(stream.token_counts(), np.bincount(part, minlength=stream.vocab_size))
+        return set(part.tolist())
+
+    part = windows(count, seed)
+    assert part == windows(count, seed, epoch=1) == windows(count, seed + 1)
+    assert part <= windows(length * size + spare, seed)
+
+
 def test_token_counts():
     stream = TokenStream.from_tokens([0, 2, 2, 1, 2], [0, 0, 0], vocab_size=5, sequence_length=2, batch_size=1)
     assert stream.token_counts().tolist() == [1, 1, 3, 0, 0] and stream.token_counts().dtype == np.int64
@@ -182,6 +205,8 @@ def test_token_counts():
         (((100,), (100,)), {"batch_size": -1}, "batch_size is -1"),
         (((100,), (100,)), {"eval_tokens": 0}, "eval_tokens is 0"),
         (((-3, 100), (100,)), {}, "the train split has token id -3"),
+        (((100,), (100,)), {"train_tokens": 31}, "train_tokens is 31; a batch, 32, to all, 99; give another"),
+        (((100,), (100,)), {"train_tokens": 100}, "train_tokens is 100; a batch, 32, to all, 99; give another"),
         (((100,), (100,)), {"test": np.array([5000])}, "the test split has token id 5000"),
         (((100,), (100,)), {"byte_lengths": np.ones(101, np.int32)}, "byte_lengths has 101 entries for 100 ids"),
     ],

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny import tiny_config, tiny_stream
 
-from eqx_slm import AttentionConfig, LowRankConfig, ModelConfig, TaperConfig, UserError
+from eqx_slm import AttentionConfig, LowRankConfig, ModelConfig, TaperConfig, UserError, count_parameters
 from eqx_slm.study import PAIR, Heading, Paragraph, Study, budgets, forest, grid, paired, run_study, scope, verdicts
 from eqx_slm.train import RunConfig
 
@@ -146,11 +146,20 @@ def test_a_study_without_its_reference_is_refused_before_training(tmp_path):
 def test_the_taper_study_is_a_study(tmp_path, monkeypatch, capsys):
     """A script's study resolves at its stream's sizes, costs the same in every arm, and its command plans it."""
     monkeypatch.setattr("eqx_slm.study.dry_run.matmul_rate", lambda dtype: 1e9)
-    study = runpy.run_path(str(ROOT / "experiments" / "taper.py"))["STUDY"]
-    made, levels = study.resolve(2048, 128)
-    assert len(made) == 6 and {tuple(its) for its in levels.values()} == {("mixer", "taper")}
-    assert len({arm.channel.d_ff for arm in made.values()}) == 1
-    assert len((ROOT / "experiments" / "taper.py").read_text().splitlines()) <= 60
+    studies = runpy.run_path(str(ROOT / "experiments" / "taper.py"))["STUDIES"]
+    assert {name: len(each.resolve(2048, 128)[0]) for name, each in studies.items()} == {
+        "mixers": 2 * 3,
+        "grid": 4 * (1 + 3 * 5),
+        "profiles": 4 * (1 + 8),
+    }
+    for study in studies.values():
+        made, levels = study.resolve(2048, 128)
+        assert {tuple(its) for its in levels.values()} == {("arm", "taper")}
+        for mixer in {its["arm"] for its in levels.values()}:  # one budget, and no profile twice
+            own = [made[name] for name, its in levels.items() if its["arm"] == mixer]
+            assert len({count_parameters(arm) for arm in own}) == 1 and len({arm.widths for arm in own}) == len(own)
+    assert len((ROOT / "experiments" / "taper.py").read_text().splitlines()) <= 70
+    study = studies["mixers"]
     from test_command import write_text
 
     from eqx_slm.study import study_main
@@ -160,8 +169,12 @@ def test_the_taper_study_is_a_study(tmp_path, monkeypatch, capsys):
     text = write_text(tmp_path / "text.txt")
     assert study_main(small, ["--data", text, "--dry-run", "--seeds", "2", "--steps", "3"]) == 0
     out = capsys.readouterr().out
-    assert "gated-rising" in out and "4 runs of about" in out and list(tmp_path.iterdir()) == [tmp_path / "text.txt"]
+    assert (
+        "gated-wide-rising" in out and "4 runs of about" in out and list(tmp_path.iterdir()) == [tmp_path / "text.txt"]
+    )
     options = ["--data", text, "--tokenizer", "byte", "--sequence-length", "8", "--dry-run"]
     assert study_main(small, options) == 0 and "tokenizer byte" in capsys.readouterr().out
+    assert study_main({"one": small}, ["two"]) == 2 and "STUDY being one of one" in capsys.readouterr().err
+    assert study_main({"one": small}, ["one", "--seeds", "0"]) == 2 and "seeds=0" in capsys.readouterr().err
     assert study_main(small, ["--seeds", "0"]) == 2 and "seeds=0" in capsys.readouterr().err
     assert PAIR  # the sections that a study has by default

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from eqx_slm.taper import CURVES, SCHEDULES, STEPS, taper_curve, taper_widths
+from eqx_slm.taper import CURVES, SCHEDULES, STEPS, SYMMETRIC, taper_curve, taper_widths
 
 # Halves and eighths are exact in binary and sum to exactly 2; thirds and tenths are neither.
 starts = st.one_of(
@@ -219,6 +219,85 @@ def test_steps(depth, units, multiple, start, schedule):
     assert max(abs(w - c) for w, c in zip(widths, curve, strict=True)) <= 3 * multiple
 
 
+def mirrored_halves(depth, schedule, widest, total):
+    """Every symmetric tuple of units, as a half from the widest layer to the narrowest, in falling pairs."""
+    times = [2] * ((depth + 1) // 2)
+    if depth % 2:
+        times[0 if schedule == "crown" else -1] = 1
+    found = []
+    for half in itertools.product(range(1, widest + 1), repeat=len(times) - 1):
+        half = (widest, *half)
+        pairs = half[:-1] if schedule != "crown" and depth % 2 else half
+        whole = sum(x * n for x, n in zip(half, times, strict=True))
+        if whole == total and list(pairs) == sorted(pairs, reverse=True):
+            found.append(half)
+    return found
+
+
+@pytest.mark.parametrize("schedule", SYMMETRIC)
+def test_symmetric_schedules_against_every_tuple(schedule):
+    """Reached where any symmetric tuple is, and none is nearer to the curve (with the middle that an odd frame has)."""
+    compared = 0
+    for depth, width, quarters, multiple in itertools.product(range(2, 8), range(1, 7), range(4, 11), (1, 2)):
+        start, options = quarters / 4, dict(schedule=schedule, start=quarters / 4, multiple=multiple)
+        widest = max(1, round(start * width / multiple))
+        total, over = divmod(depth * width, multiple)
+        every = [] if over else mirrored_halves(depth, schedule, widest, total)
+        if not every:
+            with pytest.raises(ValueError, match="nearest reachable sum"):
+                taper_widths(depth, width, **options)
+            continue
+        widths, curve = (
+            [value / multiple for value in made(depth, width, **how)]
+            for made, how in ((taper_widths, options), (taper_curve, {"schedule": schedule, "start": start}))
+        )
+        order = [depth // 2, *range(depth // 2)[::-1]] if schedule == "crown" and depth % 2 else None
+        order = order or (range(depth // 2)[::-1] if schedule == "crown" else range((depth + 1) // 2))
+        half, aim = [widths[i] for i in order], [curve[i] for i in order]
+        assert tuple(half) in every
+        if schedule != "crown" and depth % 2:
+            distances = {abs(other[-1] - aim[-1]) for other in every}
+            assert abs(half[-1] - aim[-1]) <= min(distances) + 1e-9
+            every = [other for other in every if other[-1] == half[-1]]
+        distance = {other: sum((x - c) ** 2 for x, c in zip(other, aim, strict=True)) for other in every}
+        assert distance[tuple(half)] <= min(distance.values()) + 1e-9
+        compared += 1
+    assert compared > 100
+
+
+@settings(max_examples=200)
+@given(data=st.data(), schedule=st.sampled_from(SYMMETRIC), depth=st.integers(1, 64), multiple=st.integers(1, 130))
+def test_symmetric_schedules(data, schedule, depth, multiple):
+    units = data.draw(st.integers(1, 2000))
+    start = data.draw(st.integers(units, 2 * units)) / units
+    width, options = units * multiple, dict(schedule=schedule, start=start, multiple=multiple)
+    try:
+        widths = taper_widths(depth, width, **options)
+    except ValueError as error:
+        assert "nearest reachable sum" in str(error) and "\n" not in str(error)
+        # An odd crown may be of the wrong parity, three layers leave no choice, and else the widest are too wide.
+        assert depth % 2 or 2 * round(start * units) + depth - 2 > depth * units
+        return
+    assert sum(widths) == depth * width and all(type(w) is int and w > 0 and w % multiple == 0 for w in widths)
+    assert widths == widths[::-1]
+    curve = taper_curve(depth, width, schedule=schedule, start=start)
+    assert sum(curve) == pytest.approx(depth * width) and curve == pytest.approx(curve[::-1])
+    if depth > 1:
+        outside_in = widths[: depth // 2]
+        assert list(outside_in) == sorted(outside_in, reverse=schedule != "crown")
+        assert max(widths) == multiple * round(start * units)
+        assert (widths[depth // 2] if schedule == "crown" else widths[0]) == max(widths)
+
+
+def test_symmetric_schedules_by_hand():
+    assert taper_widths(6, 256, schedule="crown") == (128, 256, 384, 384, 256, 128)
+    assert taper_widths(6, 256, schedule="frame") == (384, 256, 128, 128, 256, 384)
+    assert taper_widths(5, 256, schedule="frame") == (384, 224, 64, 224, 384)
+    assert taper_widths(8, 64, schedule="bowtie", multiple=1) == (96, 80, 48, 32, 32, 48, 80, 96)
+    half = taper_widths(4, 64, multiple=1)
+    assert taper_widths(8, 64, schedule="bowtie", multiple=1) == (*half, *half[::-1])  # an even one is two tapers
+
+
 @settings(max_examples=200)
 @given(
     depth=st.integers(2, 40),
@@ -262,6 +341,9 @@ def test_curve_has_the_published_values():
         (dict(start=-1.0, end=3.0), "at least 0"),
         (dict(schedule="step-early", end=0.5), "a step has no end"),
         (dict(schedule="stairs"), "uniform, cosine"),
+        (dict(schedule="frame", end=0.5), "a symmetric schedule has no end"),
+        (dict(schedule="crown", start=0.5), "it is the widest layers', give at least 1"),
+        (dict(schedule="bowtie", start=8.0), "nearest reachable sum: 8288 above"),
         (dict(multiple=0), "multiple=0"),
         (dict(depth=0), "at least 1"),
         (dict(width=0), "at least 1"),

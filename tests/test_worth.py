@@ -120,3 +120,7 @@ def test_the_sentence():
     alone = {"dense": make_arm(0.0, 0.0, seeds=(1,)), "other": make_arm(-0.1, 0.0, seeds=(1,))}
     (one_seed,) = paired("dense")(named(alone))
     assert re.search(r"It is worth \d\.\d\dx the tokens, ", "".join(comparison_sentences(one_seed, END)))
+    far = {"dense": make_arm(0.0, 0.0), "other": make_arm(9.0, 0.0)}
+    (hopeless,) = paired("dense")(named(far))
+    told = "".join(comparison_sentences(hopeless, END))
+    assert re.search(r"It is worth less than 0\.0[23]x the tokens, less than 0\.0[23]x the FLOPs and less than", told)

@@ -23,8 +23,9 @@ CONVENTIONS = (
 class Flops:
     """Training FLOPs a token by component (see `CONVENTIONS`).
 
-    `embedding` charges the generator to every occurrence of a token. `embedding_distinct` charges it to each distinct
-    token of a batch, spread over the batch's tokens; None where the mean number of distinct tokens was not given.
+    `embedding` (with the bigrams' map) charges the generator to every occurrence of a token. `embedding_distinct`
+    charges it to each distinct token of a batch, spread over the batch's tokens; None where the mean number of distinct
+    tokens was not given.
     """
 
     embedding: float
@@ -70,13 +71,15 @@ def flops(
     if distinct_share is not None and not 0 < distinct_share <= 1:
         raise UserError(f"distinct_share={distinct_share}: a share of a batch's tokens, above 0 and at most 1")
     d_model = config.d_model
-    generator = 3.0 * config.embedding.flops(d_model)
+    generator = 3.0 * config.embedding.flops(config.vocab_size, d_model)
+    bigrams = 3.0 * config.bigrams.flops(d_model)  # of every occurrence: they depend on the token before
     mixer = config.mixer.flops(d_model, context)
     blocks = tuple(3.0 * (mixer + channel.flops(d_model, context)) for channel in config.channels())
     head = 3.0 * _head_flops(config)
     if config.head.kind == "generated":
         head += config.vocab_size * generator / batch_tokens
-    return Flops(generator, blocks, head, None if distinct_share is None else generator * distinct_share)
+    shared = None if distinct_share is None else generator * distinct_share + bigrams
+    return Flops(generator + bigrams, blocks, head, shared)
 
 
 def _head_flops(config: ModelConfig) -> int:
@@ -85,8 +88,8 @@ def _head_flops(config: ModelConfig) -> int:
     rank = None
     if config.head.kind == "low-rank":
         rank = config.head.rank
-    elif config.head.kind == "tied":
-        rank = getattr(config.embedding, "rank", None)
+    elif config.head.kind == "tied" and (known := getattr(config.embedding, "read_out_rank", None)):
+        rank = known(vocab)
     return 2 * vocab * d_model if rank is None else 2 * (vocab + d_model) * rank
 
 

@@ -15,14 +15,14 @@ from ..nn.norm import norm_parameters
 from ..pytree import path_name
 
 # Components that a model of this library may be without: they count 0 and are no misspelling.
-OPTIONAL = {"embedding", "positions", "blocks", "norm", "head"}
+OPTIONAL = {"embedding", "bigrams", "positions", "blocks", "norm", "head"}
 
 
 @dataclass(frozen=True)
 class Ledger:
     """Parameters of every component, in the order of the data's way.
 
-    `entries` are (component, parameters): "embedding", "positions", "blocks.0.mixer", "blocks.0.channel",
+    `entries` are (component, parameters): "embedding", "bigrams", "positions", "blocks.0.mixer", "blocks.0.channel",
     "blocks.0.norms", ..., "norm", "head". `token_tables` counts the parameters in rows that belong to one token each
     (None where that cannot be told from leaves). `padding` counts those of all parameters that the vocabulary's padding
     costs. `buffer_bytes` is apart: integer arrays, no parameters.
@@ -74,6 +74,7 @@ class Ledger:
         norms = sum(n for name, n in self.entries if name == "norm" or name.endswith(".norms"))
         known = {
             "token_embedding": self["embedding"],
+            **({"bigrams": self["bigrams"]} if self["bigrams"] else {}),
             "positions": self["positions"],
             "mixers": sum(n for name, n in self.entries if name.endswith(".mixer")),
             "channels": sum(n for name, n in self.entries if name.endswith(".channel")),
@@ -135,6 +136,8 @@ def _config_ledger(config: ModelConfig) -> Ledger:
     vocab, d_model = config.vocab_size, config.d_model
     norm = norm_parameters(config.norm, d_model)
     entries = [("embedding", config.embedding.parameters(vocab, d_model))]
+    if config.bigrams.rows:
+        entries.append(("bigrams", config.bigrams.parameters(d_model)))
     if config.positions == "learned":
         entries.append(("positions", config.context * d_model))
     for i, channel in enumerate(config.channels()):

@@ -44,7 +44,8 @@ def memory(config: ModelConfig, *, batch_size: int, context: int | None = None, 
     waiting = 0
     # A generated head holds its table from the forward pass to the backward one.
     table = config.vocab_size * config.d_model if config.head.kind == "generated" else 0
-    a_token = config.embedding.activations(config.d_model) + config.d_model
+    a_token = config.embedding.activations(config.vocab_size, config.d_model) + config.d_model
+    a_token += config.bigrams.activations(config.d_model)
     for channel in config.channels():
         # The two norms keep their inputs, which are also the residual stream.
         a_token += config.mixer.activations(config.d_model, context) + channel.activations(config.d_model, context)

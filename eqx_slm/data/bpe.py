@@ -49,6 +49,7 @@ class TiktokenTokenizer(Tokenizer):
         )
         self.separator = (encoding.eot_token,)
         self._bytes = [REPLACEMENT.encode() if token is None else token for token in table]
+        self._table = [token or b"" for token in table]
 
     def encode(self, text: str) -> np.ndarray:
         parts = [text] if len(text) <= _LONGEST_BLANK else _within_long_blanks(text)
@@ -64,6 +65,21 @@ class TiktokenTokenizer(Tokenizer):
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
         data = b"".join(self._bytes[i] if 0 <= i < self.vocab_size else REPLACEMENT.encode() for i in id_list(ids))
         return data.decode("utf-8", "replace")
+
+    def token_bytes(self) -> list[bytes]:
+        return self._table
+
+    def spell(self, pieces: int = 256) -> list[list[int]]:
+        special = {self.encoding.encode_single_token(text) for text in self.encoding.special_tokens_set}
+        merges = [token for i, token in enumerate(self._table) if len(token) > 1 and i not in special]
+        if not 256 <= pieces <= 256 + len(merges):
+            raise UserError(
+                f"pieces={pieces}: {self.name} has the 256 bytes and {len(merges)} merges; take 256 to "
+                f"{256 + len(merges)} pieces"
+            )
+        # Merges stand in the order of their ids, as they do in every published vocabulary.
+        ranks = {token: 256 + i for i, token in enumerate(merges[: pieces - 256])}
+        return [[ranks.get(part, part[0]) for part in merge(token, ranks) if part] for token in self._table]
 
     def content(self) -> dict[str, Any]:
         encoding: Any = self.encoding

@@ -19,7 +19,7 @@ from .state import StreamState, check_cursor
 from .tokenizer import Tokenizer
 from .tokens import LARGEST_SIZE, Tokens, as_tokens, check_processes, check_sizes
 
-EVAL_SEED = "validation"  # a string: no integer seed of a run gives the same order
+EVAL_SEED, PART_SEED = "validation", "part"  # strings: no integer seed of a run gives the same order
 
 
 class BatchIterator(Iterator[np.ndarray], abc.ABC):
@@ -162,7 +162,9 @@ class TokenStream(Stream):
     `make_stream`, `open_prepared` or `TokenStream.from_tokens`.
 
     **Arguments:** `splits`: of each source the tokens by split. `mixture`: of the sources, where they are several.
-    `hashes`: of each source's tokens, where they are known. `options`: see `Stream`.
+    `hashes`: of each source's tokens, where they are known. `train_tokens`: how many distinct targets are trained on,
+    in whole windows, all without it; a longer run passes over them again. They are windows of the whole split, the same
+    for all seeds, and of a larger part. `options`: see `Stream`.
 
     **Raises:** `UserError` where a split has not one batch of windows.
     """
@@ -173,10 +175,11 @@ class TokenStream(Stream):
         *,
         mixture: Mixture | None = None,
         hashes: Sequence[str] | None = None,
+        train_tokens: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.splits, self._hashes = tuple(splits), hashes
+        self.splits, self._hashes, self.train_tokens = tuple(splits), hashes, train_tokens
         self.mixture = mixture or Mixture([1] * len(self.splits))
         if len(self.mixture) != len(self.splits):
             raise UserError(f"{len(self.splits)} sources, but {len(self.mixture)} weights: give one for each")
@@ -192,6 +195,12 @@ class TokenStream(Stream):
                     )
         counts = {name: sum(len(tokens[name]) for tokens in self.splits) for name in SPLITS}
         self.info = {**self.info, "tokens": counts}
+        if train_tokens is not None:
+            least, most = need - 1, min(counts["train"] - 1, LARGEST_SIZE)
+            if len(self.splits) > 1 or not least <= train_tokens <= most:
+                allowed = f"a batch, {least:,}, to all, {most:,}" if len(self.splits) == 1 else "a mixture has no part"
+                raise UserError(f"train_tokens is {train_tokens}; {allowed}; give another, or leave it out")
+            self.info["train_tokens"] = train_tokens // self.sequence_length * self.sequence_length
 
     @classmethod
     def from_tokens(
@@ -254,12 +263,16 @@ class TokenStream(Stream):
 
     def identity(self) -> dict[str, Any]:
         sizes = {"batch_size": self.batch_size, "sequence_length": self.sequence_length}
+        if self.train_tokens is not None:
+            sizes["train_tokens"] = self.train_tokens
         return {"tokens": self._tokens_hashes, "weights": self.mixture.quotas, **sizes}
 
     def eval_batches(self) -> list[np.ndarray]:
         return [self.own_rows(batch) for batch in self._eval]
 
     def token_counts(self) -> np.ndarray:
+        if self.train_tokens is not None:
+            return np.bincount(self.training_tokens(), minlength=self.vocab_size)
         counts = np.zeros(self.vocab_size, np.int64)
         for tokens in self.splits:
             for block in tokens["train"].blocks():
@@ -267,7 +280,10 @@ class TokenStream(Stream):
         return counts
 
     def training_tokens(self, most: int | None = None) -> np.ndarray:
-        return self.splits[0]["train"].read(0, most)
+        if self.train_tokens is None:
+            return self.splits[0]["train"].read(0, most)
+        part = np.sort(self._part(np.arange(self._count(0, "train")))) * self.sequence_length
+        return self.splits[0]["train"].windows(part + 1, self.sequence_length).reshape(-1)[:most]
 
     @cached_property
     def _tokens_hashes(self) -> list[str]:
@@ -292,10 +308,20 @@ class TokenStream(Stream):
         return batch.reshape(-1, self.batch_size, self.sequence_length + 1)
 
     def _count(self, source: int, split: str) -> int:
-        return max(0, (len(self.splits[source][split]) - 1) // self.sequence_length)
+        known = len(self.splits[source][split]) - 1
+        if split == "train" and self.train_tokens is not None:
+            known = min(known, self.train_tokens)
+        return max(0, known // self.sequence_length)
+
+    def _part(self, at: np.ndarray) -> np.ndarray:
+        """The windows of the whole training split that make the part of `train_tokens`."""
+        whole = (len(self.splits[0]["train"]) - 1) // self.sequence_length
+        return places(whole, at, seed=PART_SEED)
 
     def _windows(self, source: int, split: str, at: np.ndarray, *, seed: int | str, epoch: int = 0) -> np.ndarray:
         order = places(self._count(source, split), at, seed=seed, epoch=epoch)
+        if split == "train" and self.train_tokens is not None:
+            order = self._part(order)
         return self.splits[source][split].windows(order * self.sequence_length, self.sequence_length + 1)
 
 

@@ -56,8 +56,11 @@ class StreamingStream(Stream):
         on_error: OnError = "stop",
         vocab_size: int | None = None,
         pad_vocab_to: int = 1,
+        train_tokens: int | None = None,
         **options: Any,
     ) -> None:
+        if train_tokens is not None:
+            raise UserError(f"train_tokens is {train_tokens}: streamed text has no known part; prepare it first")
         size = padded_vocab(tokenizer.vocab_size if vocab_size is None else vocab_size, pad_vocab_to)
         super().__init__(vocab_size=size, tokenizer=tokenizer, **options)
         check_sizes(buffer=buffer)

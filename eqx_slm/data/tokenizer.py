@@ -52,6 +52,19 @@ class Tokenizer(abc.ABC):
     def content(self) -> dict[str, Any]:
         """What decides the ids, as JSON; `kind` says which class reads it."""
 
+    def token_bytes(self) -> list[bytes]:
+        """The bytes that each id stands for, none for one that stands for nothing; of words and characters in UTF-8."""
+        return [self.decode([i]).encode("utf-8") for i in range(self.vocab_size)]
+
+    def spell(self, pieces: int = 256) -> list[list[int]]:
+        """Every id's bytes in a smaller vocabulary: the 256 bytes, then the first `pieces` - 256 merges.
+
+        **Raises:** `UserError` for fewer pieces than bytes, and more than there are merges for.
+        """
+        if pieces != 256:
+            raise UserError(f"pieces={pieces}: the tokenizer {self.name} has no merges, its pieces are the 256 bytes")
+        return [list(token) for token in self.token_bytes()]
+
     def encode_documents(self, documents: Sequence[str]) -> np.ndarray:
         """The ids of all documents, the separator between two of them, int32[t]."""
         separator = np.asarray(self.separator, np.int32)
@@ -77,6 +90,9 @@ class ByteTokenizer(Tokenizer):
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
         data = b"".join(bytes([i]) if 0 <= i < 256 else REPLACEMENT.encode() for i in id_list(ids))
         return data.decode("utf-8", "replace")
+
+    def token_bytes(self) -> list[bytes]:
+        return [bytes([i]) for i in range(256)]
 
     def content(self) -> dict[str, Any]:
         return {"kind": "byte"}

@@ -122,7 +122,7 @@ def _slide(model: Any, window: Array, length: Array, keys: Array, tokens: Array,
 
     def step(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         window, length, drawn = carry
-        features = model.features(model.embedding(window))
+        features = model.features(model.embed(window))
         # Causality lets the unused tail of the window hold anything.
         last = jax.lax.dynamic_slice_in_dim(features, length - 1, 1)
         token = _draw(model.logits(last)[0], temperature, keys[i])

@@ -9,10 +9,14 @@ The letters of dimensions, in every shape of this package and, where it helps re
     n  heads                            q  knots of a spline
     g  key/value heads (groups)         r  rank, or modes
     h  width of a head                  l  layers
+    p  pieces of a token's spelling     k  rows of a table of fewer rows than tokens
 """
 
 from .attention import Attention, AttentionConfig
+from .bigrams import BigramConfig, HashedBigrams
+from .binary import BinaryConfig, BinaryEmbedding
 from .block import Block, Channel, Decoded, Mixer
+from .composed import ComposedConfig, ComposedEmbedding
 from .compositional import CompositionalConfig, CompositionalEmbedding
 from .continuum import ContinuumConfig, ContinuumMemory
 from .digits import coordinate_base, from_coordinates, to_coordinates
@@ -21,6 +25,7 @@ from .embedding import EmbeddingConfig, TokenEmbedding
 from .fast_weights import InContext
 from .gated import GatedAttention, GatedAttentionConfig
 from .head import Head, HeadConfig, ReadOut
+from .hybrid import HybridConfig, HybridEmbedding
 from .leviathan import LeviathanConfig, LeviathanEmbedding
 from .lm import LanguageModel
 from .low_rank import LowRankConfig, LowRankEmbedding
@@ -28,6 +33,7 @@ from .mlp import MLP, MLPConfig
 from .norm import LayerNorm, RMSNorm, ZeroCentredRMSNorm
 from .orders import cooccurrence_order, frequency_order, random_order
 from .positions import LearnedPositions, rotate
+from .spelled import SpelledConfig, SpelledEmbedding
 from .spline import bspline_basis
 from .table import TableConfig, TableEmbedding
 from .titans import TitansConfig, TitansMAC, TitansMACConfig, TitansMAG, TitansMAGConfig, TitansMemory
@@ -36,8 +42,13 @@ __all__ = [
     "MLP",
     "Attention",
     "AttentionConfig",
+    "BigramConfig",
+    "BinaryConfig",
+    "BinaryEmbedding",
     "Block",
     "Channel",
+    "ComposedConfig",
+    "ComposedEmbedding",
     "CompositionalConfig",
     "CompositionalEmbedding",
     "ContinuumConfig",
@@ -48,7 +59,10 @@ __all__ = [
     "GatedAttention",
     "GatedAttentionConfig",
     "Head",
+    "HashedBigrams",
     "HeadConfig",
+    "HybridConfig",
+    "HybridEmbedding",
     "InContext",
     "LanguageModel",
     "LayerNorm",
@@ -61,6 +75,8 @@ __all__ = [
     "Mixer",
     "RMSNorm",
     "ReadOut",
+    "SpelledConfig",
+    "SpelledEmbedding",
     "TableConfig",
     "TableEmbedding",
     "TitansConfig",

@@ -159,13 +159,30 @@ class Block(eqx.Module):
         Two-axis matmuls keep their gradients free of transposes (half the time of a vmapped MLP on a CPU). A mixer may
         have a batched form of its own.
         """
+        return self._batch(x, self._channel)
+
+    def around_channel(self, x: Float[Array, "b t d"]) -> tuple[Array, Array, Array]:
+        """Of a batch the stream that the channel reads, what the channel adds to it, and the stream after the block,
+        `(b, t, d)` each; see `channel_cosines`."""
+        seen, plain = [], self.placement == "post" and not isinstance(self.channel, Branches)
+
+        def channel(y: Float[Array, "n d"]) -> Float[Array, "n d"]:
+            after = self._channel(y)
+            branch = self.channel(y) if plain else after - y
+            seen.extend((y.reshape(x.shape), branch.reshape(x.shape)))
+            return after
+
+        after = self._batch(x, channel)
+        return seen[0], seen[1], after
+
+    def _batch(self, x: Float[Array, "b t d"], channel: Any) -> Float[Array, "b t d"]:
         mixer = getattr(self.mixer, "batch", None) or jax.vmap(self.mixer)
 
         # Rows of the batch may lie one after the other here and not in the mixer: a channel never looks at a neighbour.
-        def channel(y: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-            return self._channel(y.reshape(-1, y.shape[-1])).reshape(y.shape)
+        def flat(y: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+            return channel(y.reshape(-1, y.shape[-1])).reshape(y.shape)
 
-        return self._branches(x, mixer, channel)
+        return self._branches(x, mixer, flat)
 
     def _branches(self, x: Array, mixer: Any, channel: Any) -> Array:
         # Pre-norm leaves the stream itself without a norm from the embedding to the last block, so that gradients reach

@@ -45,11 +45,11 @@ class CompositionalConfig:
         """Four bytes a token for an order other than the tokenizer's."""
         return 0 if self.order == "tokenizer" else 4 * vocab_size
 
-    def flops(self, d_model: int) -> int:
+    def flops(self, vocab_size: int, d_model: int) -> int:
         """Lookups and additions multiply nothing."""
         return 0
 
-    def activations(self, d_model: int) -> int:
+    def activations(self, vocab_size: int, d_model: int) -> int:
         """Only the result."""
         return d_model
 

@@ -36,6 +36,11 @@ class TokenEmbedding(eqx.Module):
     def __call__(self, ids: Int[Array, "*t"]) -> Float[Array, "*t {self.d_model}"]:
         """Vectors of the ids; ids of shape `()` or `(t,)`."""
 
+    @property
+    def numbers(self) -> int:
+        """Numbers in the largest array inside of one evaluation: chunks of rows are bounded by it."""
+        return self.d_model
+
     def first_rows(self, ids: Int[Array, " n"], count: Int32[Array, ""] | int) -> Float[Array, "n {self.d_model}"]:
         """`self(ids)` for the first `count` ids, in chunks of bounded memory; the rows beyond mean nothing.
 
@@ -43,7 +48,7 @@ class TokenEmbedding(eqx.Module):
         """
         arrays, static = eqx.partition(self, eqx.is_array)
         one_term = jax.tree.map(lambda x: x[None], arrays)
-        chunk = chunk_size(ids.shape[0], self.d_model)
+        chunk = chunk_size(ids.shape[0], self.numbers)
         return chunked_sum(lambda arrays, part: eqx.combine(arrays, static)(part), one_term, ids, count, chunk=chunk)
 
     def materialize(self) -> Float[Array, "{self.vocab_size} {self.d_model}"]:
@@ -61,9 +66,12 @@ class EmbeddingConfig(Protocol):
     """What `build` and the accounting ask of an embedding's config."""
 
     @property
-    def tieable(self) -> bool:
-        """Whether `head="tied"` is legal (a generator says "generated" instead)."""
+    def kind(self) -> str:
+        """Its name in JSON and after `--set embedding.kind=`."""
         ...
+
+    # Whether `head="tied"` is legal (a generator says "generated" instead).
+    tieable: ClassVar[bool]
 
     def parameters(self, vocab_size: int, d_model: int) -> int:
         """Closed-form number of parameters."""
@@ -74,21 +82,21 @@ class EmbeddingConfig(Protocol):
         ...
 
     def buffer_bytes(self, vocab_size: int) -> int:
-        """Bytes of integer buffers (a coordinate order)."""
+        """Bytes of integer buffers (a coordinate order, a spelling)."""
         ...
 
-    def flops(self, d_model: int) -> int:
+    def flops(self, vocab_size: int, d_model: int) -> int:
         """Forward matmul FLOPs of one evaluation (a table lookup has none)."""
         ...
 
-    def activations(self, d_model: int) -> int:
+    def activations(self, vocab_size: int, d_model: int) -> int:
         """Numbers kept for the backward pass, per evaluated token."""
         ...
 
     def build(
         self, vocab_size: int, d_model: int, *, order: Int32[Array, " v"] | None = None, key: PRNGKeyArray
     ) -> TokenEmbedding:
-        """The module."""
+        """The module. One that knows more of a stream than an order takes that by name too (`eqx_slm.model.SIDES`)."""
         ...
 
 

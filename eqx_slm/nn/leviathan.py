@@ -71,13 +71,13 @@ class LeviathanConfig:
         """Four bytes a token for an order other than the tokenizer's."""
         return 0 if self.order == "tokenizer" else 4 * vocab_size
 
-    def flops(self, d_model: int) -> int:
+    def flops(self, vocab_size: int, d_model: int) -> int:
         """2 (h s^2 + h s 3 r + h r D) an evaluation, three active knots, whatever the kernel really does."""
         heads, seed, rank = self.n_heads, self.seed_size, self.rank
         skip = 2 * seed * d_model if self.skip == "linear" else 0
         return 2 * (heads * seed * seed + heads * seed * 3 * rank + heads * rank * d_model) + skip
 
-    def activations(self, d_model: int) -> int:
+    def activations(self, vocab_size: int, d_model: int) -> int:
         """Nothing inside the generator is kept: the backward pass evaluates it again, chunk by chunk."""
         return d_model
 

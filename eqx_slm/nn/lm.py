@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Int32
 
+from .bigrams import HashedBigrams, before_each
 from .block import Block, Decoded
 from .embed_batch import embed_batch
 from .embedding import TokenEmbedding
@@ -25,20 +26,22 @@ class HasReadOut(Protocol):
 
 
 class ModelState(NamedTuple):
-    """The decode state of a model, for one sequence: the tokens so far, and the state of every block."""
+    """The decode state of a model, for one sequence: how many tokens, every block's state, the last token (or -1)."""
 
     length: Int32[Array, ""]
     blocks: tuple[Any, ...]
+    previous: Int32[Array, ""]
 
 
 class LanguageModel(eqx.Module):
     """A causal language model put together from finished modules.
 
-    One sequence: `model(tokens) = model.logits(model.features(model.embedding(tokens)))`. `blocks` is a plain tuple, so
-    a leaf has a name such as `blocks.17.channel.up`. Without a `head` the read-out is the embedding's own (tied, or
-    generated): there is then no second leaf, and no second gradient. `logit_scale` multiplies the features that the
-    read-out sees: a tied table with large rows starts at the uniform distribution by it. `lr_multipliers` scale the
-    learning rate of leaves (see `ModelConfig`), for the optimizer to read.
+    One sequence: `model(tokens) = model.logits(model.features(model.embed(tokens)))`; `embed` is the embedding and what
+    `bigrams` add to it. `blocks` is a plain tuple: a leaf has a name such as `blocks.17.channel.up`. Without a `head`
+    the read-out is the embedding's own (tied, or generated): there is then no second leaf, and no second gradient.
+    `logit_scale` multiplies the features that the read-out sees: a tied table with large rows starts at the uniform
+    distribution by it. `lr_multipliers` scale the learning rate of leaves (see `ModelConfig`), for the optimizer to
+    read.
     """
 
     embedding: TokenEmbedding
@@ -48,10 +51,23 @@ class LanguageModel(eqx.Module):
     head: Head | HasReadOut | None
     logit_scale: float = eqx.field(static=True, default=1.0)
     lr_multipliers: str = eqx.field(static=True, default="")
+    bigrams: HashedBigrams | None = None
 
     def __call__(self, tokens: Int[Array, " t"]) -> Float[Array, "t vocab"]:
         """Logits of one sequence, in at least float32; row i predicts token i + 1."""
-        return self.logits(self.features(self.embedding(tokens)))
+        return self.logits(self.features(self.embed(tokens)))
+
+    def embed(self, tokens: Int[Array, " t"], previous: Int[Array, ""] | None = None) -> Float[Array, "t d"]:
+        """What the blocks read of one sequence, after `previous` where it is one that goes on."""
+        return self._with_bigrams(self.embedding(tokens), tokens, previous)
+
+    def _with_bigrams(
+        self, x: Float[Array, "*b t d"], tokens: Int[Array, "*b t"], previous: Int[Array, ""] | None = None
+    ) -> Float[Array, "*b t d"]:
+        if not jax.tree.leaves(eqx.filter(self.embedding, eqx.is_inexact_array)):
+            # An embedding without parameters does not know what the model computes in.
+            x = x.astype(jax.tree.leaves(eqx.filter(self.blocks, eqx.is_inexact_array))[0].dtype)
+        return x if self.bigrams is None else x + self.bigrams(before_each(tokens, previous), tokens)
 
     def features(self, x: Float[Array, "t d"]) -> Float[Array, "t d"]:
         """What the read-out sees, from the token embeddings of one sequence."""
@@ -63,11 +79,11 @@ class LanguageModel(eqx.Module):
         return self._last(x)
 
     def batch_features(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
-        """Features of a batch of sequences, equal to `vmap(features)` of its embeddings.
+        """Features of a batch of sequences, equal to `vmap(features)` of what `embed` gives.
 
         A generator evaluates each distinct token once, and blocks that know a faster batched form (`batch`) use it.
         """
-        x = embed_batch(self.embedding, tokens)
+        x = self._with_bigrams(embed_batch(self.embedding, tokens), tokens)
         # Blocks stay in a Python loop: tapered ones differ in shape. Equal ones are scanned by `train.stack`.
         if self.positions is not None:
             x = jax.vmap(self.positions)(x)
@@ -101,14 +117,16 @@ class LanguageModel(eqx.Module):
         """
         if self.positions is not None and context > self.positions.context:
             raise ValueError(f"context={context}, but learned positions end at {self.positions.context}")
-        return ModelState(jnp.zeros((), jnp.int32), tuple(block.start(context, dtype) for block in self.blocks))
+        blocks = tuple(block.start(context, dtype) for block in self.blocks)
+        return ModelState(jnp.zeros((), jnp.int32), blocks, jnp.full((), -1, jnp.int32))
 
     def prefill(self, tokens: Int[Array, " t"], state: Any) -> Decoded:
         """Features `(t, d)` of t more tokens, and the state after them: the same as t steps, in one parallel pass.
 
-        From the start they are `features(embedding(tokens))`. `logits` turns the rows that are needed into logits.
+        From the start they are `features(embed(tokens))`. `logits` turns the rows that are needed into logits.
         """
-        x, state = self.embedding(tokens), self._check(state)
+        state = self._check(state)
+        x = self.embed(tokens, state.previous)
         # Rotary positions come from each attention's own cache; learned ones are added here, once.
         if self.positions is not None:
             x = self.positions.at(x, state.length)
@@ -117,11 +135,13 @@ class LanguageModel(eqx.Module):
             x, after = block.prefill(x, before)
             states.append(after)
         x = self._last(x)
-        return Decoded(x, ModelState(state.length + tokens.shape[0], tuple(states)))
+        previous = tokens[-1].astype(jnp.int32) if tokens.shape[0] else state.previous
+        return Decoded(x, ModelState(state.length + tokens.shape[0], tuple(states), previous))
 
     def step(self, token: Int[Array, ""], state: Any) -> Decoded:
         """The features `(d,)` of one more token, and the state after it."""
-        x, state = self.embedding(token), self._check(state)
+        state = self._check(state)
+        x = self.embed(token[None], state.previous)[0]
         if self.positions is not None:
             x = self.positions.at(x[None], state.length)[0]
         states = []
@@ -129,7 +149,7 @@ class LanguageModel(eqx.Module):
             x, after = block.step(x, before)
             states.append(after)
         x = self._last(x)
-        return Decoded(x, ModelState(state.length + 1, tuple(states)))
+        return Decoded(x, ModelState(state.length + 1, tuple(states), token.astype(jnp.int32)))
 
     def _last(self, x: Float[Array, "*t d"]) -> Float[Array, "*t d"]:
         x = x if self.norm is None else self.norm(x)

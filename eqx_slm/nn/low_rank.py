@@ -37,13 +37,17 @@ class LowRankConfig:
         """None."""
         return 0
 
-    def flops(self, d_model: int) -> int:
+    def flops(self, vocab_size: int, d_model: int) -> int:
         """2 r D for the second factor."""
         return 2 * self.rank * d_model
 
-    def activations(self, d_model: int) -> int:
+    def activations(self, vocab_size: int, d_model: int) -> int:
         """The looked-up row and the result."""
         return self.rank + d_model
+
+    def read_out_rank(self, vocab_size: int) -> int:
+        """A tied read-out keeps the factors."""
+        return self.rank
 
     def build(
         self, vocab_size: int, d_model: int, *, order: Int32[Array, " v"] | None = None, key: PRNGKeyArray

@@ -25,6 +25,11 @@ def unit_length(x: Float[Array, "*t h"], eps: float) -> Float[Array, "*t h"]:
     return x * jax.lax.rsqrt(jnp.square(x).sum(axis=-1, keepdims=True) + eps)
 
 
+def with_axes(x: Any, ndim: int) -> Any:
+    """The same array with axes of one before its own, `ndim` in all: ranks are not promoted silently here."""
+    return x.reshape((1,) * (ndim - x.ndim) + x.shape)
+
+
 def sum_of_outer_products(
     x: Float[Array, "t i"], y: Float[Array, "t o"], *, preferred_element_type: Any = None
 ) -> Float[Array, "i o"]:

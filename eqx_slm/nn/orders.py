@@ -22,7 +22,7 @@ def random_order(vocab_size: int, seed: int = 0) -> Int32[np.ndarray, "{vocab_si
 
     **Returns:** `order[id]` is the position whose digits the id uses; a permutation of [0, V).
     """
-    return np.argsort(_hashes(vocab_size, seed)).astype(np.int32)
+    return np.argsort(hashes(vocab_size, seed)).astype(np.int32)
 
 
 def frequency_order(counts: Real[np.ndarray, " v"]) -> Int32[np.ndarray, " v"]:
@@ -112,7 +112,7 @@ def _vectors(matrix: Any, dimensions: int) -> Float[np.ndarray, "v d"]:
     vocab_size = matrix.shape[0]
     # A few columns more than asked for, and a few rounds, because these spectra fall slowly.
     columns = min(dimensions + 8, vocab_size)
-    signs = (_hashes(vocab_size * columns, seed=0) >> np.uint64(63)).astype(np.float64) * 2 - 1
+    signs = (hashes(vocab_size * columns, seed=0) >> np.uint64(63)).astype(np.float64) * 2 - 1
     basis = signs.reshape(vocab_size, columns)
     for _ in range(4):
         basis, _ = _left_singular(matrix @ basis)
@@ -172,7 +172,7 @@ def _signs(columns: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " d"]:
     return np.where(columns[largest, np.arange(columns.shape[1])] < 0, -1.0, 1.0)
 
 
-def _hashes(n: int, seed: int) -> UInt64[np.ndarray, " {n}"]:
+def hashes(n: int, seed: int) -> UInt64[np.ndarray, " {n}"]:
     """n different 64-bit numbers: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) started at mix(seed)."""
     start = _mix(np.array([seed % 2**64], dtype=np.uint64))
     return _mix(start + np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))

@@ -35,11 +35,11 @@ class TableConfig:
         """None."""
         return 0
 
-    def flops(self, d_model: int) -> int:
+    def flops(self, vocab_size: int, d_model: int) -> int:
         """A lookup multiplies nothing."""
         return 0
 
-    def activations(self, d_model: int) -> int:
+    def activations(self, vocab_size: int, d_model: int) -> int:
         """Only the result."""
         return d_model
 

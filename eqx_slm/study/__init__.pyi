@@ -1,4 +1,5 @@
 # The names of eqx_slm.study, each once; `__init__.py` loads them when they are first used. ASCII only.
+from .alignment import alignment as alignment
 from .blocks import Code as Code
 from .blocks import Folded as Folded
 from .blocks import Heading as Heading
@@ -15,14 +16,21 @@ from .config import StreamConfig as StreamConfig
 from .config import WindowConfig as WindowConfig
 from .config import preset as preset
 from .figures import differences as differences
+from .fits import Ladder as Ladder
+from .fits import fit_laws as fit_laws
 from .folder import load_run as load_run
+from .frequency import by_frequency as by_frequency
+from .frequency import frequency_classes as frequency_classes
 from .grids import Grid as Grid
 from .grids import grid as grid
-from .pareto import pareto as pareto
+from .grids import named_arms as named_arms
+from .pareto import on_the_front as on_the_front
+from .pictures import curves as curves
+from .pictures import forest as forest
+from .pictures import ledger_bars as ledger_bars
+from .pictures import pareto as pareto
 from .report import PAIR as PAIR
 from .report import budgets as budgets
-from .report import curves as curves
-from .report import forest as forest
 from .report import losses as losses
 from .report import origin as origin
 from .report import parameters as parameters
@@ -35,5 +43,10 @@ from .results import ArmResult as ArmResult
 from .results import Comparison as Comparison
 from .results import Results as Results
 from .results import Row as Row
+from .saved import load_results as load_results
+from .saved import write_report as write_report
+from .scaling import laws as laws
+from .scaling import passes as passes
+from .series import series_main as series_main
 from .study import Study as Study
 from .study import run_study as run_study

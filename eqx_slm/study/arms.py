@@ -13,12 +13,17 @@ from ..account.match import Vary
 from ..configs import set_field
 from ..errors import UserError
 from ..model import ModelConfig, TaperConfig
+from ..nn.bigrams import BigramConfig
+from ..nn.binary import BinaryConfig
+from ..nn.composed import ComposedConfig
 from ..nn.compositional import CompositionalConfig
 from ..nn.continuum import ContinuumConfig
 from ..nn.gated import GatedAttentionConfig
 from ..nn.head import HeadConfig
+from ..nn.hybrid import HybridConfig
 from ..nn.leviathan import LeviathanConfig
 from ..nn.low_rank import LowRankConfig
+from ..nn.spelled import SpelledConfig
 from ..nn.titans import TitansConfig
 
 
@@ -29,6 +34,12 @@ class Tuned:
     generator: LeviathanConfig = LeviathanConfig()
     compositional_std: float = 0.02
     low_rank_std: float = 0.02
+    binary_std: float = 0.02
+    spelled: SpelledConfig = SpelledConfig()
+    composed: ComposedConfig = ComposedConfig()
+    hybrid_rows: int = 4096
+    hybrid_std: float = 0.02
+    bigrams: BigramConfig = BigramConfig(rows=65536, rank=64)
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,19 @@ def _generator(base: ModelConfig, tuned: Tuned) -> ModelConfig:
     return dataclasses.replace(base, embedding=tuned.generator)
 
 
+def _embedded(make: Callable[[ModelConfig, Tuned], Any]) -> Callable[[ModelConfig, Tuned], ModelConfig]:
+    return lambda base, tuned: dataclasses.replace(base, embedding=make(base, tuned))
+
+
+def _hybrid(base: ModelConfig, tuned: Tuned) -> HybridConfig:
+    rows = min(tuned.hybrid_rows, base.vocab_size)
+    return HybridConfig(rows=rows, generator=tuned.generator, std=tuned.hybrid_std)
+
+
+def _bigrams(base: ModelConfig, tuned: Tuned) -> ModelConfig:
+    return dataclasses.replace(base, bigrams=tuned.bigrams)
+
+
 def _with(path: str, value: Any) -> Callable[[ModelConfig, Tuned], ModelConfig]:
     return lambda base, tuned: set_field(base, path, value)
 
@@ -83,6 +107,9 @@ def _unchanged(base: ModelConfig, tuned: Tuned) -> ModelConfig:
 
 
 _tied = _with("head", HeadConfig("tied"))
+_binary = _embedded(lambda base, tuned: BinaryConfig(std=tuned.binary_std))
+_binary_free = _embedded(lambda base, tuned: BinaryConfig(map="none", std=tuned.binary_std))
+_spelled, _composed = _embedded(lambda base, tuned: tuned.spelled), _embedded(lambda base, tuned: tuned.composed)
 _gated, _titans = _with("mixer.kind", GatedAttentionConfig.kind), _with("mixer.kind", TitansConfig.kind)
 
 RECIPES: dict[str, Recipe] = {
@@ -95,6 +122,18 @@ RECIPES: dict[str, Recipe] = {
     "leviathan": Recipe(_generator, "the generator in place of the input table, same body"),
     "leviathan-deep": Recipe(_generator, "the generator, the parameters saved spent on depth", "parameters"),
     "leviathan-flop": Recipe(_generator, "the generator, d_ff changed to equal training FLOPs", "flops", "d_ff"),
+    "binary": Recipe(_binary, "the id's bits and one linear map for the input table, same body"),
+    "binary-deep": Recipe(_binary, "the same, the parameters saved spent on depth", "parameters"),
+    "binary-free": Recipe(_binary_free, "the id's bits repeated over the width, no input parameters, same body"),
+    "binary-free-deep": Recipe(_binary_free, "the same, the parameters saved spent on depth", "parameters"),
+    "spelled": Recipe(_spelled, "a fixed code of the token's bytes and one linear map, same body"),
+    "spelled-deep": Recipe(_spelled, "the same, the parameters saved spent on depth", "parameters"),
+    "composed": Recipe(_composed, "the mean of the rows of the token's pieces, same body"),
+    "composed-deep": Recipe(_composed, "the same, the parameters saved spent on depth", "parameters"),
+    "hybrid": Recipe(_embedded(_hybrid), "rows for the most frequent tokens, the generator for the tail, same body"),
+    "hybrid-deep": Recipe(_embedded(_hybrid), "the same, the parameters saved spent on depth", "parameters"),
+    "bigrams": Recipe(_bigrams, "hashed bigrams added, d_ff narrowed by what they take", "parameters", "d_ff"),
+    "bigrams-wide": Recipe(_bigrams, "hashed bigrams added, same d_ff"),
     "tapered": Recipe(_with("taper", TaperConfig("cosine", start=1.5, end=0.5)), "MLP widths 1.5x to 0.5x on a cosine"),
     "rising": Recipe(_with("taper", TaperConfig("cosine", start=0.5, end=1.5)), "MLP widths 0.5x to 1.5x on a cosine"),
     "gated": Recipe(_gated, "a gate on every head, d_ff narrowed by what the gate takes", "parameters", "d_ff"),

@@ -1,4 +1,4 @@
-"""What a report is made of, as plain data, and one way to write it: Markdown. The terminal's way is terminal.py.
+"""What a report is made of, as plain data, and one way to write it: Markdown. Others are html.py and terminal.py.
 
 Text reaches a block as it is; a renderer makes it fit for its target, so that no name and no sample can act on one.
 """
@@ -9,9 +9,7 @@ import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from ..files import write_bytes_atomic, write_text_atomic
 from ..visible import visible
 
 
@@ -53,11 +51,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture: its file's name without an ending, what it shows, and the file's bytes by ending."""
+    """A picture: its file's name without an ending, what it shows, and the file's bytes by ending.
+
+    `narrow`: the same as SVG for a narrow screen, where it was drawn for one.
+    """
 
     name: str
     alt: str
     files: dict[str, bytes] = field(default_factory=dict, repr=False)
+    narrow: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True)
@@ -82,15 +84,6 @@ Block = Heading | Paragraph | Table | Picture | Code | Folded
 def markdown(blocks: Sequence[Block]) -> str:
     """Blocks as Markdown (GitHub's), ending in a newline."""
     return "\n".join(_markdown(block) for block in blocks)
-
-
-def write_report(blocks: Sequence[Block], folder: str | Path) -> Path:
-    """Writes `report.md` and its pictures, each of them whole or not at all; **returns** report.md's path."""
-    folder = Path(folder)
-    for picture in (block for block in blocks if isinstance(block, Picture)):
-        for ending, data in picture.files.items():
-            write_bytes_atomic(folder / f"{picture.name}.{ending}", data)
-    return write_text_atomic(folder / "report.md", markdown(blocks))
 
 
 def _markdown(block: Block) -> str:

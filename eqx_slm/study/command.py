@@ -65,8 +65,9 @@ class Options(StudyOptions):
     """quick (five minutes on two cores), cpu, or d_model x depth such as 256x6 or 768x12 (bfloat16, for a GPU)."""
     arms: tuple[str, ...] | None = None
     """Named arms; the first is the reference: dense, dense-tied, dense-tied-deep, low-rank, low-rank-deep,
-    compositional, leviathan, leviathan-deep, leviathan-flop, tapered, rising, gated, gated-wide, hope, titans,
-    titans-wide."""
+    compositional, leviathan, leviathan-deep, leviathan-flop, binary, binary-deep, binary-free, binary-free-deep,
+    spelled, spelled-deep, composed, composed-deep, hybrid, hybrid-deep, bigrams, bigrams-wide, tapered, rising, gated,
+    gated-wide, hope, titans, titans-wide."""
     set: tuple[str, ...] = ()
     """Fields of arms, ARM.FIELD=VALUE, such as leviathan-deep.embedding.rank=32; all.FIELD changes the
     base model that every arm is made from."""
@@ -88,6 +89,8 @@ class Options(StudyOptions):
     """What the backward pass keeps of a layer: none (everything), dots (results of matmuls), full (its input)."""
     seeds_at_once: int | None = None
     """How many seeds of an arm one program trains; one without it."""
+    frequency: int | None = None
+    """Classes of training frequency that the report's final losses are split by: 10 for deciles."""
     name: str | None = None
     """Name of the run folder."""
     config: str | None = None
@@ -257,7 +260,7 @@ def _run(study: "Study", at: Callable[[Any], "Study"], out: str | None, dry_run:
         print(f"stopped; the runs that were done are in the folder, {how}", file=sys.stderr)
         return 130
     print_blocks(summary(results), console)
-    _say(console, f"{folder}/report.md  ({time.perf_counter() - started:.0f} s)")
+    _say(console, f"{folder}/report.md, report.html  ({time.perf_counter() - started:.0f} s)")
     return 0
 
 

@@ -14,7 +14,10 @@ from ..configs import from_dict, read_json, set_field
 from ..errors import UserError
 from ..model import ModelConfig
 from ..nn.attention import AttentionConfig
+from ..nn.bigrams import BigramConfig
+from ..nn.composed import ComposedConfig
 from ..nn.leviathan import LeviathanConfig
+from ..nn.spelled import SpelledConfig
 from ..nn.table import TableConfig
 from ..train.loop import RunConfig
 from .arms import Arm, Tuned, changed, make_arm
@@ -37,6 +40,7 @@ class StreamConfig:
     sequence_length: int = 128
     batch_size: int = 16
     eval_tokens: int = 16384
+    train_tokens: int | None = None
 
     def __post_init__(self):
         for name, value in vars(self).items():
@@ -257,6 +261,12 @@ SMALL = Tuned(
     generator=LeviathanConfig(seed_size=48, n_heads=4, rank=16, output_std=0.15),
     compositional_std=0.3,
     low_rank_std=0.3,
+    binary_std=0.3,
+    spelled=SpelledConfig(code="fourier", size=128, longest=16, std=0.3),
+    composed=ComposedConfig(pieces=512, longest=8, std=0.3),
+    hybrid_rows=256,
+    hybrid_std=0.3,
+    bigrams=BigramConfig(rows=4096, rank=8),
 )
 QUICK = PairConfig(
     name="quick",

@@ -10,12 +10,11 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 
 from ..configs import differences, from_dict, read_json, to_dict
 from ..errors import UserError
 from ..files import LOCK, Lock, folder_name, json_ready, write_json_atomic
-from ..model import ModelConfig, build
+from ..model import ModelConfig, build, side_like
 from ..train.checkpoint import load_model, save_model
 from .results import Row
 from .runner import Event, Run
@@ -174,8 +173,8 @@ def load_run(path: str | Path, *, arm: str | None = None, seed: int | None = Non
     if not (chosen[0] / "model.json").exists():
         raise UserError(f"{chosen[0]}: its arm was a function, use eqx_slm.train.load_model(file, like)")
     config = from_dict(ModelConfig, read_json(chosen[0] / "model.json"))
-    order = jnp.arange(config.vocab_size, dtype=jnp.int32)  # its values come from the file
-    like = eqx.filter_eval_shape(lambda key: build(config, order=order, key=key), jax.random.key(0))
+    side = side_like(config)  # its values come from the file
+    like = eqx.filter_eval_shape(lambda key: build(config, key=key, **side), jax.random.key(0))
     return load_model(chosen[0] / "model.safetensors", like)
 
 

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..configs import set_field
 from ..errors import UserError
 from ..model import ModelConfig
+from .arms import Tuned, make_arm
+
+
+@dataclass(frozen=True)
+class Change:
+    """A level that is more than a field: from config to config."""
+
+    make: Callable[[ModelConfig], ModelConfig]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Points, each some levels of factors: `(factor, label, field, value)`. `*` crosses two grids, `+` joins them."""
+    """Points, each some levels of factors: `(factor, label, field, value)`; a `Change` in the value's place needs no
+    field. `*` crosses two grids, `+` joins them."""
 
     points: tuple[tuple[tuple[str, str, str, Any], ...], ...]
 
@@ -34,7 +43,8 @@ class Grid:
         for point in self.points:
             name, config = "-".join(label for _, label, _, _ in point), base
             for _, _, field, value in point:
-                config = set_field(config, field, value if dataclasses.is_dataclass(value) else str(value))
+                part: Any = value if dataclasses.is_dataclass(value) else str(value)
+                config = value.make(config) if isinstance(value, Change) else set_field(config, field, part)
             if name in seen:
                 raise UserError(f"two arms of the grid are called {name}: give the levels labels that tell them apart")
             seen.add(name)
@@ -59,3 +69,16 @@ def grid(field: str, levels: Iterable[Any] | Mapping[str, Any]) -> Grid:
     if not levels:
         raise UserError(f"grid {field!r} has no levels: give at least one")
     return Grid(tuple(((name, str(label), field, value),) for label, value in levels.items()))
+
+
+def named_arms(names: Iterable[str], tuned: Tuned) -> Grid:
+    """A grid of one factor, "arm": the named arms (`RECIPES` in arms.py), each made from the fields set before it.
+
+    **Arguments:** `names`; `tuned`: sizes and scales of their embeddings, a preset's. `grid("d_model", (32, 64)) *
+    named_arms(("dense", "leviathan"), tuned)` has both arms at both widths, budgets matched at each.
+    """
+
+    def change(name: str) -> Change:
+        return Change(lambda base: make_arm(name, base, tuned).config)
+
+    return Grid(tuple((("arm", name, "", change(name)),) for name in names))

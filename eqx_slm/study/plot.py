@@ -1,31 +1,37 @@
-"""The pictures of a study: losses and paired differences against tokens, and a forest of final differences.
+"""How the pictures of a study are drawn, and the first of them: losses and paired differences against tokens.
 
-Figures are drawn without pyplot, so that nothing global is touched and no display is needed.
+Figures are drawn without pyplot, so that nothing global is touched and no display is needed. Every picture is drawn
+twice: for a wide page, and for a narrow one with the same size of letters.
 """
 
 from __future__ import annotations
 
 import io
 import math
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from ..visible import visible
+from .blocks import Picture
 from .results import ArmResult, Results
-from .sentences import human, percent, plural, signed
+from .sentences import human, percent, plural
+from .statistics import Number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette: told apart with every kind of colour vision. Black is the reference's; yellow is too faint
-# for a line on white and left out. After the sixth arm the colours come again with other dashes.
-BLACK, GREY = "#000000", "#5f5f5f"
+# for a line on white and left out. After the sixth arm the colours come again with other dashes and markers.
+# (Pure black is left out of an SVG as the default, and could not turn over on a dark page.)
+BLACK, INK, GREY, BAND = "#010101", "#222222", "#5f5f5f", "#dddddd"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1.2, 1.5)))
+MARKERS = ("o", "s", "^", "D")
 
-WIDTH, HEIGHT, DPI = 11.0, 4.2, 150
+WIDE, NARROW, DPI = 11.0, 4.7, 150  # widths in inches
 FONT = 10.5
 STYLE = {
     "font.size": FONT,
@@ -39,7 +45,9 @@ STYLE = {
     "grid.linewidth": 0.7,
     "xtick.color": "#444444",
     "ytick.color": "#444444",
-    "axes.labelcolor": "#222222",
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "legend.frameon": False,
     "text.parse_math": False,  # a "$" in an arm's name is a dollar
     # Fixed, so that the same result gives the same file.
     "svg.hashsalt": "eqx_slm",
@@ -47,143 +55,182 @@ STYLE = {
 }
 
 
+class Look(NamedTuple):
+    """What an arm looks like in every picture."""
+
+    colour: str
+    dash: Any
+    marker: str
+
+
+def looks(results: Results) -> dict[str, Look]:
+    """The look of every arm, by name: the reference black, the others in the order of the arms."""
+    found = {results.reference: Look(BLACK, "-", MARKERS[0])}
+    for index, name in enumerate(name for name in results.arms if name != results.reference):
+        again = index // len(COLOURS) % len(DASHES)
+        found[name] = Look(COLOURS[index % len(COLOURS)], DASHES[again], MARKERS[again])
+    return found
+
+
+def picture(name: str, alt: str, draw: Callable[..., Figure], *arguments: Any) -> Picture:
+    """A picture as PNG and SVG, and as SVG for a narrow page. `draw(*arguments, width)` is given inches."""
+    files = render(draw, *arguments, WIDE)
+    narrow = _drawn(draw, (*arguments, NARROW), ("svg",))["svg"] if files.get("svg") else b""
+    return Picture(name, alt, files, narrow)
+
+
 def render(draw: Callable[..., Figure], *arguments: Any) -> dict[str, bytes]:
     """A figure's files by ending, PNG and SVG: the same bytes for the same results and matplotlib."""
+    return _drawn(draw, arguments, ("png", "svg"))
+
+
+def _drawn(draw: Callable[..., Figure], arguments: Sequence[Any], endings: Sequence[str]) -> dict[str, bytes]:
     import matplotlib
 
-    files = {}
+    files, metadata = {}, {"png": {"Software": None}, "svg": {"Date": None}}
     with matplotlib.rc_context(cast("dict[Any, Any]", STYLE)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script that the font lacks: boxes
         figure = draw(*arguments)
-        for ending, metadata in {"png": {"Software": None}, "svg": {"Date": None}}.items():
+        for ending in endings:
             buffer = io.BytesIO()
-            figure.savefig(buffer, format=ending, dpi=DPI, metadata=metadata)
+            figure.savefig(buffer, format=ending, dpi=DPI, metadata=metadata[ending])
             files[ending] = buffer.getvalue()
     return files
 
 
-def draw_curves(results: Results) -> Figure:
-    """Validation losses (left) and paired differences (right) against tokens, on 11 x 4.2 inches."""
+def panels(width: float, heights: Sequence[Number]) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel a height (inches): in a row where it is wide, one below the other where it is narrow."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained")
-    first, second = figure.subplots(1, 2)
-    looks: dict[str, tuple[str, Any]] = {results.reference: (BLACK, "-")}
-    for index, name in enumerate(name for name in results.arms if name != results.reference):
-        looks[name] = COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
-    _draw_losses(first, results, looks)
-    _draw_differences(second, results, looks)
+    wide = width > 7.0
+    size = (width, max(heights)) if wide else (width, sum(heights))
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    if not wide:
+        figure.get_layout_engine().set(h_pad=0.1)  # type: ignore[union-attr, call-arg]
+    shape = (1, len(heights)) if wide else (len(heights), 1)
+    ratios = None if wide else heights
+    return figure, list(figure.subplots(*shape, squeeze=False, height_ratios=ratios).flat)
+
+
+def title(axes: Axes, text: str, lines: Sequence[str] = (), room: int = 56) -> None:
+    """A panel's title, and lines below it in small letters, at most `room` in each."""
+    small = [part for line in lines for part in textwrap.wrap(line, room)]
+    axes.set_title("\n".join(small), loc="left", color=GREY, fontsize=FONT - 1)
+    axes.annotate(text, (0, 1), (0, 8 + 13.5 * len(small)), "axes fraction", "offset points", fontsize=FONT + 2)
+
+
+def legend(figure: Figure, width: float, lines: Sequence[Any], names: Sequence[str]) -> None:
+    """Names of lines beside the panels, or below them where the figure is narrow."""
+    if not lines:
+        return
+    # Beside a wide picture a column; below a narrow one as many columns as the longest name leaves room for.
+    longest = max(map(len, names))
+    columns = max(1, min(3, int(width * 10 / (longest + 6)))) if width <= 7.0 else 1
+    where = "outside right center" if width > 7.0 else "outside lower left"
+    figure.legend(lines, names, loc=where, ncols=columns)
+
+
+def draw_curves(results: Results, width: float = WIDE) -> Figure:
+    """Validation losses and paired differences against tokens."""
+    figure, (first, second) = panels(width, (4.2, 4.0))
+    look = looks(results)
+    drawn = _draw_losses(first, results, look)
+    _draw_differences(second, results, look)
+    ordered = sorted(drawn, key=lambda each: -each[0])  # as the lines end
+    legend(figure, width, [line for _, line, _ in ordered], [name for *_, name in ordered])
     return figure
 
 
-def _draw_losses(axes: Axes, results: Results, looks: dict[str, tuple[str, Any]]) -> None:
-    labels, starts, everything = [], [], []
+def _draw_losses(axes: Axes, results: Results, look: dict[str, Look]) -> list[tuple[Number, Any, str]]:
+    drawn, everything = [], []
     for name, arm in results.arms.items():
-        colour, dash = looks[name]
+        colour, dash, _ = look[name]
         curves = [run.losses for run in arm.runs]
         for run, curve in zip(arm.runs, curves, strict=True):
             axes.plot(list(curve), list(curve.values()), color=colour, linewidth=0.7, alpha=0.4)
             if run.diverged and curve:
                 axes.plot(*list(curve.items())[-1], marker="x", color=colour, markersize=6)
-            starts += list(curve.values())[:1]
-            everything += curve.values()
+            everything += curve.items()
         shared = sorted(set.intersection(*map(set, curves)))
         means = [math.fsum(curve[count] for curve in curves) / len(curves) for count in shared]
-        if shared:
-            (line,) = axes.plot(shared, means, color=colour, linestyle=dash, linewidth=1.9)
-            labels.append((means[-1], line, _label(arm)))
-    if everything:  # a run that blew up must not flatten all the others
-        _fit(axes, [min(everything), min(max(everything), 1.1 * max(starts))], 0.05)
-    seeds = plural(len(results.settings["seeds"]), "seed")
-    _title(axes, "Validation loss", [f"mean over {seeds}; thin lines: single seeds"])
+        # An arm of which no evaluation is finite has no line, and still a place in the legend.
+        (line,) = axes.plot(shared, means, color=colour, linestyle=dash, linewidth=1.9)
+        drawn.append((means[-1] if means else math.inf, line, _label(arm)))
+    cut = _fit(axes, everything, 0.05)
+    counts = sorted({len(arm.runs) for arm in results.arms.values()})
+    seeds = plural(counts[0], "seed") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    title(axes, "Validation loss", [f"mean over {seeds}; thin lines: single seeds{cut}"])
     axes.set_ylabel("validation loss (nats per token)")
     _token_axis(axes)
-    _label_ends(axes, labels)
+    return drawn
 
 
-def _draw_differences(axes: Axes, results: Results, looks: dict[str, tuple[str, Any]]) -> None:
-    s, margin, labels = results.settings, results.settings["margin"] or 0.0, []
-    limits = [-2.0 * margin, 2.0 * margin]
-    axes.axhspan(-margin, margin, color="#dddddd", alpha=0.75, linewidth=0, zorder=0.5)
-    zero = axes.axhline(0.0, color=BLACK, linewidth=1.1, zorder=2)
+def _draw_differences(axes: Axes, results: Results, look: dict[str, Look]) -> None:
+    s, margin, points = results.settings, results.settings["margin"] or 0.0, []
+    ends = [-2.0 * margin, 2.0 * margin]
+    axes.axhspan(-margin, margin, color=BAND, alpha=0.75, linewidth=0, zorder=0.5)
+    axes.axhline(0.0, color=BLACK, linewidth=1.1, zorder=2)
     for each in results.comparisons:
         if not each.curve:
             continue
-        colour, dash = looks[each.arm]
+        colour, dash, _ = look[each.arm]
         tokens, means, lows, highs = (
             [math.nan if (value := getattr(point, part)) is None else value for point in each.curve]
             for part in ("tokens", "mean", "low", "high")
         )
         axes.fill_between(tokens, lows, highs, color=colour, alpha=0.16, linewidth=0, zorder=1)
-        (line,) = axes.plot(tokens, means, color=colour, linestyle=dash, linewidth=1.9, zorder=3)
+        axes.plot(tokens, means, color=colour, linestyle=dash, linewidth=1.9, zorder=3)
+        points += zip(tokens, means, strict=True)
         # The last interval carries the verdict: it is always shown whole, the early and wide ones may be cut.
-        limits += [*means, lows[-1], highs[-1]]
-        labels.append((means[-1], line, _label(results.arms[each.arm])))
-    _fit(axes, limits, 0.07)
+        ends += [lows[-1], highs[-1]]
+    cut = _fit(axes, points, 0.07, ends)
     references = list(dict.fromkeys(each.reference for each in results.comparisons)) or [results.reference]
-    name = _shorten(references[0]) if len(references) == 1 else "its reference"
+    name = shorten(references[0]) if len(references) == 1 else "its reference"
     says = [f"below zero: better than {name}" + (f"; grey: margin of ±{margin:g} nat" if margin else "")]
     if len(s["seeds"]) > 1:
         several = ", before Holm's correction" if len(results.comparisons) > 1 else ""
-        says.append(f"bands: {percent(s['confidence'])} intervals over {plural(len(s['seeds']), 'seed')}{several}")
+        says.append(f"bands: {percent(s['confidence'])} intervals over {plural(len(s['seeds']), 'seed')}{several}{cut}")
     else:
-        says.append("one seed: there are no intervals")
-    _title(axes, f"Paired difference to {name}", says)
+        says.append(f"one seed: there are no intervals{cut}")
+    title(axes, f"Paired difference to {name}", says)
     axes.set_ylabel("difference in loss (nats per token)")
-    if not labels:
+    if not points:
         axes.set_xticks([])
         axes.text(0.5, 0.75, "nothing to compare", transform=axes.transAxes, ha="center", color=GREY)
         return
     _token_axis(axes)
-    _signed_axis(axes.yaxis)
-    _label_ends(axes, [*labels, (0.0, zero, name)])
+    signed_axis(axes.yaxis)
 
 
-def draw_forest(results: Results, by: str) -> Figure:
-    """Every comparison's final difference with its corrected interval, a line each, grouped by a factor."""
-    from matplotlib.figure import Figure
-
-    def level(name: str) -> str:
-        return results.arms[name].levels.get(by, "")
-
-    compared = sorted(results.comparisons, key=lambda each: list(map(level, results.arms)).index(level(each.arm)))
-    figure = Figure(figsize=(WIDTH * 0.7, 1.5 + 0.33 * len(compared)), dpi=DPI, layout="constrained")
-    axes, groups = figure.add_subplot(), list(dict.fromkeys(level(each.arm) for each in compared))
-    margin = results.settings["margin"] or 0.0
-    axes.axvspan(-margin, margin, color="#dddddd", alpha=0.75, linewidth=0, zorder=0.5)
-    axes.axvline(0.0, color=BLACK, linewidth=1.1)
-    for at, each in enumerate(compared):
-        colour = COLOURS[groups.index(level(each.arm)) % len(COLOURS)]
-        if each.mean is not None:
-            axes.plot([each.mean], [at], marker="o", color=colour)
-        if each.corrected_low is not None and each.corrected_high is not None:
-            axes.plot([each.corrected_low, each.corrected_high], [at, at], color=colour, linewidth=1.9)
-        axes.annotate(
-            f"{signed(each.mean)}  {each.verdict}", (1.01, at), xycoords=("axes fraction", "data"), va="center"
-        )
-    axes.set_yticks(range(len(compared)), [f"{_shorten(c.arm)} - {_shorten(c.reference)}" for c in compared])
-    axes.invert_yaxis()
-    _signed_axis(axes.xaxis)
-    axes.set_xlabel("difference in loss (nats per token), corrected intervals; below zero: better")
-    return figure
+def _fit(axes: Axes, points: Sequence[tuple[Number, Number]], share: float, ends: Sequence[Number] = ()) -> str:
+    """The range of an axis: that of the last eighth of the tokens on, and of `ends`, where early points would take most
+    of the panel. **Returns** what to say of it."""
+    known = [(count, value) for count, value in points if math.isfinite(value)]
+    last = max((count for count, _ in known), default=0)
+    late = [value for count, value in known if 8 * count >= last] + [value for value in ends if math.isfinite(value)]
+    every = [value for _, value in known] + late
+    if not every:
+        return ""
+    shown = late if _width(every) > 2.5 * _width(late) > 0.0 else every
+    pad = share * _width(shown) or 0.01
+    axes.set_ylim(min(shown) - pad, max(shown) + pad)
+    return "" if shown is every else "; early values lie outside"
 
 
-def _fit(axes: Axes, values: Sequence[float], share: float) -> None:
-    known = [value for value in values if math.isfinite(value)]
-    pad = share * (max(known) - min(known)) or 0.01
-    axes.set_ylim(min(known) - pad, max(known) + pad)
-
-
-def _title(axes: Axes, title: str, lines: Sequence[str]) -> None:
-    axes.set_title("\n".join(lines), loc="left", color=GREY, fontsize=FONT - 1)
-    axes.annotate(title, (0, 1), (0, 12 + 13 * len(lines)), "axes fraction", "offset points", fontsize=FONT + 2)
+def _width(values: Sequence[Number]) -> Number:
+    return max(values) - min(values)
 
 
 def _token_axis(axes: Axes) -> None:
+    axes.set_xlabel("training tokens (log scale)")
+    log_axis(axes)
+
+
+def log_axis(axes: Axes) -> None:
+    """A logarithmic x axis with few and readable counts."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axes.set_xscale("log")
-    axes.set_xlabel("training tokens (log scale)")
     axes.margins(x=0.02)
     low, high = axes.get_xlim()
     subs = (1.0, 3.0) if high / low > 30 else (1.0, 2.0, 5.0) if high / low > 5 else range(1, 10)
@@ -192,21 +239,16 @@ def _token_axis(axes: Axes) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _signed_axis(axis: Any) -> None:
+def signed_axis(axis: Any) -> None:
+    """Ticks with their signs."""
     axis.set_major_formatter(lambda value, _: f"{value:+.4g}".replace("-", "\u2212") if abs(value) > 1e-12 else "0")
 
 
-def _label_ends(axes: Axes, labels: Sequence[tuple[float, Any, str]]) -> None:
-    # Right of the panel, in the order in which the lines end.
-    ordered = sorted(labels, key=lambda label: -label[0])
-    lines, names = [line for _, line, _ in ordered], [name for _, _, name in ordered]
-    axes.legend(lines, names, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, labelcolor="linecolor")
+def shorten(name: str) -> str:
+    """A name that fits into a picture."""
+    name = visible(name)
+    return name if len(name) <= 22 else f"{name[:12]}…{name[-9:]}"
 
 
 def _label(arm: ArmResult) -> str:
-    return _shorten(arm.name) + (" (diverged)" if arm.diverged else "")
-
-
-def _shorten(name: str) -> str:
-    name = visible(name)
-    return name if len(name) <= 22 else f"{name[:12]}…{name[-9:]}"
+    return shorten(arm.name) + (" (diverged)" if arm.diverged else "")

@@ -9,12 +9,13 @@ from typing import Any
 
 from ..account.flops import CONVENTIONS
 from ..nn.ladder import CONVENTIONS as WINDOWS
-from .blocks import Block, Code, Folded, Heading, Mono, Paragraph, Picture, Strong, Table
+from .blocks import Block, Code, Folded, Heading, Mono, Paragraph, Strong, Table
 from .figures import differences
+from .frequency import by_frequency
+from .pictures import Section, curves, forest, ledger_bars, pareto
 from .results import ArmResult, Results, Row
 from .sentences import UNKNOWN, comparison_sentences, counted, human, number, percent, plural, ratio, signed, size
 
-Section = Callable[[Results], list[Block]]
 Cells = dict[str, str]  # of an arm's row, by the name of the column
 
 TAX = (
@@ -75,25 +76,6 @@ def verdicts(results: Results) -> list[Block]:
     return [*blocks, Paragraph(told)]
 
 
-def curves(results: Results) -> list[Block]:
-    """The picture: losses, and differences to the reference, against tokens."""
-    from .plot import draw_curves, render
-
-    return [Picture("curves", "validation loss and paired differences against tokens", render(draw_curves, results))]
-
-
-def forest(by: str = "") -> Section:
-    """A section with a picture: every comparison's interval on one axis, grouped by a factor."""
-
-    def section(results: Results) -> list[Block]:
-        from .plot import draw_forest, render
-
-        files = render(draw_forest, results, by) if results.comparisons else {}
-        return [Picture("forest", "the final difference of every arm with its interval", files)] if files else []
-
-    return section
-
-
 def what_differs(results: Results) -> list[Block]:
     """The fields in which each arm's config differs from its reference's, and how it was matched."""
     blocks: list[Block] = [Heading("What differs")]
@@ -117,7 +99,7 @@ def parameters(results: Results) -> list[Block]:
     def cells(arm: ArmResult) -> Cells:
         own = arm.facts.parameters
         return {
-            **{part.replace("_", " "): counted(own.get(part)) for part in parts},
+            **{part.replace("_", " "): counted(own.get(part, 0)) for part in parts},
             "ratio": ratio(own.get("total", 0) / base if base else None),
             "embedding tax": number(arm.facts.embedding_tax, form=".1%"),
             "buffers": size(arm.facts.buffers_bytes),
@@ -175,6 +157,7 @@ def losses(results: Results) -> list[Block]:
             "learning rate": f"{arm.learning_rate:g}",
             **{f"seed {seed}": _final(run for run in arm.runs if run.seed == seed) for seed in s["seeds"]},
             "mean": _mean(arm, "final_nll"),
+            **({"averaged": number(arm.mean("averaged_nll"))} if s.get("average") else {}),
             "perplexity": number(math.exp(min(arm.mean("final_nll") or math.nan, 700)), form=".2f"),
             "bits/byte": _mean(arm, "final_bits_per_byte"),
         }
@@ -183,7 +166,8 @@ def losses(results: Results) -> list[Block]:
         rates = s["learning_rates"]
         return {f"{rate:g}": _final(run for run in arm.all_runs if run.learning_rate == rate) for rate in rates}
 
-    blocks = [Heading("Losses"), Paragraph("Final validation loss in nats a token."), _by_arm(results, cells)]
+    told = f" Averaged: the mean weights of the last {s['average']:.0%} of the steps." if s.get("average") else ""
+    blocks = [Heading("Losses"), Paragraph(f"Final validation loss in nats a token.{told}"), _by_arm(results, cells)]
     if s["swept"]:
         told = "Every arm was swept over the same learning rates and is shown at its own. Mean final loss at each:"
         blocks += [Paragraph(told), _by_arm(results, tried)]
@@ -194,7 +178,7 @@ def samples(results: Results) -> list[Block]:
     """What each arm's first seed wrote."""
     told = [run for arm in results.arms.values() for run in arm.runs if run.sample]
     blocks: list[Block] = [Heading("Samples")] if told else []
-    return blocks + [b for run in told for b in (Paragraph(f"{run.arm}, seed {run.seed}:"), Code(run.sample))]
+    return blocks + [Folded(f"{run.arm}, seed {run.seed}", [Code(run.sample)]) for run in told]
 
 
 def scope(results: Results) -> list[Block]:
@@ -241,8 +225,8 @@ def origin(results: Results) -> list[Block]:
 
 
 PAIR: tuple[Section, ...] = (
-    *(verdicts, curves, what_differs, parameters, budgets),
-    *(losses, differences, samples, scope, origin),
+    *(verdicts, curves, forest(), ledger_bars, pareto("flops", "parameters"), what_differs, parameters, budgets),
+    *(losses, by_frequency, differences, samples, scope, origin),
 )
 
 

@@ -20,12 +20,16 @@ from .worth import Worth
 Part = Literal["all", "choosing", "judging"]
 Method = Literal["t", "moderated t", "anytime"]
 
+FORMAT = 3  # of result.json
+
 
 @dataclass(frozen=True)
 class Row:
     """One run. `key` is the hash of everything that decides it: a row of the same key is the same run.
 
-    `sequences`: the final loss of every validation sequence, nats a token; None where it is not finite.
+    `sequences`: the final loss of every validation sequence, nats a token; None where it is not finite. `averaged_nll`:
+    that of the average of the last steps' weights, where there is one. `by_frequency`: by kind, the mean loss and the
+    validation tokens of every class (frequency.py).
     """
 
     key: str
@@ -41,6 +45,8 @@ class Row:
     seeds_at_once: int = 1
     sample: str = ""
     sequences: tuple[float | None, ...] = ()
+    averaged_nll: float | None = None
+    by_frequency: dict[str, tuple[tuple[float | None, int], ...]] = field(default_factory=dict)
 
     @property
     def final_nll(self) -> float | None:
@@ -83,8 +89,11 @@ class Row:
         evals = []
         for each in data["evals"]:
             nll, *halves = (math.nan if value is None else value for value in (each["nll"], *each.get("halves", ())))
-            evals.append(Evaluation(**{**each, "nll": nll, "halves": tuple(halves)}))
-        return Row(**{**data, "evals": tuple(evals), "sequences": tuple(data.get("sequences", ()))})
+            cosines = tuple(math.nan if value is None else value for value in each.get("cosines", ()))
+            evals.append(Evaluation(**{**each, "nll": nll, "halves": tuple(halves), "cosines": cosines}))
+        split = {kind: tuple(map(tuple, own)) for kind, own in data.get("by_frequency", {}).items()}
+        parts = {"evals": tuple(evals), "sequences": tuple(data.get("sequences", ())), "by_frequency": split}
+        return Row(**{**data, **parts})
 
 
 @dataclass(frozen=True)
@@ -219,7 +228,7 @@ class Results:
         data = {name: value for name, value in vars(self).items() if value not in (None, "")}
         data |= {name: [to_dict(each) for each in data[name]] for name in ("comparisons", "controls")}
         return json_ready(
-            {"format": 3, "reference": self.reference, **data, "arms": dict(map(_arm, self.arms.items()))}
+            {"format": FORMAT, "reference": self.reference, **data, "arms": dict(map(_arm, self.arms.items()))}
         )
 
 
@@ -233,7 +242,7 @@ def _arm(item: tuple[str, ArmResult]) -> tuple[str, dict[str, Any]]:
 
 def _run(run: Row) -> dict[str, Any]:
     ends = {name: getattr(run, name) for name in ("final_nll", "final_bits_per_byte", "diverged")}
-    return {name: value for name, value in to_dict(run).items() if name not in ("arm", "key", "sequences")} | ends
+    return {name: value for name, value in to_dict(run).items() if name not in ("arm", "sequences")} | ends
 
 
 def best_rate(rows: Sequence[Row], rates: Sequence[float]) -> float:

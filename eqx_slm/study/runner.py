@@ -18,12 +18,14 @@ from ..configs import to_dict
 from ..data import Stream
 from ..errors import UserError
 from ..infer.generate import generate
-from ..model import ModelConfig, build, order_for
+from ..model import ModelConfig, build, side_for
 from ..nn.init import subkey
+from ..nn.probe import channel_cosines
 from ..train.checkpoint import named_arrays
 from ..train.loop import Progress, RunConfig, eval_steps, train_runs
 from ..train.stack import stack_blocks
 from ..train.step import CompileReport, Program, compile_step, make_program
+from .frequency import ByFrequency
 from .results import Row
 
 MakeModel = Callable[[PRNGKeyArray], Any]
@@ -57,14 +59,18 @@ class Runner:
     def __init__(self, arms: Arms, stream: Stream, config: RunConfig, tell: Callable[[Event], None]):
         """**Arguments:** `arms` by name, the `stream`, how every run is trained, and who is told of events.
 
-        **Raises:** `UserError` where an arm does not fit the stream.
+        **Raises:** `UserError` where an arm does not fit the stream, or a class of frequency would be empty.
         """
         self.arms, self.stream, self.config, self.tell = arms, stream, config, tell
         self.data = _fingerprint(stream)
-        self.orders: dict[str, Any] = {}
+        self.sides: dict[str, dict[str, Any]] = {}
         self.programs: dict[Any, list[tuple[Program, CompileReport]]] = {}
+        self.probes: dict[Any, Callable[[Any, Any], Any]] = {}
         self.hashes: dict[int, str] = {}
         self.first: int | None = None  # the seed whose models write samples
+        self.split: ByFrequency | None = None
+        if config.frequency:
+            self.split = ByFrequency(stream.token_counts(), stream.eval_batches(), config.frequency)
         for name, arm in arms.items():
             if not isinstance(arm, ModelConfig):
                 continue
@@ -73,7 +79,7 @@ class Runner:
                     f"arm {name} has a vocabulary of {arm.vocab_size}, the stream has ids up to "
                     f"{stream.vocab_size - 1}: raise the model's vocab_size to at least {stream.vocab_size}"
                 )
-            self.orders[name] = order_for(arm, stream)
+            self.sides[name] = _side_of(name, arm, stream)
 
     def run(self, seeds: Sequence[int], keys: Mapping[Run, str], there: Sequence[Row] = ()) -> list[Row]:
         """All runs but those that are `there`, a group of seeds after the other: a study that stops has whole pairs.
@@ -112,7 +118,7 @@ class Runner:
         arm, key = self.arms[name], jax.random.key(seed)
         if self.config.pairing == "data-only":
             key = subkey(key, name)
-        model = build(arm, order=self.orders[name], key=key) if isinstance(arm, ModelConfig) else arm(key)
+        model = build(arm, key=key, **self.sides[name]) if isinstance(arm, ModelConfig) else arm(key)
         vocab = getattr(getattr(model, "embedding", None), "vocab_size", self.stream.vocab_size)
         if vocab < self.stream.vocab_size:
             raise UserError(f"arm {name} embeds {vocab} ids, the stream has {self.stream.vocab_size}")
@@ -133,13 +139,23 @@ class Runner:
             learning_rate=rate,
             optimizer=self.config.optimizer,
             evaluate_at=eval_steps(self.config.steps, self.config.evaluations),
+            average=self.config.average,
+            probe=self._probe(program) if self.config.probe else None,
             on_progress=lambda seed, p: self.tell(Event("progress", name, seed, rate, progress=p, runs=len(seeds))),
         )
         rows = []
         for record in records:
             self._check_tokens(name, record.seed, record.stream_hash)
             model, record.params = program.model(record.params), None
-            told = ("seed", "learning_rate", "stream_hash", "train_seconds", "tokens_per_second", "sequences")
+            told = (
+                "seed",
+                "learning_rate",
+                "stream_hash",
+                "train_seconds",
+                "tokens_per_second",
+                "sequences",
+                "averaged_nll",
+            )
             row = Row(
                 key=keys[name, record.seed, rate],
                 arm=name,
@@ -148,11 +164,23 @@ class Runner:
                 compile_seconds=compiled.seconds,
                 temporary_bytes=compiled.temporary_bytes,
                 seeds_at_once=len(seeds),
+                by_frequency=self.split.means(record.losses) if self.split and record.losses is not None else {},
                 sample=self._sample(name, model, rate, first) if record.seed == first else "",
             )
             rows.append(row)
             self.tell(Event("run", name, record.seed, rate, seconds=record.train_seconds, model=model, row=row))
         return rows
+
+    def _probe(self, program: Program) -> Callable[[Any, Any], Any]:
+        """The compiled `channel_cosines` of a program's states; kept as long as the program."""
+
+        def probe(params: Any, batch: Any) -> Any:
+            return channel_cosines(program.model(params), batch[:, :-1])
+
+        if program.step not in self.probes:
+            made = jax.vmap(probe, in_axes=(0, None)) if program.replicates > 1 else probe
+            self.probes[program.step] = jax.jit(made)
+        return self.probes[program.step]
 
     def _check_tokens(self, name: str, seed: int, digest: str) -> None:
         if self.hashes.setdefault(seed, digest) != digest:
@@ -184,6 +212,13 @@ class Runner:
         start, size = jax.numpy.asarray(prompt), self.stream.sequence_length
         ids = generate(model, start, tokens=tokens, context=size, temperature=0.8, key=jax.random.key(0))
         return f"{self.stream.decode(prompt)}⟦…⟧{self.stream.decode(np.asarray(ids))}"
+
+
+def _side_of(name: str, arm: ModelConfig, stream: Stream) -> dict[str, Any]:
+    try:
+        return side_for(arm, stream)
+    except UserError as error:
+        raise UserError(f"arm {name}: {error}") from None
 
 
 def distinct_share(stream: Stream) -> float:

@@ -178,9 +178,9 @@ def _worth(c: Comparison) -> str:
     parts = []
     for each in c.worth:
         bounds = ""
-        if c.corrected_low is not None:
-            bounds = f" ({'any' if each.low is None else times(each.low)} to {times(each.high)})"
-        parts.append(f"{times(each.factor)} the {each.what}{bounds}")
+        if c.corrected_low is not None and (each.low is None or each.low > each.least or each.high != each.low):
+            bounds = f" ({times(each.low, each.least)} to {times(each.high, each.least)})"
+        parts.append(f"{times(each.factor, each.least)} the {each.what}{bounds}")
     if not parts:
         return ""
     listed = " and ".join(", ".join(parts).rsplit(", ", 1)) if len(parts) > 1 else parts[0]
@@ -190,6 +190,6 @@ def _worth(c: Comparison) -> str:
     return f"It is worth {listed}: what {c.reference} would need for its loss, by {how}{beyond}."
 
 
-def times(value: Number | None) -> str:
-    """A factor, `1.23x`; without one it is above a hundred, or none is enough."""
-    return "more than 100x" if value is None else f"{value:.2f}x"
+def times(value: Number | None, least: Number) -> str:
+    """A factor, `1.23x`; without one it is above a hundred, or none is enough; at `least` it may be any below."""
+    return "more than 100x" if value is None else f"{'less than ' * (value <= least)}{value:.2f}x"

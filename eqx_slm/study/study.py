@@ -22,7 +22,7 @@ from ..files import write_json_atomic
 from ..model import ModelConfig
 from ..train.host import keep_freed_memory
 from ..train.loop import RunConfig
-from .blocks import Block, write_report
+from .blocks import Block
 from .compare import Control, paired
 from .config import QUICK, StreamConfig, check_design, check_until, run_of
 from .folder import Folder
@@ -30,6 +30,7 @@ from .grids import Grid
 from .report import PAIR
 from .results import ArmResult, Comparison, Results, Row, best_rate
 from .runner import Arms, Event, MakeModel, Run, Runner, distinct_share
+from .saved import write_report
 
 Analysis = Callable[[Mapping[str, ArmResult]], list[Comparison]]
 Section = Callable[[Results], list[Block]]
@@ -266,6 +267,7 @@ def settings_of(study: Study, batch_size: int, sequence_length: int) -> dict[str
         "batch_size": batch_size,
         "sequence_length": sequence_length,
         "tokens": study.run.steps * batch_size * sequence_length,
+        "sections": [getattr(section, "__name__", "a section") for section in study.report],
     }
 
 

@@ -31,13 +31,15 @@ class Worth:
     """What the reference needs for the arm's loss, as a factor of what the arm took; `low` and `high` belong to the
     bounds of the difference, with the curve held fixed. None: no bound, or none within a hundredfold.
 
-    `extrapolated`: whether `factor` lies beyond the curve; `bounds_extrapolated`: whether one of its bounds does.
+    `least`: the factor of the curve's first point; what is not above it is not known to be as much. `extrapolated`:
+    whether `factor` lies beyond the curve; `bounds_extrapolated`: whether one of its bounds does.
     """
 
     what: str
     factor: float | None
     low: float | None
     high: float | None
+    least: float
     extrapolated: bool
     bounds_extrapolated: bool
     ends: bool
@@ -56,11 +58,11 @@ def factor(points: Points, at: Number, difference: Number) -> tuple[Number | Non
         losses.append(min(loss, losses[-1]) if losses else loss)
     target = float(np.interp(math.log(at), xs, losses)) + difference
     if target > losses[0]:
-        return math.exp(xs[0]) / at, True
+        return points[0][0] / at, True
     if target >= losses[-1]:
         place = next(i for i, loss in enumerate(losses) if loss <= target)
         if place == 0:
-            return math.exp(xs[0]) / at, False
+            return points[0][0] / at, False
         share = (losses[place - 1] - target) / (losses[place - 1] - losses[place])
         return math.exp(xs[place - 1] + share * (xs[place] - xs[place - 1])) / at, False
     near = max(2, sum(x >= xs[-1] - math.log(TAIL) for x in xs))
@@ -91,17 +93,17 @@ def worth(
     mean, low, high = bounds
     if len(points) < 2 or mean is None:
         return ()
-    (centre, beyond), far = factor(points, at, mean), False
-    least, most = None, None
+    (centre, beyond), far, fewest, most = factor(points, at, mean), False, None, None
     if low is not None and high is not None:
-        (least, a), (most, b) = factor(points, at, high), factor(points, at, low)
+        (fewest, a), (most, b) = factor(points, at, high), factor(points, at, low)
         far = a or b
+    first = points[0][0] / at
 
     def over(value: Number | None, ratio: Number) -> float | None:
         return None if value is None else value / ratio
 
     return tuple(
-        Worth(what, over(centre, ratio), over(least, ratio), over(most, ratio), beyond, far, ends)
+        Worth(what, over(centre, ratio), over(fewest, ratio), over(most, ratio), first / ratio, beyond, far, ends)
         for what, ratio in ratios.items()
         if ratio
     )

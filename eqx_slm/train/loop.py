@@ -10,9 +10,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int32, PyTree
+from jaxtyping import Array, Float, Int32, PyTree
 
-from ..checks import INT32, check_choices, whole
+from ..checks import INT32, check_choices, share, whole
 from .host import keep_freed_memory
 from .optimizer import OptimizerConfig
 from .stack import Loop, Remat
@@ -37,7 +37,10 @@ class RunConfig:
     - `seeds_at_once`: how many seeds of an arm one program trains, by `vmap`: the same numbers but for the order of
       sums. On a CPU it gains nothing (benchmarks/README.md).
     - `evaluations`: how many log-spaced token counts are evaluated.
+    - `average`: share of a run's last steps whose weights are averaged; the mean is evaluated beside the last weights.
     - `sample_tokens`: length of the text that the first seed's model writes; 0 for none.
+    - `probe`: whether evaluations keep the layers' `channel_cosines`.
+    - `frequency`: how many classes of training frequency the final losses are split by, 10 for deciles; 0 for none.
     """
 
     steps: int = 160
@@ -48,13 +51,18 @@ class RunConfig:
     remat: Remat = "none"
     seeds_at_once: int = 1
     evaluations: int = 12
+    average: float = 0.0
     sample_tokens: int = 0
+    probe: bool = False
+    frequency: int = 0
 
     def __post_init__(self):
         check_choices(self)
         whole("steps", self.steps, most=INT32)
         whole("seeds_at_once (--seeds-at-once)", self.seeds_at_once, most=10_000)
         whole("evaluations", self.evaluations, most=10_000)
+        share("average", self.average, "a run's steps")
+        whole("frequency (--frequency)", self.frequency, least=0, most=1000)
         whole("sample_tokens", self.sample_tokens, least=0, most=100_000)
 
     @property
@@ -95,6 +103,7 @@ class Evaluation:
     """Validation loss after `tokens` training tokens: nats a token and, where no byte is lost, bits a byte.
 
     `halves` are the losses on the sequences with even and with odd number: what chooses does not have to judge.
+    `cosines` are the layers' `channel_cosines` on the first validation batch, where the run was to be probed.
     """
 
     step: int
@@ -102,23 +111,32 @@ class Evaluation:
     nll: float
     bits_per_byte: float | None
     halves: tuple[float, ...] = ()
+    cosines: tuple[float, ...] = ()
 
 
 @dataclass
 class RunRecord:
     """What one run leaves: its evaluations, its speed, the hash of the batches it saw, its final parameters.
 
-    `sequences`: the mean loss of every validation sequence at the last evaluation, nats a token.
+    `losses`: of every validation token at the last evaluation, nats, `(sequences, T)`; `averaged_nll`: the loss of the
+    mean of the last steps' weights, where one was asked for.
     """
 
     seed: int
     learning_rate: float
     evals: list[Evaluation] = field(default_factory=list)
-    sequences: tuple[float, ...] = ()
+    losses: np.ndarray | None = None
+    averaged_nll: float | None = None
     train_seconds: float = 0.0
     tokens_per_second: float = 0.0
     stream_hash: str = ""
     params: PyTree[Array] | None = None
+
+    @property
+    def sequences(self) -> tuple[float, ...]:
+        """The mean loss of every validation sequence at the last evaluation, nats a token."""
+        # Nine digits say all of a float32.
+        return () if self.losses is None else tuple(float(f"{mean:.9g}") for mean in self.losses.mean(axis=-1))
 
     @property
     def diverged(self) -> bool:
@@ -165,6 +183,7 @@ def train_run(
     learning_rate: float,
     optimizer: OptimizerConfig,
     evaluate_at: Sequence[int],
+    average: float = 0.0,
     on_progress: Callable[[Progress], None] | None = None,
     progress_seconds: float = 1.0,
 ) -> RunRecord:
@@ -176,6 +195,7 @@ def train_run(
     - `stream`: where batches come from; `seed` decides their order.
     - `learning_rate`: the peak; `optimizer` holds the schedule.
     - `evaluate_at`: steps after which the fixed validation part is evaluated.
+    - `average`: share of the last steps whose weights are averaged, for `averaged_nll`; 0 for none.
     - `on_progress`: called at every evaluation and about every `progress_seconds`. The loss it sees is a step old, so
       that reading it never makes the device wait.
 
@@ -192,6 +212,7 @@ def train_run(
         learning_rate=learning_rate,
         optimizer=optimizer,
         evaluate_at=evaluate_at,
+        average=average,
         on_progress=on_progress and (lambda _, progress: on_progress(progress)),
         progress_seconds=progress_seconds,
     )[0]
@@ -207,8 +228,10 @@ def train_runs(
     learning_rate: float,
     optimizer: OptimizerConfig,
     evaluate_at: Sequence[int],
+    average: float = 0.0,
     on_progress: Callable[[int, Progress], None] | None = None,
     progress_seconds: float = 1.0,
+    probe: Callable[[PyTree[Array], Int32[np.ndarray, "b t"]], Any] | None = None,
 ) -> list[RunRecord]:
     """Trains one model a seed, all in the same steps: `train_run` for each, equal but for the order of sums.
 
@@ -216,6 +239,8 @@ def train_runs(
 
     - `program`: of `replicates=len(seeds)`.
     - `on_progress`: is given the seed too; between evaluations it is told of the first seed only.
+    - `probe`: asked at every evaluation, of a state's parameters and the first validation batch, for an evaluation's
+      `cosines`.
 
     **Returns:** a record a seed. Each has its share of the seconds, and the tokens a second of all of them.
 
@@ -234,12 +259,15 @@ def train_runs(
     previous: Metrics | None = None
     spent, counted, told = 0.0, 0, time.perf_counter()
     mark, done = time.perf_counter(), 0
+    mean, averaged_from = None, steps - round(average * steps)
     for index, *batches in zip(range(steps), *(stream.batches(seed) for seed in seeds), strict=False):
         rate = np.float32(learning_rate * optimizer.multiplier(index, steps))
         state, metrics = program.step(state, batches[0] if together == 1 else np.stack(batches), rate)
         for digest, batch in zip(digests, batches, strict=True):  # while the step runs
             digest.update(np.ascontiguousarray(batch).tobytes())
         done = index + 1
+        if done > averaged_from:
+            mean = mean_with(state.params if mean is None else mean, state.params, np.float32(done - averaged_from))
         evaluated = None
         if done == WARM_STEPS or done in due:
             jax.block_until_ready(metrics)
@@ -247,10 +275,11 @@ def train_runs(
             if done > WARM_STEPS:
                 spent, counted = spent + now - mark, done - WARM_STEPS
             if done in due:
-                evaluated = evaluate(program, state.params, stream, step=done, tokens=done * tokens_a_step)
-                for record, (evaluation, sequences) in zip(records, evaluated, strict=True):
+                at = {"step": done, "tokens": done * tokens_a_step}
+                evaluated = evaluate(program, state.params, stream, **at, probe=probe)
+                for record, (evaluation, own) in zip(records, evaluated, strict=True):
                     record.evals.append(evaluation)
-                    record.sequences = sequences
+                    record.losses = own
             mark = time.perf_counter()
         if on_progress and (evaluated or time.perf_counter() - told > progress_seconds):
             told = time.perf_counter()
@@ -265,6 +294,10 @@ def train_runs(
         previous = metrics
     if done < steps:
         raise ValueError(f"the stream ended after {done} of {steps} batches: take fewer steps, or let it repeat")
+    if mean is not None:
+        found = evaluate(program, mean, stream, step=done, tokens=done * tokens_a_step)
+        for record, (evaluation, _) in zip(records, found, strict=True):
+            record.averaged_nll = evaluation.nll
     params = [state.params]
     if together > 1:
         params = [jax.tree.map(operator.itemgetter(i), state.params) for i in range(together)]
@@ -276,22 +309,29 @@ def train_runs(
     return records
 
 
+@jax.jit
+def mean_with(mean: PyTree[Array], new: PyTree[Array], count: Float[Array, ""]) -> PyTree[Array]:
+    """The mean of `count` trees, from that of all but the last: a new tree, as a step donates its own."""
+    return jax.tree.map(lambda m, p: m + (p - m) / count.astype(p.dtype), mean, new)
+
+
 def evaluate(
-    program: Program, params: PyTree[Array], stream: Batches, *, step: int, tokens: int
-) -> tuple[tuple[Evaluation, tuple[float, ...]], ...]:
-    """Mean validation loss over the stream's fixed part, and that of each of its sequences (nats a token), one of both
-    for every replicate of the program."""
+    program: Program, params: PyTree[Array], stream: Batches, *, step: int, tokens: int, probe: Any = None
+) -> tuple[tuple[Evaluation, np.ndarray], ...]:
+    """Mean validation loss over the stream's fixed part, and those of all its tokens (nats, `(sequences, T)`), one of
+    both for every replicate of the program."""
     batches, size = stream.eval_batches(), stream.eval_bytes()
     # Sums in float64: a mean over many tokens has more digits than float32.
     losses = [np.asarray(program.evaluate(params, batch), np.float64) for batch in batches]
     rows = np.concatenate(losses, axis=-2)
     share = (batches[0].shape[1] - 1) / rows.shape[-1]  # 1, but of a model that reads fewer positions than it is given
-    found = []
-    for own in rows.reshape(-1, *rows.shape[-2:]):
+    found, cosines = [], np.zeros((program.replicates, 0))
+    if probe is not None:
+        cosines = np.asarray(probe(params, batches[0]), float).reshape(program.replicates, -1)
+    for own, layers in zip(rows.reshape(-1, *rows.shape[-2:]), cosines, strict=True):
         means = own.mean(axis=-1)
         bits = float(own.sum()) * share / math.log(2) / size if size else None
         halves = tuple(float(means[start::2].mean()) for start in (0, 1)) if len(means) > 1 else ()
-        # Nine digits say all of a float32.
-        sequences = tuple(float(f"{mean:.9g}") for mean in means)
-        found.append((Evaluation(step, tokens, float(means.mean()), bits, halves), sequences))
+        said = tuple(float(f"{cosine:.6g}") for cosine in layers)
+        found.append((Evaluation(step, tokens, float(means.mean()), bits, halves, said), own))
     return tuple(found)

@@ -1,0 +1,81 @@
+"""The section of a probed study: the cosine between each layer's channel and its residual stream, first and last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .blocks import Block, Heading, Paragraph, Picture, Table
+from .plot import BLACK, COLOURS, render
+from .results import ArmResult, Results
+from .sentences import UNKNOWN, human
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Section = Callable[[Results], list[Block]]
+
+
+def alignment(by: str = "") -> Section:
+    """A section with a picture, a panel a level of the factor `by`: nothing where no run was probed
+    (`RunConfig.probe`)."""
+
+    def section(results: Results) -> list[Block]:
+        probed = {name: arm for name, arm in results.arms.items() if len(_cosines(arm, -1))}
+        if not probed:
+            return []
+        rows, deepest = [], max(len(_cosines(arm, -1)) for arm in probed.values())
+        for name, arm in probed.items():
+            for at in (0, -1):
+                cells = [f"{value:.3f}" for value in _cosines(arm, at)]
+                rows.append([name, human(arm.runs[0].evals[at].tokens), *cells, *[UNKNOWN] * (deepest - len(cells))])
+        told = (
+            "Mean over tokens and seeds of the cosine between what a layer's channel adds and the residual stream that "
+            "it is added to, on the first validation batch, at the first and at the last evaluation; layer 0 is next "
+            "to the embedding. Near 0 a layer writes what the stream does not hold, near 1 it repeats the stream."
+        )
+        alt = "cosine between channels and residual stream by layer"
+        return [
+            Heading("Channels against the stream"),
+            Paragraph(told),
+            Picture("alignment", alt, render(draw_alignment, probed, by)),
+            Table(["arm", "tokens", *(f"layer {layer}" for layer in range(deepest))], rows, left=1),
+        ]
+
+    return section
+
+
+def _cosines(arm: ArmResult, at: int) -> np.ndarray:
+    """The layers' mean over seeds at an evaluation."""
+    return np.mean([run.evals[at].cosines for run in arm.runs], axis=0) if arm.runs else np.zeros(0)
+
+
+def draw_alignment(arms: dict[str, ArmResult], by: str) -> Figure:
+    """Cosines against layers: dotted at the first evaluation, solid at the last."""
+    from matplotlib.figure import Figure
+
+    groups: dict[str, list[ArmResult]] = {}
+    for arm in arms.values():
+        groups.setdefault(arm.levels.get(by, ""), []).append(arm)
+    figure = Figure(figsize=(max(5.5, 3.4 * len(groups)), 4.2), dpi=150, layout="constrained")
+    labels = list(dict.fromkeys(_label(arm, by) for arm in arms.values()))
+    panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
+    for panel, (level, own) in zip(panels, groups.items(), strict=True):
+        for arm in own:
+            index = labels.index(_label(arm, by))
+            colour = BLACK if index == 0 else COLOURS[(index - 1) % len(COLOURS)]
+            dashes = ("-", "--", "-.")[(index - 1) // len(COLOURS) % 3 if index else 0]
+            panel.plot(_cosines(arm, 0), ":", color=colour, linewidth=1)
+            panel.plot(_cosines(arm, -1), dashes, color=colour, marker=".", label=_label(arm, by))
+        panel.set_title(level, loc="left", fontsize=10)
+        panel.set_xlabel("layer")
+        panel.xaxis.get_major_locator().set_params(integer=True)
+    figure.axes[0].set_ylabel("cosine of channel and stream")
+    figure.axes[-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def _label(arm: ArmResult, by: str) -> str:
+    return "-".join(level for factor, level in arm.levels.items() if factor != by) or arm.name

@@ -1,0 +1,64 @@
+"""Several studies in one folder with a report over all of them: lengths, passes over the data, corpora."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from ..commandline import complain, parse
+from .blocks import Block, write_report
+from .command import StudyOptions, study_main
+from .results import Results
+from .study import Study
+
+SeriesSection = Callable[[Mapping[str, Results]], list[Block]]
+
+
+def series_main(
+    name: str,
+    studies: Mapping[str, Study],
+    report: Sequence[SeriesSection],
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Runs a script's studies one after the other, each in its own folder of one folder, and reports on all.
+
+    Every study's folder is an ordinary run folder: what is stopped goes on, and more `--seeds` extend it.
+
+    **Arguments:** `name`: of the folder. `studies`: by the name of their folders. `report`: sections over the results
+    of all studies, by name; they make the `report.md` above them. `arguments`: the options of `StudyOptions` but
+    `--steps`, which the studies differ in.
+
+    **Returns:** the exit code, as `study_main` does.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = parse(StudyOptions, given, Path(sys.argv[0]).name)
+    if options.steps is not None:
+        complain(f"--steps {options.steps}: the studies of {name} have their own lengths; leave it out")
+        return 2
+    found: dict[str, Results] = {}
+    folder = _folder(name) if options.out is None else Path(options.out)
+    for part, study in studies.items():
+
+        def keep(results: Results, part: str = part) -> list[Block]:
+            found[part] = results
+            return []
+
+        print(f"== {part}")
+        kept = dataclasses.replace(study, report=(*study.report, keep))
+        code = study_main(kept, given if options.dry_run else [*given, "--out", str(folder / part)])
+        if code:
+            if code != 2:
+                print(f"the series goes on with --out {folder}", file=sys.stderr)
+            return code
+    if not options.dry_run:
+        path = write_report([block for section in report for block in section(found)], folder)
+        print(path)
+    return 0
+
+
+def _folder(name: str) -> Path:
+    """The first `runs/<name>-<n>` that is not there."""
+    return next(path for n in itertools.count() if not (path := Path("runs") / f"{name}-{n}").exists())
