@@ -53,7 +53,7 @@ def study(name, arms, depth=8, **changes):
         analyses=(paired(against={"taper": "uniform"}, within="arm", margin=0.01),),
         report=(verdicts, forest(by="arm"), curves, losses, alignment(by="arm"), budgets, scope, origin),
         model=dataclasses.replace(QUICK.model, depth=depth),
-        run=dataclasses.replace(Study.run, probe=True),
+        run=dataclasses.replace(Study.run, probe="cosines"),
         **changes,
     )
 

@@ -5,7 +5,6 @@ import json
 import math
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -101,8 +100,3 @@ def test_the_script_collects_from_folders(tmp_path, monkeypatch, capsys):
     assert len(printed) == 3 and len(json.loads(table.read_text())) == 3 + len(noise_table())
     monkeypatch.setattr(sys, "argv", ["noise.py", "--folders", str(tmp_path)])
     assert main() == 2 and re.fullmatch("error: cannot read .*\n", capsys.readouterr().err)
-
-
-def test_the_scripts_help_answers():
-    done = subprocess.run([sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True)
-    assert done.returncode == 0 and "--folders" in done.stdout

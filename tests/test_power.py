@@ -18,7 +18,7 @@ from eqx_slm.study.spread import bartlett, half_width, inverse_trigamma, moderat
 from eqx_slm.study.statistics import Spread, holm_levels, mean_and_sd, p_value, paired_interval, verdict
 
 MANY = 2000
-STUDIES = MANY if os.environ.get("HYPOTHESIS_PROFILE") == "slow" else 400
+STUDIES = MANY if os.environ.get("HYPOTHESIS_PROFILE") == "slow" else 200
 SLACK = 0.0 if STUDIES == MANY else 3 * math.sqrt(0.05 * 0.95 / STUDIES)
 values = st.floats(-10, 10, allow_subnormal=False).map(lambda value: round(value, 4))
 samples = st.lists(st.lists(values, min_size=3, max_size=6), min_size=2, max_size=5)

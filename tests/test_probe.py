@@ -70,7 +70,7 @@ def test_a_probed_study_keeps_and_shows_cosines(tmp_path):
         rates=(1e-2,),
         report=(alignment(),),
         model=tiny_config(depth=2),
-        run=RunConfig(steps=3, evaluations=2, seeds_at_once=2, probe=True),
+        run=RunConfig(steps=3, evaluations=2, seeds_at_once=2, probe="cosines"),
     )
     models = {}
 

@@ -16,7 +16,7 @@ from eqx_slm.study import PAIR, forest
 from eqx_slm.study.blocks import markdown
 from eqx_slm.study.finished import main
 from eqx_slm.study.html import page
-from eqx_slm.study.results import Row
+from eqx_slm.study.results import FORMAT, Row
 from eqx_slm.study.saved import load_results, results_of, sections_of
 from eqx_slm.train.loop import Evaluation
 
@@ -120,7 +120,7 @@ def test_what_is_no_finished_study_is_refused_in_one_line(study, tmp_path, capsy
     refused("is in use by process", ["report", study], capsys)
     lock.release()
     whole = json.loads((study / "result.json").read_text())
-    wrong = [({**whole, "format": 1}, "has format 1, this version reads 2"), ([], "has format None")]
+    wrong = [({**whole, "format": 1}, f"has format 1, this version reads {FORMAT}"), ([], "has format None")]
     wrong += [({k: v for k, v in whole.items() if k != "arms"}, "is not whole (KeyError 'arms')")]
     wrong += [(whole | {"arms": {"a": 1}}, "is not whole"), (whole | {"arms": {"a": {"runs": [{}]}}}, "is not whole")]
     for data, told in wrong:

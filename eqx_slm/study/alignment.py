@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .blocks import Block, Heading, Paragraph, Picture, Table
-from .plot import BLACK, COLOURS, render
+from .blocks import Block, Heading, Paragraph, Table
+from .pictures import Section
+from .plot import BLACK, COLOURS, DASHES, legend, panels, picture, shorten, title
 from .results import ArmResult, Results
 from .sentences import UNKNOWN, human
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Section = Callable[[Results], list[Block]]
-
 
 def alignment(by: str = "") -> Section:
     """A section with a picture, a panel a level of the factor `by`: nothing where no run was probed
-    (`RunConfig.probe`)."""
+    (`RunConfig(probe="cosines")`)."""
 
     def section(results: Results) -> list[Block]:
         probed = {name: arm for name, arm in results.arms.items() if len(_cosines(arm, -1))}
@@ -40,7 +38,7 @@ def alignment(by: str = "") -> Section:
         return [
             Heading("Channels against the stream"),
             Paragraph(told),
-            Picture("alignment", alt, render(draw_alignment, probed, by)),
+            picture("alignment", alt, draw_alignment, probed, by),
             Table(["arm", "tokens", *(f"layer {layer}" for layer in range(deepest))], rows, left=1),
         ]
 
@@ -52,28 +50,28 @@ def _cosines(arm: ArmResult, at: int) -> np.ndarray:
     return np.mean([run.evals[at].cosines for run in arm.runs], axis=0) if arm.runs else np.zeros(0)
 
 
-def draw_alignment(arms: dict[str, ArmResult], by: str) -> Figure:
+def draw_alignment(arms: dict[str, ArmResult], by: str, width: float) -> Figure:
     """Cosines against layers: dotted at the first evaluation, solid at the last."""
-    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     groups: dict[str, list[ArmResult]] = {}
     for arm in arms.values():
         groups.setdefault(arm.levels.get(by, ""), []).append(arm)
-    figure = Figure(figsize=(max(5.5, 3.4 * len(groups)), 4.2), dpi=150, layout="constrained")
-    labels = list(dict.fromkeys(_label(arm, by) for arm in arms.values()))
-    panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
-    for panel, (level, own) in zip(panels, groups.items(), strict=True):
+    figure, axes = panels(width, [3.6] * len(groups))
+    labels, lines = list(dict.fromkeys(_label(arm, by) for arm in arms.values())), {}
+    for panel, (level, own) in zip(axes, groups.items(), strict=True):
         for arm in own:
             index = labels.index(_label(arm, by))
             colour = BLACK if index == 0 else COLOURS[(index - 1) % len(COLOURS)]
-            dashes = ("-", "--", "-.")[(index - 1) // len(COLOURS) % 3 if index else 0]
+            dashes = DASHES[(index - 1) // len(COLOURS) % len(DASHES)] if index else "-"
             panel.plot(_cosines(arm, 0), ":", color=colour, linewidth=1)
-            panel.plot(_cosines(arm, -1), dashes, color=colour, marker=".", label=_label(arm, by))
-        panel.set_title(level, loc="left", fontsize=10)
+            (line,) = panel.plot(_cosines(arm, -1), linestyle=dashes, color=colour, marker=".")
+            lines[_label(arm, by)] = line
+        title(panel, shorten(level or "cosine by layer"), ["dotted: first evaluation"])
         panel.set_xlabel("layer")
-        panel.xaxis.get_major_locator().set_params(integer=True)
-    figure.axes[0].set_ylabel("cosine of channel and stream")
-    figure.axes[-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0].set_ylabel("cosine of channel and stream")
+    legend(figure, width, list(lines.values()), [*map(shorten, lines)])
     return figure
 
 

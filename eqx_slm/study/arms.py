@@ -10,6 +10,7 @@ import jax
 
 from ..account import Match, match_flops, match_parameters, parameter_ledger
 from ..account.match import Vary
+from ..checks import lr_factors
 from ..configs import set_field
 from ..errors import UserError
 from ..model import ModelConfig, TaperConfig
@@ -29,9 +30,17 @@ from ..nn.titans import TitansConfig
 
 @dataclass(frozen=True)
 class Tuned:
-    """Scales of initial values and sizes that named arms use; found by a coarse sweep (experiments/LOG.md)."""
+    """Sizes, scales and learning-rate multipliers that named arms use; found by coarse sweeps (experiments/LOG.md).
+
+    `generator_lr` and `tied_lr` are added to the base's `lr_multipliers`; `tied_scale` is a tied head's `scale`,
+    `tied_std` the std of its table (None: the base's).
+    """
 
     generator: LeviathanConfig = LeviathanConfig()
+    generator_lr: str = ""
+    tied_scale: float = 1.0
+    tied_std: float | None = None
+    tied_lr: str = ""
     compositional_std: float = 0.02
     low_rank_std: float = 0.02
     binary_std: float = 0.02
@@ -82,16 +91,31 @@ def _compositional(base: ModelConfig, tuned: Tuned) -> ModelConfig:
 
 
 def _generator(base: ModelConfig, tuned: Tuned) -> ModelConfig:
-    return dataclasses.replace(base, embedding=tuned.generator)
+    return _trained(dataclasses.replace(base, embedding=tuned.generator), tuned.generator_lr)
+
+
+def _tied(base: ModelConfig, tuned: Tuned) -> ModelConfig:
+    tied = dataclasses.replace(base, head=HeadConfig("tied", scale=tuned.tied_scale))
+    if tuned.tied_std is not None:
+        tied = set_field(tied, "embedding.std", str(tuned.tied_std))
+    return _trained(tied, tuned.tied_lr)
+
+
+def _trained(config: ModelConfig, multipliers: str) -> ModelConfig:
+    """The config with learning-rate multipliers beside its own, of which one for the same path is replaced."""
+    own = lr_factors(config.lr_multipliers) | lr_factors(multipliers)
+    return dataclasses.replace(config, lr_multipliers=", ".join(f"{path}={factor:g}" for path, factor in own.items()))
 
 
 def _embedded(make: Callable[[ModelConfig, Tuned], Any]) -> Callable[[ModelConfig, Tuned], ModelConfig]:
     return lambda base, tuned: dataclasses.replace(base, embedding=make(base, tuned))
 
 
-def _hybrid(base: ModelConfig, tuned: Tuned) -> HybridConfig:
+def _hybrid(base: ModelConfig, tuned: Tuned) -> ModelConfig:
     rows = min(tuned.hybrid_rows, base.vocab_size)
-    return HybridConfig(rows=rows, generator=tuned.generator, std=tuned.hybrid_std)
+    part = HybridConfig(rows=rows, generator=tuned.generator, std=tuned.hybrid_std)
+    inside = tuned.generator_lr.replace("embedding", "embedding.generator")
+    return _trained(dataclasses.replace(base, embedding=part), inside)
 
 
 def _bigrams(base: ModelConfig, tuned: Tuned) -> ModelConfig:
@@ -106,7 +130,6 @@ def _unchanged(base: ModelConfig, tuned: Tuned) -> ModelConfig:
     return base
 
 
-_tied = _with("head", HeadConfig("tied"))
 _binary = _embedded(lambda base, tuned: BinaryConfig(std=tuned.binary_std))
 _binary_free = _embedded(lambda base, tuned: BinaryConfig(map="none", std=tuned.binary_std))
 _spelled, _composed = _embedded(lambda base, tuned: tuned.spelled), _embedded(lambda base, tuned: tuned.composed)
@@ -130,8 +153,8 @@ RECIPES: dict[str, Recipe] = {
     "spelled-deep": Recipe(_spelled, "the same, the parameters saved spent on depth", "parameters"),
     "composed": Recipe(_composed, "the mean of the rows of the token's pieces, same body"),
     "composed-deep": Recipe(_composed, "the same, the parameters saved spent on depth", "parameters"),
-    "hybrid": Recipe(_embedded(_hybrid), "rows for the most frequent tokens, the generator for the tail, same body"),
-    "hybrid-deep": Recipe(_embedded(_hybrid), "the same, the parameters saved spent on depth", "parameters"),
+    "hybrid": Recipe(_hybrid, "rows for the most frequent tokens, the generator for the tail, same body"),
+    "hybrid-deep": Recipe(_hybrid, "the same, the parameters saved spent on depth", "parameters"),
     "bigrams": Recipe(_bigrams, "hashed bigrams added, d_ff narrowed by what they take", "parameters", "d_ff"),
     "bigrams-wide": Recipe(_bigrams, "hashed bigrams added, same d_ff"),
     "tapered": Recipe(_with("taper", TaperConfig("cosine", start=1.5, end=0.5)), "MLP widths 1.5x to 0.5x on a cosine"),

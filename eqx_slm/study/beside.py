@@ -56,9 +56,13 @@ def beside(studies: Mapping[str, Results]) -> Beside:
     settings: dict[str, Any] = first.settings | {"seeds": seeds or first.settings["seeds"]}
     joined = Results(" beside ".join(studies), arms, settings, stream=first.stream, machine=first.machine)
     if not why_not:
-        same = {name: dataclasses.replace(arm, runs=_of_seeds(arm, seeds)) for name, arm in arms.items()}
+        # Where one study kept its rates' part of the validation text apart from the verdict's, all are held to it.
+        judged = "judging" if any(arm.judged == "judging" for arm in arms.values()) else "all"
+        same = {name: dataclasses.replace(arm, runs=_of_seeds(arm, seeds), judged=judged) for name, arm in arms.items()}
         margin = 0.01 if settings["margin"] is None else settings["margin"]
-        analysis = paired(joined.reference, margin=margin, confidence=settings["confidence"])
+        # A study that grew until it said something has stopped where it liked: only intervals for that hold.
+        anytime = any(study.settings.get("until") for study in studies.values())
+        analysis = paired(joined.reference, margin=margin, confidence=settings["confidence"], anytime=anytime)
         try:
             found = [_noted(each, same, studies) for each in analysis(same)]
             joined = dataclasses.replace(joined, arms=same, comparisons=tuple(found))

@@ -29,7 +29,7 @@ STYLE = """
 html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
 body { margin: 0; background: var(--back); color: var(--ink); overflow-wrap: anywhere;
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
-main { max-width: 68rem; margin: 0 auto; padding: 1rem clamp(0.9rem, 3vw, 2rem) 4rem; }
+main { max-width: 72rem; margin: 0 auto; padding: 1rem clamp(0.9rem, 3vw, 2rem) 4rem; }
 h1 { font-size: clamp(1.3rem, 1rem + 1.7vw, 1.9rem); line-height: 1.25; margin: 0.6rem 0 1rem; }
 h2 { font-size: 1.25rem; margin: 2.4rem 0 0.7rem; padding-top: 0.9rem; border-top: 1px solid var(--line); }
 h3, h4, h5, h6 { font-size: 1.05rem; margin: 1.5rem 0 0.5rem; }
@@ -43,7 +43,8 @@ p:has(> .better) { --mark: var(--better); } p:has(> .worse) { --mark: var(--wors
 p:has(> .same) { --mark: var(--same); } p:has(> .open) { --mark: var(--open); }
 figure { margin: 1.6rem 0; } figure img { display: block; width: 100%; height: auto; }
 .wide { overflow-x: auto; } .wide img { min-width: 44rem; }
-.box { overflow-x: auto; margin: 0.9rem 0; max-width: 100%; border: 1px solid var(--line); border-radius: 6px; }
+.box { overflow-x: auto; margin: 0.9rem 0; width: fit-content; max-width: 100%;
+  border: 1px solid var(--line); border-radius: 6px; }
 .box:focus-visible, summary:focus-visible { outline: 2px solid var(--same); outline-offset: 2px; }
 table { border-collapse: collapse; font-size: 0.875rem; line-height: 1.35; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.36rem 0.7rem; text-align: left; vertical-align: top; overflow-wrap: normal; }
@@ -51,8 +52,8 @@ th.figure, td.figure { text-align: right; white-space: nowrap; }
 thead th { color: var(--soft); font-weight: 600; vertical-align: bottom; border-bottom: 1px solid var(--line); }
 tbody tr + tr > * { border-top: 1px solid var(--line); }
 th:first-child, td:first-child { position: sticky; left: 0; background: var(--back); }
-tbody th, td.words { font-weight: 500; min-width: 6rem; max-width: min(20rem, 44vw); overflow-wrap: anywhere; }
-tbody th.short { white-space: nowrap; }
+tbody .words { font-weight: 500; min-width: 6rem; max-width: min(20rem, 44vw); overflow-wrap: anywhere; }
+.short { white-space: nowrap; }
 code, pre { font: 0.875em/1.45 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 code { background: var(--code); border-radius: 4px; padding: 0.08em 0.3em; }
 pre { margin: 0; padding: 0.7rem 0.9rem; background: var(--code); } pre code { background: none; padding: 0; }
@@ -99,17 +100,17 @@ def _block(block: Block) -> str:
 
 def _table(block: Table) -> str:
     def kind(index: int, cell: str = "") -> str:
-        return ("figure " if index >= block.left else "words ") + VERDICTS.get(cell, "")
+        short = " short" * (len(cell) <= 24)  # a short name or word is not broken, a long one may be
+        return ("figure" if index >= block.left else f"words{short}") + f" {VERDICTS.get(cell, '')}".rstrip()
 
     head = "".join(
-        f'<th scope="col" class="{kind(index).strip()}">{_inline(name)}</th>' for index, name in enumerate(block.header)
+        f'<th scope="col" class="{kind(index)}">{_inline(name)}</th>' for index, name in enumerate(block.header)
     )
     lines = []
     for row in block.rows:
-        cells = [f'<td class="{kind(index, cell).strip()}">{_inline(cell)}</td>' for index, cell in enumerate(row)]
+        cells = [f'<td class="{kind(index, cell)}">{_inline(cell)}</td>' for index, cell in enumerate(row)]
         if block.left and cells:
-            short = ' class="short"' if len(row[0]) <= 24 else ""
-            cells[0] = f'<th scope="row"{short}>{_inline(row[0])}</th>'
+            cells[0] = f'<th scope="row" class="{kind(0, row[0])}">{_inline(row[0])}</th>'
         lines.append(f"<tr>{''.join(cells)}</tr>\n")
     table = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{''.join(lines)}</tbody>\n</table>"
     return _box("Table", table)

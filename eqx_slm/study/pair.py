@@ -51,7 +51,7 @@ def pair(
     arms: Mapping[str, MakeModel | ModelConfig],
     stream: Stream,
     *,
-    seeds: int | Sequence[int] = 3,
+    seeds: int | Sequence[int] = 5,
     learning_rates: Sequence[float] = (3e-3,),
     margin: float = 0.01,
     confidence: float = 0.95,

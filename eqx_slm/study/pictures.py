@@ -202,7 +202,7 @@ def _as_parameters(parts: Mapping[str, Number]) -> dict[str, Number]:
 
 def draw_pareto(results: Results, costs: Sequence[Cost], width: float = WIDE) -> Figure:
     """Final losses against costs: an arm's mean with its seeds, and the line of those that no other arm beats."""
-    figure, drawn = panels(width, [4.0] * len(costs))
+    figure, drawn = panels(width, [4.0] * len(costs), [shorten(name) for name in results.arms])
     look, lines = looks(results), {}
     for axes, cost in zip(drawn, costs, strict=True):
         points = {name: found for name, arm in results.arms.items() if (found := _point(results, arm, cost))}

@@ -32,7 +32,7 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1.2, 1.5)))
 MARKERS = ("o", "s", "^", "D")
 
 WIDE, NARROW, DPI = 11.0, 4.7, 150  # widths in inches
-FONT = 10.5
+FONT, LINE = 10.5, 0.21  # points; inches of a line in a legend
 STYLE = {
     "font.size": FONT,
     "axes.spines.top": False,
@@ -95,21 +95,29 @@ def _drawn(draw: Callable[..., Figure], arguments: Sequence[Any], endings: Seque
             buffer = io.BytesIO()
             figure.savefig(buffer, format=ending, dpi=DPI, metadata=metadata[ending])
             files[ending] = buffer.getvalue()
+            figure.set_layout_engine("none")  # where everything stands is known now
     return files
 
 
-def panels(width: float, heights: Sequence[Number]) -> tuple[Figure, list[Axes]]:
-    """A figure with a panel a height (inches): in a row where it is wide, one below the other where it is narrow."""
+def panels(width: float, heights: Sequence[Number], names: Sequence[str] = ()) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel a height (inches): in a row where it is wide, one below the other where it is narrow; with
+    room for a legend of `names`."""
     from matplotlib.figure import Figure
 
-    wide = width > 7.0
-    size = (width, max(heights)) if wide else (width, sum(heights))
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    wide, rows = width > 7.0, math.ceil(len(names) / _columns(width, names))
+    high = max([*heights, 0.6 + LINE * rows]) if wide else sum(heights) + LINE * rows
+    figure = Figure(figsize=(width, high), dpi=DPI, layout="constrained")
     if not wide:
         figure.get_layout_engine().set(h_pad=0.1)  # type: ignore[union-attr, call-arg]
     shape = (1, len(heights)) if wide else (len(heights), 1)
     ratios = None if wide else heights
     return figure, list(figure.subplots(*shape, squeeze=False, height_ratios=ratios).flat)
+
+
+def _columns(width: float, names: Sequence[str]) -> int:
+    # Beside a wide picture a column; below a narrow one as many as the longest name leaves room for.
+    longest = max(map(len, names), default=0)
+    return max(1, min(3, int(width * 10 / (longest + 6)))) if width <= 7.0 else 1
 
 
 def title(axes: Axes, text: str, lines: Sequence[str] = (), room: int = 56) -> None:
@@ -121,22 +129,19 @@ def title(axes: Axes, text: str, lines: Sequence[str] = (), room: int = 56) -> N
 
 def legend(figure: Figure, width: float, lines: Sequence[Any], names: Sequence[str]) -> None:
     """Names of lines beside the panels, or below them where the figure is narrow."""
-    if not lines:
-        return
-    # Beside a wide picture a column; below a narrow one as many columns as the longest name leaves room for.
-    longest = max(map(len, names))
-    columns = max(1, min(3, int(width * 10 / (longest + 6)))) if width <= 7.0 else 1
     where = "outside right center" if width > 7.0 else "outside lower left"
-    figure.legend(lines, names, loc=where, ncols=columns)
+    figure.legend(lines, names, loc=where, ncols=_columns(width, names))
 
 
 def draw_curves(results: Results, width: float = WIDE) -> Figure:
-    """Validation losses and paired differences against tokens."""
-    figure, (first, second) = panels(width, (4.2, 4.0))
-    look = looks(results)
-    drawn = _draw_losses(first, results, look)
-    _draw_differences(second, results, look)
-    ordered = sorted(drawn, key=lambda each: -each[0])  # as the lines end
+    """Validation losses and paired differences against tokens; the losses alone where nothing is compared."""
+    look, names = looks(results), [_label(arm) for arm in results.arms.values()]
+    width = width if results.comparisons else min(width, WIDE * 0.7)
+    figure, drawn = panels(width, (4.2, 4.0) if results.comparisons else (4.2,), names)
+    lines = _draw_losses(drawn[0], results, look)
+    if results.comparisons:
+        _draw_differences(drawn[1], results, look)
+    ordered = sorted(lines, key=lambda each: -each[0])  # as the lines end
     legend(figure, width, [line for _, line, _ in ordered], [name for *_, name in ordered])
     return figure
 
@@ -184,7 +189,7 @@ def _draw_differences(axes: Axes, results: Results, look: dict[str, Look]) -> No
         # The last interval carries the verdict: it is always shown whole, the early and wide ones may be cut.
         ends += [lows[-1], highs[-1]]
     cut = _fit(axes, points, 0.07, ends)
-    references = list(dict.fromkeys(each.reference for each in results.comparisons)) or [results.reference]
+    references = list(dict.fromkeys(each.reference for each in results.comparisons))
     name = shorten(references[0]) if len(references) == 1 else "its reference"
     says = [f"below zero: better than {name}" + (f"; grey: margin of ±{margin:g} nat" if margin else "")]
     if len(s["seeds"]) > 1:
@@ -196,7 +201,7 @@ def _draw_differences(axes: Axes, results: Results, look: dict[str, Look]) -> No
     axes.set_ylabel("difference in loss (nats per token)")
     if not points:
         axes.set_xticks([])
-        axes.text(0.5, 0.75, "nothing to compare", transform=axes.transAxes, ha="center", color=GREY)
+        axes.text(0.5, 0.75, "no difference is finite", transform=axes.transAxes, ha="center", color=GREY)
         return
     _token_axis(axes)
     signed_axis(axes.yaxis)

@@ -235,7 +235,7 @@ class Results:
 def _arm(item: tuple[str, ArmResult]) -> tuple[str, dict[str, Any]]:
     name, arm = item
     config = to_dict(arm.made_of) if dataclasses.is_dataclass(arm.made_of) else None
-    own = {each: getattr(arm, each) for each in ("levels", "match", "learning_rate", "compile_seconds")}
+    own = {each: getattr(arm, each) for each in ("levels", "match", "learning_rate", "compile_seconds", "judged")}
     own |= {"seeds_at_once": arm.runs[0].seeds_at_once, "config": config}
     return name, to_dict(arm.facts) | own | {w: [_run(r) for r in getattr(arm, w)] for w in ("runs", "all_runs")}
 

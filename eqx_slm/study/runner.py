@@ -140,7 +140,7 @@ class Runner:
             optimizer=self.config.optimizer,
             evaluate_at=eval_steps(self.config.steps, self.config.evaluations),
             average=self.config.average,
-            probe=self._probe(program) if self.config.probe else None,
+            probe=self._probe(program) if self.config.probe == "cosines" else None,
             on_progress=lambda seed, p: self.tell(Event("progress", name, seed, rate, progress=p, runs=len(seeds))),
         )
         rows = []

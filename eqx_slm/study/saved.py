@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import math
@@ -20,7 +21,7 @@ from ..model import ModelConfig
 from ..visible import visible
 from .blocks import Block, Picture, markdown
 from .html import page
-from .results import FORMAT, Results
+from .results import FORMAT, Results, Row
 
 
 def write_report(blocks: Sequence[Block], folder: str | Path) -> Path:
@@ -34,7 +35,7 @@ def write_report(blocks: Sequence[Block], folder: str | Path) -> Path:
 
 
 def load_results(folder: str | Path) -> Results:
-    """The results of a finished study, as `run_study` gave them, from the `result.json` in its folder.
+    """The results of a finished study, as `run_study` gave them, from the `result.json` and the rows in its folder.
 
     An arm's `made_of` is its config, or None where it was a function.
 
@@ -54,7 +55,7 @@ def load_results(folder: str | Path) -> Results:
         again = f"run the study's command again with --out {folder}"
         raise UserError(f"{file} has format {found!r}, this version reads {FORMAT}: {again}")
     try:
-        return results_of(data)
+        return _with_rows(results_of(data), folder / "runs.jsonl")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         said = f"{type(error).__name__} {error}".replace("\n", " ")[:200]
         raise UserError(f"{file} is not whole ({said}): run the study's command again with --out {folder}") from None
@@ -65,6 +66,20 @@ def results_of(data: Mapping[str, Any]) -> Results:
     arms = {name: _arm(name, arm) for name, arm in data["arms"].items()}
     known = {field.name for field in dataclasses.fields(Results)}
     return _decoded(Results, {**{name: value for name, value in data.items() if name in known}, "arms": arms})
+
+
+def _with_rows(results: Results, file: Path) -> Results:
+    """The results with their whole rows: runs.jsonl has of each what is too long for result.json."""
+    rows = {}
+    for line in file.read_bytes().splitlines() if file.exists() else ():
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):  # cut while it was written
+            row = Row.of(line)
+            rows[row.key] = row
+    arms = {}
+    for name, arm in results.arms.items():
+        runs = {part: tuple(rows.get(run.key, run) for run in getattr(arm, part)) for part in ("runs", "all_runs")}
+        arms[name] = dataclasses.replace(arm, **runs)
+    return dataclasses.replace(results, arms=arms)
 
 
 def sections_of(results: Results) -> tuple[list[Any], list[str]]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import UserError
-from .blocks import Block, Heading, Paragraph, Picture, Table
+from .blocks import Block, Heading, Paragraph, Table
 from .fits import Axes, Ladder, PowerLaws, fit_laws
 from .huber import Floor
-from .plot import BLACK, COLOURS, render
+from .plot import BLACK, COLOURS, legend, log_axis, panels, picture, shorten, title
 from .results import ArmResult, Results
 from .sentences import human, number, percent, signed, span
 from .series import SeriesSection
@@ -94,7 +94,7 @@ def laws(floors: Sequence[Floor] = ("shared", "free", 1.69), axes: Sequence[Axes
         drawn = [fit for fit in shown if len(fit.axes) == 1]
         if drawn:
             alt = "loss against size and tokens with the fitted laws"
-            blocks.append(Picture("laws", alt, render(draw_laws, drawn)))
+            blocks.append(picture("laws", alt, draw_laws, drawn))
         return [*blocks, *_multipliers(fits)]
 
     return section
@@ -175,35 +175,32 @@ def passes(series: Mapping[str, Results]) -> list[Block]:
     ]
 
 
-def draw_laws(fits: Sequence[PowerLaws]) -> Figure:
+def draw_laws(fits: Sequence[PowerLaws], width: float) -> Figure:
     """Losses against size or tokens, a panel a law: every run a point, the law a line, its interval a band."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.5 * len(fits), 4.2), dpi=150, layout="constrained")
-    for panel, fit in zip(figure.subplots(1, len(fits), squeeze=False)[0], fits, strict=True):
-        _draw(panel, fit)
+    figure, axes = panels(width, [4.2] * len(fits))
+    lines: dict[str, Any] = {}
+    for panel, fit in zip(axes, fits, strict=True):
+        lines |= _draw(panel, fit)
+    legend(figure, width, list(lines.values()), [*map(shorten, lines)])
     return figure
 
 
-def _draw(panel: Panel, fit: PowerLaws) -> None:
-    from matplotlib.ticker import LogLocator
-
+def _draw(panel: Panel, fit: PowerLaws) -> dict[str, Any]:
+    """The lines by arm."""
+    lines = {}
     for index, (arm, (at, losses)) in enumerate(fit.ladders.items()):
         colour = BLACK if index == 0 else COLOURS[(index - 1) % len(COLOURS)]
         measured = np.exp(at[:, 0])
         panel.plot(np.tile(measured, len(losses)), losses.ravel(), ".", color=colour, alpha=0.5)
         inside = np.geomspace(measured.min(), measured.max(), 40)
         beyond = np.geomspace(measured.max(), measured.max() ** 1.5 / measured.min() ** 0.5, 20)
-        for where, dash in ((inside, "-"), (beyond, ":")):
+        for where, dash in ((beyond, ":"), (inside, "-")):
             law = np.array([fit.loss(arm, x) for x in where])
-            panel.plot(where, law[:, 0], dash, color=colour, label=arm if dash == "-" else None)
+            (lines[arm],) = panel.plot(where, law[:, 0], dash, color=colour)
             if np.isfinite(law).all():
                 panel.fill_between(where, law[:, 1], law[:, 2], color=colour, alpha=0.15, linewidth=0)
-    panel.set_xscale("log")
-    panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=9))
-    panel.xaxis.set_major_formatter(lambda value, _: human(value))
-    panel.xaxis.set_minor_formatter("")
+    log_axis(panel)
     panel.set_xlabel({"N": "parameters", "D": "training tokens"}[fit.axes] + " (log scale)")
     panel.set_ylabel("validation loss (nats per token)")
-    panel.set_title(f"{LAWS[fit.axes]}; floor {fit.floor}; dotted: extrapolated", loc="left", fontsize=9.5)
-    panel.legend(frameon=False)
+    title(panel, LAWS[fit.axes], [f"floor b {fit.floor}; dotted: extrapolated; bands: {percent(fit.confidence)}"])
+    return lines

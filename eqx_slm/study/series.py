@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..commandline import complain, parse
-from .blocks import Block, write_report
+from .blocks import Block
 from .command import StudyOptions, study_main
 from .results import Results
+from .saved import write_report
 from .study import Study
 
 SeriesSection = Callable[[Mapping[str, Results]], list[Block]]

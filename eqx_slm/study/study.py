@@ -60,7 +60,7 @@ class Study:
 
     name: str
     arms: Grid | Mapping[str, MakeModel | ModelConfig]
-    seeds: int | Sequence[int] = 3
+    seeds: int | Sequence[int] = 5
     rates: Sequence[float] = (3e-3,)
     analyses: Sequence[Analysis] = ()
     report: Sequence[Section] = PAIR

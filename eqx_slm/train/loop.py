@@ -39,7 +39,7 @@ class RunConfig:
     - `evaluations`: how many log-spaced token counts are evaluated.
     - `average`: share of a run's last steps whose weights are averaged; the mean is evaluated beside the last weights.
     - `sample_tokens`: length of the text that the first seed's model writes; 0 for none.
-    - `probe`: whether evaluations keep the layers' `channel_cosines`.
+    - `probe`: "cosines" keeps the layers' `channel_cosines` of every evaluation.
     - `frequency`: how many classes of training frequency the final losses are split by, 10 for deciles; 0 for none.
     """
 
@@ -53,7 +53,7 @@ class RunConfig:
     evaluations: int = 12
     average: float = 0.0
     sample_tokens: int = 0
-    probe: bool = False
+    probe: Literal["none", "cosines"] = "none"
     frequency: int = 0
 
     def __post_init__(self):

@@ -126,19 +126,29 @@ def update_periods(model: Any) -> dict[str, int]:
 def lr_multipliers(model: Any) -> dict[str, float]:
     """The learning-rate multiplier of every parameter, by its dotted path: what the model's `lr_multipliers` say, or 1.
 
-    **Raises:** `UserError` for one that fits no parameter.
+    One that names a part without parameters, such as the head of a tied model, is passed over.
+
+    **Raises:** `UserError` for one that fits no parameter and no part.
     """
     leaves = jax.tree_util.tree_flatten_with_path(model)[0]
     factors = {path_name(path): 1.0 for path, leaf in leaves if hasattr(leaf, "dtype")}
     for path, factor in lr_factors(getattr(model, "lr_multipliers", "")).items():
         wanted = path.split(".")
         fit = [name for name in factors if _begins(name.split("."), wanted)]
-        if not fit:
+        if not fit and not _is_part(model, wanted):
             raise UserError(
                 f"lr_multipliers: no parameter's path begins with {path}; there are {', '.join(factors)[:300]}"
             )
         factors |= dict.fromkeys(fit, factor)
     return factors
+
+
+def _is_part(node: Any, names: list[str]) -> bool:
+    for name in names:
+        if not hasattr(node, name):
+            return False
+        node = getattr(node, name)
+    return True
 
 
 def _begins(names: list[str], wanted: list[str]) -> bool:
