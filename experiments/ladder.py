@@ -37,19 +37,19 @@ def words(name, size, epochs):
     return study(name, {"transformer": StackConfig(vocab_size=size, context=64)}, epochs * 2498, stream=stream)
 
 
-EVERY = {name: dataclasses.replace(LADDER[name], targets="every", dropout=0.0) for name in ("attention", "transformer")}
+EVERY = {name: dataclasses.replace(LADDER[name], targets="every") for name in ("attention", "transformer")}
 POSITIONS = {
     f"{where}-{norm}": dataclasses.replace(EVERY["transformer"], positions=where, norm=norm)
     for norm in ("post", "pre")
     for where in ("learned", "rotary", "none")
 }
-SMALL = dataclasses.replace(SHAKESPEARE, batch_size=16)
+SMALL = dataclasses.replace(SHAKESPEARE, batch_size=32)
 SWEEP = -(-30_000 // 64) * 2
 STUDIES = [
     study("flat", {name: LADDER[name] for name in ("linear", "mlp")}, 3 * EPOCH),
     study("blocks", {name: LADDER[name] for name in ("attention", "transformer")}, 4 * EPOCH),
-    study("every", EVERY, 2400, stream=SMALL, optimizer=FAST, rate=2e-3),
-    study("positions", POSITIONS, 2400, stream=SMALL, optimizer=FAST, rate=2e-3),
+    study("every", EVERY, 4200, stream=SMALL, optimizer=FAST, rate=2e-3),
+    study("positions", POSITIONS, 4200, stream=SMALL, optimizer=FAST, rate=2e-3),
     study("context", {f"context-{t}": FlatConfig(context=t) for t in (32, 64, 128)}, SWEEP),
     study("hidden", {f"hidden-{h}": FlatConfig(hidden=(h, h)) for h in (128, 256, 512)}, SWEEP),
     study("heads", {f"heads-{n}": StackConfig(depth=1, d_ff=512, n_heads=n) for n in (1, 2, 4)}, SWEEP),

@@ -36,9 +36,8 @@ def tiny_arms():
 
 
 def test_a_study_of_the_ladder_runs_goes_on_and_has_its_section(tmp_path):
-    study = Study(
-        "tiny-ladder", tiny_arms(), 1, run=RunConfig(steps=4, evaluations=2), report=(verdicts, on_the_front, budgets)
-    )
+    report = (verdicts, on_the_front, budgets)
+    study = Study("tiny-ladder", tiny_arms(), 1, run=RunConfig(steps=4, evaluations=2, frequency=2), report=report)
     events = []
     folder, results = run_study(study, tiny_stream(), out=tmp_path / "run")
     again = run_study(study, tiny_stream(), out=folder, on_event=events.append)[1]
@@ -52,6 +51,8 @@ def test_a_study_of_the_ladder_runs_goes_on_and_has_its_section(tmp_path):
     assert own["total"] * tokens == 3 * tiny_arms()["last"].flops() * tokens / 16
     report = (folder / "report.md").read_text()
     assert "as written" in report and all(told in report for told in CONVENTIONS.values())
+    split = results.arms["every"].runs[0].by_frequency["target by rank"]
+    assert sum(size for _, size in split) == sum(map(len, tiny_stream().eval_batches()))  # one target a window
     # Same start and same windows: what differs is which targets were trained on, and so is what config.json says.
     assert results.arms["last"].runs[0].stream_hash == results.arms["every"].runs[0].stream_hash
     assert results.to_json()["arms"]["every"]["config"]["targets"] == "every"

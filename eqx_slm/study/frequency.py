@@ -68,15 +68,17 @@ class ByFrequency:
         rows, self.classes = np.concatenate(batches), classes
         made: dict[By, np.ndarray] = {by: frequency_classes(counts, by, classes) for by in ("mass", "rank")}
         sides = {"input": rows[:, :-1], "target": rows[:, 1:]}
-        self.kinds = {f"{side} by {by}": of[ids].ravel() for side, ids in sides.items() for by, of in made.items()}
+        self.kinds = {f"{side} by {by}": of[ids] for side, ids in sides.items() for by, of in made.items()}
 
     def means(self, losses: np.ndarray) -> dict[str, tuple[tuple[float | None, int], ...]]:
         """For each kind the mean loss and the number of validation tokens of every class, the unseen one last.
 
-        **Arguments:** `losses`: nats of every validation token, `(rows, T)`. A class without tokens has no mean.
+        **Arguments:** `losses`: nats of every validation token, `(rows, T)`, or of the last ones of every row, where a
+        model reads no others. A class without tokens has no mean.
         """
         found = {}
-        for kind, of in self.kinds.items():
+        for kind, every in self.kinds.items():
+            of = every[:, -losses.shape[1] :].ravel()
             sizes = np.bincount(of, minlength=self.classes + 1)
             sums = np.bincount(of, weights=losses.ravel().astype(np.float64), minlength=self.classes + 1)
             pairs = zip(sums.tolist(), sizes.tolist(), strict=True)
