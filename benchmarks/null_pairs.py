@@ -8,6 +8,7 @@ intervals that do not hold zero, which is what a margin of nothing would call.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
@@ -30,8 +31,8 @@ def stream() -> TokenStream:
     for choice in rng.integers(0, 4, 60_000):
         tokens.append(int(table[tokens[-2], tokens[-1], choice]))
     ids = np.asarray(tokens, np.int32)
-    sizes = {"vocab_size": 64, "sequence_length": 16, "batch_size": 8, "eval_tokens": 4096}
-    return TokenStream.from_tokens(ids[:50_000], ids[50_000:], **sizes)
+    sizes: dict[str, Any] = {"sequence_length": 16, "batch_size": 8, "eval_tokens": 4096}
+    return TokenStream.from_tokens(ids[:50_000], ids[50_000:], vocab_size=64, **sizes)
 
 
 def main() -> None:

@@ -32,8 +32,9 @@ def study(name, arms, steps, *, stream=SHAKESPEARE, optimizer=ADAM, rate=3e-4, s
 
 def words(name, size, epochs):
     """A corpus by words: the first 80,000 are trained on, for the epochs after which the author's validation rises."""
-    own = {"sequence_length": 64, "batch_size": 32, "eval_tokens": 19_935, "train_tokens": 80_000}
-    stream = WindowConfig(name, tokenizer="word:eos=none", **own)
+    stream = WindowConfig(
+        name, tokenizer="word:eos=none", sequence_length=64, batch_size=32, eval_tokens=19_935, train_tokens=80_000
+    )
     return study(name, {"transformer": StackConfig(vocab_size=size, context=64)}, epochs * 2498, stream=stream)
 
 
