@@ -44,7 +44,9 @@ def main() -> int:
     """Prints the entries; returns the exit code."""
     options = parse(Options, None, "noise.py")
     try:
-        entries = [entry for folder in options.folders or train(options) for entry in collect(Path(folder))]
+        folders = [Path(folder) for folder in options.folders or train(options)]
+        found = [measured(read_json(path / "result.json"), f"experiments/noise.py, {path.name}") for path in folders]
+        entries = [entry for each in found for entry in each]
         print(table_text(entries), end="")
         if options.write:
             write_text_atomic(options.write, table_text(merged(noise_table(), entries)))
@@ -54,21 +56,14 @@ def main() -> int:
     return 0
 
 
-def collect(folder: Path) -> list:
-    """The entries of a run folder."""
-    return measured(read_json(folder / "result.json"), f"experiments/noise.py, {folder.name}")
-
-
 def train(options: Options) -> list[Path]:
     """The folders of the pairs and of the null pair, trained where they are not there."""
     base = preset(options.preset)
     base = dataclasses.replace(base, seeds=options.seeds, steps=options.steps or base.steps, sample_tokens=0)
     pairs = dataclasses.replace(base, arms=("dense", "dense-tied-deep", "leviathan-deep"))
     null = dataclasses.replace(base, arms=("dense", "dense"), pairing="data-only")
-    return [
-        run_pair(each, out=Path(options.out) / f"{name}-{each.steps}")[0]
-        for name, each in (("pairs", pairs), ("null", null))
-    ]
+    both = {"pairs": pairs, "null": null}
+    return [run_pair(each, out=Path(options.out) / f"{name}-{each.steps}")[0] for name, each in both.items()]
 
 
 if __name__ == "__main__":

@@ -31,14 +31,14 @@ from eqx_slm.study import (
 QUICK = preset("quick")
 ARMS = named_arms(("dense", "dense-tied", "leviathan"), QUICK.tuned)
 WIDTHS = (32, 48, 64, 96)
-LENGTHS = (240, 480, 960, 1920)  # steps of 1,024 tokens: 0.25M to 2M
+LENGTHS = (960, 1920, 3840, 7680)  # steps of 256 tokens: 0.25M to 2M
 PASSES = (1, 2, 4, 8)
 
 BASE = Study(
     "scaling",
     arms=grid("d_model", WIDTHS) * ARMS,
     seeds=3,
-    rates=(1e-2,),
+    rates=QUICK.learning_rates,
     analyses=(paired(against={"arm": "dense"}, within="d_model", margin=0.01),),
     report=(verdicts, losses, by_frequency, budgets, scope, origin),
     model=QUICK.model,

@@ -49,7 +49,7 @@ def study(name, arms, depth=8, **changes):
         f"taper-{name}",
         arms=arms,
         seeds=5,
-        rates=(3e-3, 1e-2),
+        rates=(2e-3, 4e-3),
         analyses=(paired(against={"taper": "uniform"}, within="arm", margin=0.01),),
         report=(verdicts, forest(by="arm"), curves, losses, alignment(by="arm"), budgets, scope, origin),
         model=dataclasses.replace(QUICK.model, depth=depth),

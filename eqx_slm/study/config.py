@@ -289,10 +289,10 @@ QUICK = PairConfig(
     stream=StreamConfig(tokenizer="bpe:2048", batch_size=2, eval_tokens=8192),
     optimizer=OptimizerConfig(floor=0.0),
     seeds=5,
-    steps=960,
+    steps=1120,
     evaluations=10,
     frequency=10,
-    learning_rates=(5e-3,),
+    learning_rates=(3.5e-3,),
 )
 CPU = dataclasses.replace(
     QUICK,
@@ -300,6 +300,7 @@ CPU = dataclasses.replace(
     steps=5888,
     stream=dataclasses.replace(QUICK.stream, batch_size=8, eval_tokens=32768),
     evaluations=20,
+    learning_rates=(5e-3,),
 )
 
 

@@ -109,7 +109,9 @@ def parameters(results: Results) -> list[Block]:
     paths = dict.fromkeys(path for ledger in ledgers for path in ledger)
     places = [[Mono(path), *(counted(led[path]) if path in led else "" for led in ledgers)] for path in paths]
     ledger = Folded("Ledger, place by place", [Table(["place", *results.arms], places)])
-    return [Heading("Parameters"), _by_arm(results, cells), Paragraph(TAX), ledger]
+    rates = {name: getattr(arm.made_of, "lr_multipliers", "") for name, arm in results.arms.items()}
+    told = [Paragraph(f"{name}: learning rate x {text}", bullet=True) for name, text in rates.items() if text]
+    return [Heading("Parameters"), _by_arm(results, cells), Paragraph(TAX), *told, ledger]
 
 
 def budgets(results: Results) -> list[Block]:
