@@ -46,19 +46,18 @@ def test_every_arm_is_a_model_of_the_quick_preset(name):
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
-        ("dense-tied", {"head"}),
-        ("dense-tied-deep", {"head", "depth"}),
+        ("dense-tied", {"head", "embedding", "lr_multipliers"}),
+        ("dense-tied-deep", {"head", "embedding", "lr_multipliers", "depth"}),
         ("low-rank", {"embedding"}),
         ("low-rank-deep", {"embedding", "depth"}),
         ("compositional", {"embedding"}),
-        ("leviathan", {"embedding"}),
-        ("leviathan-deep", {"embedding", "depth"}),
-        ("leviathan-flop", {"embedding", "channel"}),
-        *((name, {"embedding"}) for name in ("binary", "binary-free", "spelled", "composed", "hybrid")),
-        *(
-            (f"{name}-deep", {"embedding", "depth"})
-            for name in ("binary", "binary-free", "spelled", "composed", "hybrid")
-        ),
+        ("leviathan", {"embedding", "lr_multipliers"}),
+        ("leviathan-deep", {"embedding", "lr_multipliers", "depth"}),
+        ("leviathan-flop", {"embedding", "lr_multipliers", "channel"}),
+        *((name, {"embedding"}) for name in ("binary", "binary-free", "spelled", "composed")),
+        *((f"{name}-deep", {"embedding", "depth"}) for name in ("binary", "binary-free", "spelled", "composed")),
+        ("hybrid", {"embedding", "lr_multipliers"}),
+        ("hybrid-deep", {"embedding", "lr_multipliers", "depth"}),
         ("bigrams", {"bigrams", "channel"}),
         ("bigrams-wide", {"bigrams"}),
         ("tapered", {"taper"}),
@@ -125,9 +124,11 @@ def test_tapers_keep_the_budget_and_mirror_each_other():
 def leaves():
     """The initial values of some arms, small in vocabulary and depth, at one seed."""
     base = dataclasses.replace(BASE, vocab_size=1024, depth=3, channel=MLPConfig(d_ff=32))
-    tuned = dataclasses.replace(QUICK.tuned, generator=LeviathanConfig(seed_size=8, n_heads=2, knots=4, rank=4))
+    generator = LeviathanConfig(seed_size=8, n_heads=2, knots=4, rank=4)
+    tuned = dataclasses.replace(QUICK.tuned, generator=generator, tied_std=None)
     arms = ("dense", "dense-tied", "leviathan-deep", "tapered")
     made = {name: make_arm(name, base, tuned).config for name in arms}
+    made["of its own std"] = make_arm("dense-tied", base, dataclasses.replace(tuned, tied_std=0.3)).config
     return {name: named_arrays(build(config, key=jax.random.key(7))) for name, config in made.items()}
 
 
@@ -141,6 +142,12 @@ def shared(leaves, name):
 
 def test_a_tied_model_shares_everything_but_the_head(leaves):
     assert shared(leaves, "dense-tied") == (leaves["dense-tied"].keys(), set(), {"head.weight"}, set())
+
+
+def test_a_tied_table_of_its_own_std_is_the_same_table_on_another_scale(leaves):
+    assert shared(leaves, "of its own std")[1] == {"embedding.table"}
+    dense, tied = (leaves[name]["embedding.table"] for name in ("dense", "of its own std"))
+    np.testing.assert_allclose(tied * (BASE.embedding.std / 0.3), dense, rtol=1e-6)
 
 
 def test_a_deeper_generator_shares_the_body_and_the_head(leaves):

@@ -244,7 +244,8 @@ def test_a_dry_run_trains_nothing_and_writes_nothing(known, here, text, monkeypa
 
 
 def test_a_real_run_ends_with_a_verdict(here, text, monkeypatch, capsys):
-    assert main(["--data", text, *TINY, "--arms", "dense", "dense", "--set", *SMALL, "--name", "mine"]) == 0
+    options = ["--arms", "dense", "dense", "--lr", "0.01", "--name", "mine", "--set", *SMALL]
+    assert main(["--data", text, *TINY, *options]) == 0
     output = capsys.readouterr()
     assert output.err == ""
     (folder,) = (here / "runs").iterdir()
@@ -334,18 +335,20 @@ def test_a_file_that_is_no_config_says_what_it_is(change, told, config, here, tm
     [
         (('"margin": 0.01', '"margin": NaN'), "config.json: margin is NaN"),
         (('"margin": 0.01', '"margin": -Infinity'), "config.json: margin is -Infinity"),
-        (('"floor": 0.1', '"floor": 1e999'), "config.json: optimizer.floor is inf"),
+        (('"floor": [0-9.]+', '"floor": 1e999'), "config.json: optimizer.floor is inf"),
         (('"depth": 2', '"depth": 2, "depth": 3'), "config.json: model.depth is given twice"),
         (('"margin": 0.01', '"margin": 0.01, "margin": 0.01'), "config.json: margin is given twice"),
-        (('"learning_rates": [0.01]', '"learning_rates": [0.01, NaN]'), r"config.json: learning_rates\[1\] is NaN"),
+        ((r'"learning_rates": \[', '"learning_rates": [0.01, NaN, '), r"config.json: learning_rates\[1\] is NaN"),
         (("{", "{{"), "config.json is not JSON"),
         (("quick", "\udcff"), "config.json is not JSON"),
-        (('"steps": 240', '"steps": ' + "9" * 5000), "config.json is not JSON"),
+        (('"steps": [0-9]+', '"steps": ' + "9" * 5000), "config.json is not JSON"),
     ],
 )
 def test_json_that_python_reads_and_nobody_means_is_refused(change, told, config, here, tmp_path, capsys):
-    text = json.dumps(config).replace(*change, 1).encode("utf-8", "surrogateescape")
-    assert re.search(told, refused(told_before_reading(changed(tmp_path, text)), capsys))
+    text, times = re.subn(*change, json.dumps(config), count=1)
+    assert times == 1
+    written = changed(tmp_path, text.encode("utf-8", "surrogateescape"))
+    assert re.search(told, refused(told_before_reading(written), capsys))
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
