@@ -1,63 +1,57 @@
-"""A coarse sweep of learning rate and initial scale for the quick shape's arms, the same grid for every arm.
+"""Which scales, and which multipliers of the learning rate, does each kind of arm want? The sweeps behind the presets.
 
-    python experiments/tune.py
+    python experiments/tune.py table        # std and rate of a token table, rate of an untied head
+    python experiments/tune.py tied         # scale of the logits and rate of a table at both ends
+    python experiments/tune.py generator    # start of codebooks and W_in, rates of splines and of W_out
+    python experiments/tune.py table --lr 2e-3 4e-3 8e-3 --seeds 3
 
-Three learning rates x three scales, one seed, 150 steps: enough to avoid a bad default, not to rank arms. The presets
-take the best common choice; experiments/LOG.md keeps the table.
+The quick preset's shape, two seeds: enough to avoid a bad default, not to rank arms. Every level stands against the one
+that the presets take; experiments/LOG.md keeps the tables.
 """
 
-import dataclasses
+import sys
 
-from rich.console import Console
-from rich.table import Table
-
-from eqx_slm.configs import set_field
+from eqx_slm.study import Study, forest, grid, losses, origin, paired, preset, scope, study_main, verdicts
 from eqx_slm.study.arms import make_arm
-from eqx_slm.study.config import QUICK
-from eqx_slm.study.pair import pair
-from eqx_slm.study.runner import Event
 
-SCALES = (1.0, 5.0, 15.0)
-LEARNING_RATES = (3e-3, 1e-2, 3e-2)
-STEPS = 150
+QUICK = preset("quick")
 
 
-def main() -> None:
-    """Runs the grid and prints final validation losses in nats a token."""
-    stream = QUICK.stream.open()
-    base = dataclasses.replace(QUICK.model, vocab_size=stream.vocab_size)
-    heads = QUICK.tuned.generator.n_heads
-    arms = {}
-    for name in ("dense", "dense-tied-deep", "leviathan-deep"):
-        config = make_arm(name, base, QUICK.tuned).config
-        for scale in SCALES:
-            # The scale multiplies the published std of 0.02; the generator's is 0.02 / sqrt(n_heads).
-            std = 0.02 * scale
-            field = "embedding.std" if config.embedding.tieable else "embedding.output_std"
-            value = std if config.embedding.tieable else std * heads**-0.5
-            arms[f"{name} x{scale:g}"] = set_field(config, field, str(value))
-    console = Console(width=100)
+def study(name, arm, points):
+    """The levels of a grid over a named arm, against the arm as the presets have it (its first point)."""
+    model = make_arm(arm, QUICK.model, QUICK.tuned).config
+    asked = (paired(next(points.arms(model))[0], margin=QUICK.margin),)
+    report = (verdicts, forest(), losses, scope, origin)
+    return Study(f"tune-{name}", points, 2, QUICK.learning_rates, asked, report, model=model, stream=QUICK.stream)
 
-    def tell(event: Event) -> None:
-        if event.kind == "run":
-            console.print(f"{event.arm}, lr {event.learning_rate:g}: {event.seconds:.0f} s", highlight=False)
 
-    result = pair(
-        arms,
-        stream,
-        seeds=1,
-        steps=STEPS,
-        learning_rates=LEARNING_RATES,
-        optimizer=QUICK.optimizer,
-        evaluations=2,
-        on_event=tell,
-    )
-    table = Table("arm, scale", *(f"lr {rate:g}" for rate in LEARNING_RATES))
-    for name, entry in result.data["arms"].items():
-        losses = {run["learning_rate"]: run["final_nll"] for run in entry["all_runs"]}
-        table.add_row(name, *(f"{losses[rate]:.3f}" if losses[rate] is not None else "-" for rate in LEARNING_RATES))
-    console.print(table)
+def rates(**levels):
+    """A grid of multipliers by label."""
+    return grid("lr_multipliers", levels)
 
+
+STUDIES = {
+    "table": study(
+        "table",
+        "dense",
+        grid("embedding.std", (1.0, 0.3))
+        * rates(t13h4="embedding=13, head=4", t13h2="embedding=13, head=2", t26h2="embedding=26, head=2")
+        + grid("embedding.std", {"std=0.3": 0.3}) * rates(t1h1="", t4h1="embedding=4", t4h2="embedding=4, head=2"),
+    ),
+    "tied": study(
+        "tied",
+        "dense-tied-deep",
+        grid("head.scale", (0.25, 0.1, 0.4, 1.0))
+        * rates(t6="embedding=6", t1="", t3="embedding=3", t10="embedding=10"),
+    ),
+    "generator": study(
+        "generator",
+        "leviathan-deep",
+        grid("embedding.codebook_std", {"c0.2": 0.2, "c0.02": 0.02, "c0.6": 0.6})
+        * grid("embedding.input_std", {"w0.14": 0.14, "w0.02": 0.02})
+        * rates(o0_3="head=4, embedding.w_out=0.3", o1="head=4", s0_3="head=4, embedding.spline_offset=0.3"),
+    ),
+}
 
 if __name__ == "__main__":
-    main()
+    sys.exit(study_main(STUDIES))
