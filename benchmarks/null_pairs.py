@@ -11,7 +11,6 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from eqx_slm import AttentionConfig, MLPConfig, ModelConfig
 from eqx_slm.data import TokenStream
@@ -37,6 +36,8 @@ def stream() -> TokenStream:
 
 def main() -> None:
     """Prints a line, and the rows."""
+    from scipy.stats import binomtest
+
     small = parser(__doc__).parse_args().small
     pairs, steps = (3, 20) if small else (60, 200)
     mixer, channel = AttentionConfig(n_heads=2), MLPConfig(d_ff=48)
