@@ -377,6 +377,13 @@ def test_a_setting_given_again_replaces_that_of_the_config(config, tmp_path):
     assert resolve(Options(config=path, set=("all.depth=4",))).settings == ("dense.d_model=32", "all.depth=4")
 
 
+def test_losses_are_split_by_frequency_where_it_is_known():
+    from eqx_slm.study.command import Options, resolve
+
+    asked = (Options(), Options(data="stream:x"), Options(data="stream:x", frequency=4))
+    assert [resolve(each).frequency for each in asked] == [10, 0, 4]
+
+
 def test_the_text_field_reaches_the_data(monkeypatch):
     from eqx_slm.study.command import Options, resolve
 

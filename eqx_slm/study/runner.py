@@ -59,7 +59,7 @@ class Runner:
     def __init__(self, arms: Arms, stream: Stream, config: RunConfig, tell: Callable[[Event], None]):
         """**Arguments:** `arms` by name, the `stream`, how every run is trained, and who is told of events.
 
-        **Raises:** `UserError` where an arm does not fit the stream, or a class of frequency would be empty.
+        **Raises:** `UserError` where an arm does not fit the stream, or losses are split by frequencies unknown to it.
         """
         self.arms, self.stream, self.config, self.tell = arms, stream, config, tell
         self.data = _fingerprint(stream)
