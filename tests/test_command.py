@@ -77,7 +77,7 @@ def test_an_option_of_several_values_may_be_given_several_times():
 
 def told_before_reading(arguments):
     """Data that does not exist shows that the arguments were refused before it was looked for."""
-    return ["--data", "no/such/folder", *arguments]
+    return [*([] if "--data" in arguments else ["--data", "no/such/folder"]), *arguments]
 
 
 @pytest.mark.parametrize(
@@ -196,12 +196,8 @@ def empty(folder):
 
 def short(folder):
     # Batches of training windows, and not one of validation.
-    return [
-        write_text(folder / "short.txt"),
-        *TINY,
-        "--sequence-length",
-        "512",
-    ], r"valid split has .* tokens.* needs 2,049"
+    long = ["512" if option == "16" else option for option in TINY]
+    return [write_text(folder / "short.txt"), *long], r"valid split has .* tokens.* needs 2,049"
 
 
 def vocabulary(folder):

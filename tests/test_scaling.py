@@ -132,8 +132,9 @@ def test_a_series_runs_and_goes_on(tmp_path, monkeypatch, capsys):
     assert "1 rungs for the 3 constants A, alpha, b" in told and "## Passes over the data" in told
     assert json.loads((tmp_path / "runs/tiny-0/passes-2/result.json").read_text())["stream"]["train_tokens"] == 16
     rows = (tmp_path / "runs/tiny-0/steps-2/runs.jsonl").read_text()
-    assert series_main("tiny", studies, report, ["--out", "runs/tiny-0"]) == 0
-    assert (tmp_path / "runs/tiny-0/steps-2/runs.jsonl").read_text() == rows  # nothing is run again
+    for out in (["--out", "runs/tiny-0"], ["--out=runs/tiny-0"]):
+        assert series_main("tiny", studies, report, out) == 0
+        assert (tmp_path / "runs/tiny-0/steps-2/runs.jsonl").read_text() == rows  # nothing is run again
     capsys.readouterr()
     assert series_main("tiny", studies, report, ["--steps", "3"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
