@@ -43,6 +43,8 @@ def _gathered(options: Any, arguments: list[str], prog: str) -> list[str]:
         name, equals, value = argument.partition("=")
         name = name.replace("_", "-")
         if name not in known:
+            if argument.startswith("--"):  # `--no-rounds`, `--help`: no value of the option before it
+                values = front
             values.append(argument)
             continue
         if name in found and name not in several:
@@ -50,7 +52,11 @@ def _gathered(options: Any, arguments: list[str], prog: str) -> list[str]:
             raise SystemExit(2)
         values = found.setdefault(name, [])
         values += [value] if equals else []
-    return front + [part for name, own in found.items() for part in (name, *own)]
+    # One value that begins with a dash reads as an option unless it is written as it came.
+    single = {name: own[0] for name, own in found.items() if len(own) == 1}
+    whole = [f"{name}={value}" for name, value in single.items() if value.startswith("-")]
+    rest = [(name, own) for name, own in found.items() if not single.get(name, "").startswith("-")]
+    return front + whole + [part for name, own in rest for part in (name, *own)]
 
 
 def complain(message: Any) -> None:

@@ -401,3 +401,14 @@ def test_compiled_programs_are_needed(here, capsys):
     with jax.disable_jit():
         assert "JAX_DISABLE_JIT is set" in refused(told_before_reading([]), capsys)
     assert list(here.iterdir()) == []
+
+
+def test_gathering_keeps_flags_and_values_that_begin_with_a_dash():
+    @dataclasses.dataclass
+    class Options:
+        seeds: tuple[int, ...] = ()
+        rounds: bool = True
+        out: str = ""
+
+    got = parse(Options, ["--seeds", "1", "--no-rounds", "--seeds=2", "--out=-x"], "x.py")
+    assert got == Options((1, 2), False, "-x")
