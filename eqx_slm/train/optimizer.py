@@ -131,7 +131,7 @@ def matrix_groups(model: Any) -> dict[str, Kind]:
         return "muon" if hidden and decay[name] == "decay" and name not in filters else "adamw"
 
     leaves = [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]]
-    groups = {name: kind(name, leaf.shape) for name, leaf in leaves if name in decay}
+    groups: dict[str, Kind] = {name: kind(name, leaf.shape) for name, leaf in leaves if name in decay}
     assert groups.keys() == decay.keys()
     return groups
 
