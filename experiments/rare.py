@@ -1,14 +1,16 @@
-"""Are losses on rare tokens the embedding's doing, or the optimizer's? Losses by frequency under three Adams.
+"""Are losses on rare tokens the embedding's doing, or the optimizer's? Losses by frequency under three Adams and Muon.
 
     python experiments/rare.py --dry-run          # every study's ledger, FLOPs and time
     python experiments/rare.py --out runs/rare    # the same again goes on where it stopped; more --seeds extend it
 
 Adam alone biases rare rows of a table (arXiv 2609.37535), so a gain on rare tokens says nothing of an embedding until
-it stands beside other betas: a study a beta2, every arm at the same rates, losses by decile of the tokens' frequency.
+it stands beside other betas: a study a beta2, and one whose hidden matrices
+are updated by Muon, every arm at the same rates, losses by decile of the tokens' frequency.
 """
 
 import dataclasses
 import sys
+from typing import Any
 
 from eqx_slm.study import (
     Study,
@@ -28,9 +30,9 @@ ARMS = ("dense", "dense-tied", "leviathan", "binary", "hybrid")
 BETAS = (0.95, 0.99, 0.999)
 
 
-def study(beta2: float) -> Study:
-    """The arms under one Adam."""
-    optimizer = dataclasses.replace(QUICK.optimizer, beta2=beta2)
+def study(**changes: Any) -> Study:
+    """The arms under one optimizer."""
+    optimizer = dataclasses.replace(QUICK.optimizer, **changes)
     return Study(
         "rare",
         arms=named_arms(ARMS, QUICK.tuned),
@@ -45,4 +47,5 @@ def study(beta2: float) -> Study:
 
 
 if __name__ == "__main__":
-    sys.exit(series_main("rare", {f"beta2-{beta2}": study(beta2) for beta2 in BETAS}, ()))
+    studies = {f"beta2-{beta2}": study(beta2=beta2) for beta2 in BETAS} | {"muon": study(kind="muon")}
+    sys.exit(series_main("rare", studies, ()))

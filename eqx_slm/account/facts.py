@@ -22,7 +22,14 @@ class Facts:
 
 
 def facts(
-    model: Any, *, batch_size: int, context: int, width: int = 4, share: float | None = None, extra: int | None = None
+    model: Any,
+    *,
+    batch_size: int,
+    context: int,
+    width: int = 4,
+    share: float | None = None,
+    extra: int | None = None,
+    accumulate: int = 1,
 ) -> Facts:
     """The facts of a config, in closed form, or of a model.
 
@@ -31,13 +38,15 @@ def facts(
     - `model`: a `ModelConfig`, or a model, whose FLOPs XLA then counts where it has no `flops_per_token()` of its own.
     - `batch_size`, `context`: sequences a batch, tokens a sequence.
     - `width`: bytes of an activation. `share`: of a batch's tokens, how many are distinct.
+    - `accumulate`: in how many parts a batch is taken.
     - `extra`: the bytes that XLA says a compiled step takes for temporaries.
     """
     ledger = parameter_ledger(model)
     optimizer, activations, counted = 8 * ledger.total, None, None
+    gradients = 4 * ledger.total * (1 if accumulate == 1 else 2)
     if isinstance(model, ModelConfig):
-        needs = memory(model, batch_size=batch_size, context=context, activation_bytes=width)
-        optimizer, activations = needs.optimizer, needs.activations
+        needs = memory(model, batch_size=batch_size, context=context, activation_bytes=width, accumulate=accumulate)
+        optimizer, activations, gradients = needs.optimizer, needs.activations, needs.gradients
         f = flops(model, context=context, distinct_share=share, batch_tokens=batch_size * context)
         counted = {"total": f.total, "embedding": f.embedding, "blocks": sum(f.blocks), "head": f.head}
         counted |= {"total_distinct": f.total_distinct}
@@ -45,7 +54,7 @@ def facts(
         counted = {**model.flops_per_token(), "counted_by": "its closed form"}
     elif (total := counted_flops(model, context=context)) is not None:
         counted = {"total": total, "counted_by": "XLA"}
-    held = {"parameters": 4 * ledger.total, "gradients": 4 * ledger.total, "optimizer": optimizer}
+    held = {"parameters": 4 * ledger.total, "gradients": gradients, "optimizer": optimizer}
     return Facts(
         parameters=ledger.summary(),
         ledger=ledger.entries,

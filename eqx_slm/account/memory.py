@@ -23,7 +23,14 @@ class Memory:
         return self.parameters + self.gradients + self.optimizer + self.activations + self.buffers
 
 
-def memory(config: ModelConfig, *, batch_size: int, context: int | None = None, activation_bytes: int = 4) -> Memory:
+def memory(
+    config: ModelConfig,
+    *,
+    batch_size: int,
+    context: int | None = None,
+    activation_bytes: int = 4,
+    accumulate: int = 1,
+) -> Memory:
     """Memory of a training step with AdamW, masters and both moments in float32, and gradients that wait
     for their level's update.
 
@@ -33,6 +40,7 @@ def memory(config: ModelConfig, *, batch_size: int, context: int | None = None, 
     - `batch_size`: sequences a batch.
     - `context`: tokens a sequence (None: the config's).
     - `activation_bytes`: 4 for float32 compute, 2 for bfloat16.
+    - `accumulate`: parts a batch is taken in: a part's activations, and the gradient's sum beside the part's own.
 
     **Returns:** `Memory`, in bytes. Compiled programs report their own peak exactly; this is known before compiling.
 
@@ -53,8 +61,8 @@ def memory(config: ModelConfig, *, batch_size: int, context: int | None = None, 
         waiting += channel.accumulated(config.d_model)
     return Memory(
         parameters=4 * count,
-        gradients=4 * count,
+        gradients=4 * count * (1 if accumulate == 1 else 2),
         optimizer=8 * count + 4 * waiting,
-        activations=(a_token * batch_size * context + table) * activation_bytes,
+        activations=(a_token * (batch_size // accumulate) * context + table) * activation_bytes,
         buffers=config.embedding.buffer_bytes(config.vocab_size),
     )

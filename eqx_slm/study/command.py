@@ -81,8 +81,12 @@ class Options(StudyOptions):
     """Nats a token below which a difference does not matter."""
     pairing: Literal["full", "data-only"] | None = None
     """full: equal leaves start equal; data-only: every arm has initial values of its own."""
-    schedule: Literal["cosine", "wsd", "constant"] | None = None
+    schedule: Literal["cosine", "linear", "wsd", "constant"] | None = None
     """Learning-rate schedule after warm-up."""
+    optimizer: Literal["adamw", "muon"] | None = None
+    """adamw, or muon: hidden matrices by Muon, everything else by AdamW."""
+    accumulate: int | None = None
+    """In how many parts a step takes its batch, for less memory; the same mean gradient."""
     loop: Loop | None = None
     """unrolled, or runs: scan runs of equal layers (deep models compile faster), the same for all arms."""
     remat: Remat | None = None
@@ -123,8 +127,8 @@ def resolve(options: Options) -> "PairConfig":
         values["until"] = until
     if options.set:
         values["settings"] = replaced_settings(config.settings, options.set)
-    if options.schedule:
-        values["optimizer"] = dataclasses.replace(config.optimizer, schedule=options.schedule)
+    changes = {"schedule": options.schedule, "kind": options.optimizer}
+    values["optimizer"] = dataclasses.replace(config.optimizer, **{k: v for k, v in changes.items() if v is not None})
     return dataclasses.replace(config, **values)
 
 

@@ -21,6 +21,7 @@ from ..nn.spelled import SpelledConfig
 from ..nn.table import TableConfig
 from ..train.loop import RunConfig
 from ..train.optimizer import OptimizerConfig
+from ..train.step import share_of
 from .arms import Arm, Tuned, changed, make_arm
 from .statistics import check_confidence, check_margin
 
@@ -153,6 +154,7 @@ class PairConfig(RunConfig):
         check_margin(self.margin)
         check_confidence(self.confidence)
         check_until(self.seeds, self.until)
+        share_of(self.stream.batch_size, self.accumulate)
 
     @property
     def tokens(self) -> int:

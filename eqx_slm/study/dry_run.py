@@ -27,6 +27,7 @@ def plan(study: Study, vocab_size: int, padding: int, share: float | None) -> li
     """
     batch_size, context = study.stream.batch_size, study.stream.sequence_length
     sizes = {"batch_size": batch_size, "context": context, "width": study.run.activation_bytes, "share": share}
+    sizes["accumulate"] = study.run.accumulate
     arms = {
         name: ArmResult(name, facts(_counted(arm), **sizes), study.rates[0], match=study.notes.get(name))
         for name, arm in study.resolve(vocab_size, context, padding)[0].items()

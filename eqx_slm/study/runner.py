@@ -198,6 +198,7 @@ class Runner:
             if program.replicates == replicates and eqx.tree_equal(program.static, static):
                 return program, report
         how: dict[str, Any] = {"compute_dtype": config.compute_dtype, "loop": config.loop, "remat": config.remat}
+        how["accumulate"] = config.accumulate
         program = make_program(model, config.optimizer, **how, replicates=replicates)
         compiled = compile_step(program, model, self.stream.eval_batches()[0])
         known.append((compiled.program, compiled.report))

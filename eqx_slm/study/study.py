@@ -22,6 +22,7 @@ from ..files import write_json_atomic
 from ..model import ModelConfig
 from ..train.host import keep_freed_memory
 from ..train.loop import RunConfig
+from ..train.step import share_of
 from .blocks import Block
 from .compare import Control, paired
 from .config import QUICK, StreamConfig, check_design, check_until, run_of
@@ -76,6 +77,7 @@ class Study:
         arms = self.arms.points if isinstance(self.arms, Grid) else self.arms
         check_design(self.name, arms, self.seeds, self.rates, self.run.seeds_at_once)
         check_until(self.seeds, self.until)
+        share_of(self.stream.batch_size, self.run.accumulate)
 
     @property
     def which(self) -> Sequence[int]:
@@ -210,6 +212,7 @@ def _results(study: Study, runner: Runner, rows: Sequence[Row], levels: Mapping[
     """The rows of a study with what is known of its arms, and what its analyses say."""
     stream = runner.stream
     sizes = {"batch_size": stream.batch_size, "context": stream.sequence_length, "share": distinct_share(stream)}
+    sizes["accumulate"] = study.run.accumulate
     arms = {}
     for name, arm in runner.arms.items():
         own = tuple(row for row in rows if row.arm == name)

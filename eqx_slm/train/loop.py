@@ -36,6 +36,7 @@ class RunConfig:
     - `loop`, `remat`: how blocks run and what their backward pass keeps (see `stack_blocks`).
     - `seeds_at_once`: how many seeds of an arm one program trains, by `vmap`: the same numbers but for the order of
       sums. On a CPU it gains nothing (benchmarks/README.md).
+    - `accumulate`: in how many parts a step takes its batch, for less memory: the same mean loss and gradient.
     - `evaluations`: how many log-spaced token counts are evaluated.
     - `average`: share of a run's last steps whose weights are averaged; the mean is evaluated beside the last weights.
     - `sample_tokens`: length of the text that the first seed's model writes; 0 for none.
@@ -55,11 +56,13 @@ class RunConfig:
     sample_tokens: int = 0
     probe: Literal["none", "cosines"] = "none"
     frequency: int = 0
+    accumulate: int = 1
 
     def __post_init__(self):
         check_choices(self)
         whole("steps", self.steps, most=INT32)
         whole("seeds_at_once (--seeds-at-once)", self.seeds_at_once, most=10_000)
+        whole("accumulate (--accumulate)", self.accumulate, most=INT32)
         whole("evaluations", self.evaluations, most=10_000)
         share("average", self.average, "a run's steps")
         whole("frequency (--frequency)", self.frequency, least=0, most=1000)

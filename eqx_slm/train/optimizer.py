@@ -1,4 +1,4 @@
-"""AdamW with explicit decay groups, clipping, and schedules that multiply a traced peak learning rate."""
+"""AdamW and Muon with explicit groups, clipping, and schedules that multiply a traced peak learning rate."""
 
 import math
 from collections.abc import Callable
@@ -9,18 +9,29 @@ import equinox as eqx
 import jax
 import numpy as np
 import optax
+import optax.contrib
 
 from ..checks import check_choices, check_number, lr_factors
 from ..errors import UserError
 from ..pytree import path_name
 from .stack import first_blocks
 
+Schedule = Literal["cosine", "linear", "wsd", "constant"]
+Kind = Literal["adamw", "muon"]
+
+# Axes of a matrix whose others are layers of a scan or heads: each is orthogonalised by itself.
+LAST_TWO = optax.contrib.MuonDimensionNumbers(-2, -1)
+RMS = 0.2  # of AdamW's updates, which Muon's are scaled to
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW (arXiv 1711.05101). `warmup` and `decay` are shares of the run; `floor` is the last rate over the peak.
 
-    "cosine" falls from the end of warm-up; "wsd" stays at the peak and falls linearly over the last `decay` share.
+    "cosine" and "linear" fall from the end of warm-up; "wsd" stays at the peak and falls linearly over the last `decay`
+    share. `kind` "muon" updates the hidden matrices (`matrix_groups`) by Muon with momentum `momentum`, at `muon_lr`
+    times the rate, and everything else by AdamW. Its updates have the RMS of AdamW's (0.2 sqrt(max(in, out)) times an
+    orthogonal matrix, arXiv 2502.16982), so that both take one rate.
     """
 
     beta1: float = 0.9
@@ -28,18 +39,22 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.1
     clip_norm: float = 1.0
-    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     warmup: float = 0.05
     decay: float = 0.2
     floor: float = 0.1
+    kind: Kind = "adamw"
+    momentum: float = 0.95
+    muon_lr: float = 1.0
 
     def __post_init__(self):
         check_choices(self)
         # As float32, which the step computes in: there 1 - 1e-9 is 1, and Adam divides by 1 - beta2^t.
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "momentum"):
             check_number(name, getattr(self, name), "at least 0 and below 1 in float32", _is_average)
         check_number("eps", self.eps, "positive, also in float32", lambda eps: np.float32(eps) > 0)
         check_number("weight_decay", self.weight_decay, "at least 0", lambda decay: decay >= 0)
+        check_number("muon_lr", self.muon_lr, "positive and finite, a factor of the rate", lambda factor: factor > 0)
         check_number("clip_norm", self.clip_norm, "positive and finite, a norm", lambda norm: norm > 0)
         for name in ("warmup", "decay", "floor"):
             check_number(name, getattr(self, name), "a share from 0 to 1", lambda share: 0 <= share <= 1)
@@ -65,6 +80,8 @@ class OptimizerConfig:
             progress = max(0.0, (step + 1 - (steps - falling)) / falling)
             return 1 - (1 - self.floor) * min(1.0, progress)
         progress = (step + 1 - warmup) / max(1, steps - warmup)
+        if self.schedule == "linear":
+            return 1 - (1 - self.floor) * min(1.0, progress)
         return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
@@ -99,6 +116,32 @@ def parameter_groups(model: Any) -> dict[str, Literal["decay", "no decay"]]:
 
     visit(model, "", None)
     return groups
+
+
+def matrix_groups(model: Any) -> dict[str, Kind]:
+    """Which optimizer updates every parameter where `kind` is "muon", by its dotted path.
+
+    Muon: what is in `blocks`, has two axes or more, is decayed, and is no `filters` of its module (a convolution's taps
+    a channel, which map nothing). AdamW: all else, so embeddings, generators, heads, norms, biases, initial memories.
+    """
+    decay, filters = parameter_groups(model), set(_filters(model, ""))
+
+    def kind(name: str, shape: tuple[int, ...]) -> Kind:
+        hidden = name.startswith("blocks.") and len(shape) >= 2
+        return "muon" if hidden and decay[name] == "decay" and name not in filters else "adamw"
+
+    leaves = [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]]
+    groups: dict[str, Kind] = {name: kind(name, leaf.shape) for name, leaf in leaves if name in decay}
+    assert groups.keys() == decay.keys()
+    return groups
+
+
+def _filters(node: Any, prefix: str) -> list[str]:
+    found = [f"{prefix}{name}" for name in getattr(type(node), "filters", ())]
+    for path, child in jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)[0]:
+        if path:
+            found += _filters(child, f"{prefix}{path_name(path)}.")
+    return found
 
 
 def update_periods(model: Any) -> dict[str, int]:
@@ -192,7 +235,7 @@ def update_every(inner: optax.GradientTransformation, periods: Callable[[str], i
 
 
 def make_optimizer(config: OptimizerConfig, model: Any, *, plain: Any = None) -> optax.GradientTransformation:
-    """Clipping by global norm, Adam, decoupled weight decay of the "decay" group; each level at its own period.
+    """Clipping by global norm, Adam or Muon, decoupled weight decay of the "decay" group; each level at its own period.
 
     The learning rate is not in it: the step subtracts the update times a traced rate, so that a sweep compiles once.
     An update that comes every P steps takes the rate of the step it comes at. A leaf's update, decay included, is
@@ -200,8 +243,9 @@ def make_optimizer(config: OptimizerConfig, model: Any, *, plain: Any = None) ->
     `stack_blocks`) give the `plain` one too: it says what belongs to which group.
     """
     plain = model if plain is None else plain
-    groups, periods, factors = (
-        _by_stacked_name(of(plain), model, plain) for of in (parameter_groups, update_periods, lr_multipliers)
+    groups, periods, factors, kinds = (
+        _by_stacked_name(of(plain), model, plain)
+        for of in (parameter_groups, update_periods, lr_multipliers, matrix_groups)
     )
 
     def decayed(params: Any) -> Any:
@@ -209,11 +253,21 @@ def make_optimizer(config: OptimizerConfig, model: Any, *, plain: Any = None) ->
 
     adam = optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.eps)
     decay = optax.add_decayed_weights(config.weight_decay, mask=decayed)
+    rule = (adam, decay)
+    if config.kind == "muon":
+        muon = optax.contrib.scale_by_muon(beta=config.momentum, eps=config.eps, weight_dimension_numbers=_last_two)
+        scale = optax.stateless(_to_rms)
+        matrices = optax.chain(muon, scale, decay, optax.scale(config.muon_lr))
+
+        def labels(params: Any) -> Any:
+            return jax.tree_util.tree_map_with_path(lambda path, _: kinds[path_name(path)], params)
+
+        rule = (optax.partition({"adamw": optax.chain(adam, decay), "muon": matrices}, labels),)
     clip = optax.clip_by_global_norm(config.clip_norm)
     if set(periods.values()) <= {1}:
-        chain = optax.chain(clip, adam, decay)
+        chain = optax.chain(clip, *rule)
     else:
-        chain = optax.chain(clip, update_every(optax.chain(adam, decay), periods.__getitem__))
+        chain = optax.chain(clip, update_every(optax.chain(*rule), periods.__getitem__))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer array, which "strict" refuses
@@ -224,6 +278,14 @@ def make_optimizer(config: OptimizerConfig, model: Any, *, plain: Any = None) ->
         return updates, state
 
     return optax.GradientTransformation(chain.init, update)
+
+
+def _last_two(params: Any) -> Any:
+    return jax.tree.map(lambda _: LAST_TWO, params)
+
+
+def _to_rms(updates: Any, params: Any) -> Any:
+    return jax.tree.map(lambda u: RMS * math.sqrt(max(u.shape[-2:])) * u, updates)
 
 
 def _by_stacked_name(values: dict[str, Any], model: Any, plain: Any) -> dict[str, Any]:

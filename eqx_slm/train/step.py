@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray, PyTree
 
 from ..checks import one_of, whole
+from ..errors import UserError
 from ..nn.init import subkey
 from .loss import cross_entropy, token_losses
 from .optimizer import OptimizerConfig, make_optimizer
@@ -91,6 +92,7 @@ def make_program(
     loop: Loop = "unrolled",
     remat: Remat = "none",
     replicates: int = 1,
+    accumulate: int = 1,
 ) -> Program:
     """Compiles (at the first call) training and evaluation for models of `model`'s structure.
 
@@ -102,10 +104,12 @@ def make_program(
     - `compute_dtype`: what parameters are cast to inside the step; masters, moments and sums stay float32.
     - `loop`, `remat`: how the blocks run and what their backward pass keeps (see `stack_blocks`), at the same values.
     - `replicates`: how many models of this structure (seeds) a step trains at once, by `vmap`.
+    - `accumulate`: in how many parts of equal rows a step takes its batch, one after another: the same mean loss and
+      gradient (their sums rounded in another order), activations of one part at a time. Dropout draws a part.
 
     **Returns:** a `Program`. Batches are int `(rows, T + 1)`: inputs `[:, :-1]`, targets `[:, 1:]`.
     """
-    replicates = whole("replicates", replicates)
+    replicates, accumulate = whole("replicates", replicates), whole("accumulate", accumulate)
     one_of("compute_dtype", compute_dtype, ("float32", "bfloat16"))
     stacked = stack_blocks(model, loop=loop, remat=remat)
     params, static = eqx.partition(stacked, eqx.is_inexact_array)
@@ -116,10 +120,26 @@ def make_program(
     def loss(params: PyTree[Array], batch: Int[Array, "b t"], key: PRNGKeyArray | None = None) -> Float[Array, ""]:
         return batch_loss(eqx.combine(cast(params, compute_dtype), static), batch, key)
 
+    def whole_batch(
+        params: PyTree[Array], batch: Int[Array, "b t"], key: PRNGKeyArray | None
+    ) -> tuple[Float[Array, ""], PyTree[Array]]:
+        if accumulate == 1:
+            return jax.value_and_grad(loss)(params, batch, key)
+        parts = batch.reshape(accumulate, share_of(batch.shape[0], accumulate), batch.shape[1])
+
+        def add(sums: Any, part: tuple[Array, Array]) -> tuple[Any, None]:
+            own = None if key is None else jax.random.fold_in(key, part[1])
+            return jax.tree.map(jnp.add, sums, jax.value_and_grad(loss)(params, part[0], own)), None
+
+        # Parts have as many targets each: the mean over tokens is the mean of theirs.
+        none = jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params)
+        sums, _ = jax.lax.scan(add, none, (parts, jnp.arange(accumulate)))
+        return jax.tree.map(lambda total: total / accumulate, sums)
+
     def step(state: TrainState, batch: Int[Array, "b t"], rate: Float[Array, ""]) -> tuple[TrainState, Metrics]:
         # The gradient is of the masters: the cast is inside the loss, so that its transpose brings float32 back.
         key = jax.random.fold_in(state.key, state.step) if draws else None
-        value, gradients = jax.value_and_grad(loss)(state.params, batch, key)
+        value, gradients = whole_batch(state.params, batch, key)
         norm = optax.tree.norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.optimizer, state.params)
         # The rate is an argument, not a constant of the program: a sweep over rates compiles once.
@@ -136,6 +156,15 @@ def make_program(
     # `jax.jit` on plain arrays: `eqx.filter_jit` would take the model apart at every call.
     compiled = jax.jit(step, donate_argnums=0), jax.jit(evaluate)
     return Program(static, optimizer, *compiled, loop, remat, replicates, draws)
+
+
+def share_of(rows: int, accumulate: int) -> int:
+    """Rows of a part. **Raises:** `UserError` where the parts of a batch would not be equal."""
+    if rows % accumulate:
+        raise UserError(
+            f"accumulate (--accumulate)={accumulate}: it must divide the {rows} rows of a batch (--batch-size)"
+        )
+    return rows // accumulate
 
 
 @dataclass(frozen=True)

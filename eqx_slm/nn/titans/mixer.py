@@ -103,6 +103,7 @@ class TitansMemory(Mixer):
     d_model: int = eqx.field(static=True)
     config: TitansConfig = eqx.field(static=True)
     no_decay: ClassVar[tuple[str, ...]] = ("b_inner", "initial", "gain", "persistent")
+    filters: ClassVar[tuple[str, ...]] = ("conv",)
     full_precision: ClassVar[tuple[str, ...]] = ("w_inner", "b_inner", "initial", "gain")
 
     def __init__(
