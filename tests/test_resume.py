@@ -194,7 +194,7 @@ def test_a_folder_that_is_removed_under_a_run_is_one_line(tmp_path):
 # A process that forks: its children start with everything imported. Each runs the same command; the first to its end,
 # the others are stopped on their way, by a signal or by --stop-after, until the last is left alone.
 SCRIPT = r"""
-import dataclasses, json, os, signal, sys, time
+import json, os, signal, sys, time, traceback
 from pathlib import Path
 from tiny import tiny_config, tiny_stream
 import eqx_slm.study.report, eqx_slm.study.study, eqx_slm.study.terminal, rich.console
@@ -202,9 +202,14 @@ from eqx_slm.study import Study, StreamConfig, paired, study_main
 from eqx_slm.train import RunConfig
 
 out = Path(sys.argv[1])
-StreamConfig.open = lambda self: tiny_stream()
+def open_tiny(config):
+    stream = tiny_stream()
+    stream.info["corpus"] = "tiny"
+    return stream
+
+StreamConfig.open = open_tiny
 arms = {"one": tiny_config(), "two": tiny_config()}
-long = Study("tiny", arms, 1, (1e-2,), (paired("one"),), report=(), run=RunConfig(steps=3000, evaluations=6))
+long = Study("tiny", arms, 1, (1e-2,), (paired("one"),), report=(), run=RunConfig(steps=800, evaluations=6))
 
 def child(folder, *options):
     number = os.fork()
@@ -216,7 +221,8 @@ def child(folder, *options):
         code = study_main(long, ["--out", str(out / folder), *options])
         sys.stderr.flush()
         os._exit(code)
-    finally:
+    except BaseException:
+        traceback.print_exc()
         os._exit(1)
 
 def end(number):
