@@ -1,10 +1,12 @@
 """What the commands share: options read or refused in one line, and output that cannot end a run."""
 
 import contextlib
+import dataclasses
 import io
 import os
 import re
 import sys
+import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,6 +17,7 @@ def parse(options: Any, arguments: Sequence[str] | None, prog: str) -> Any:
     """`options` (a dataclass) from a command line; exits with code 2 and one line where that cannot be read."""
     import tyro
 
+    arguments = _gathered(options, sys.argv[1:] if arguments is None else list(arguments), prog)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -23,6 +26,31 @@ def parse(options: Any, arguments: Sequence[str] | None, prog: str) -> Any:
         if stop.code:
             complain(f"{one_line(said.getvalue())} (see {prog} --help)")
         raise
+
+
+def _gathered(options: Any, arguments: list[str], prog: str) -> list[str]:
+    """The arguments, with all values of an option that is given several times behind its first place.
+
+    The parser would take the last of them alone. An option of one value that is given twice is refused.
+    """
+    hints = typing.get_type_hints(options) if dataclasses.is_dataclass(options) else {}
+    several = {f"--{name.replace('_', '-')}" for name, hint in hints.items() if "tuple" in str(hint)}
+    known = {f"--{name.replace('_', '-')}" for name in hints}
+    front: list[str] = []
+    found: dict[str, list[str]] = {}
+    values = front
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        name = name.replace("_", "-")
+        if name not in known:
+            values.append(argument)
+            continue
+        if name in found and name not in several:
+            complain(f"{name} is given twice: give it once (see {prog} --help)")
+            raise SystemExit(2)
+        values = found.setdefault(name, [])
+        values += [value] if equals else []
+    return front + [part for name, own in found.items() for part in (name, *own)]
 
 
 def complain(message: Any) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from eqx_slm.study.command import main
+from eqx_slm.commandline import parse
+from eqx_slm.study.command import Options, main
 
 SCRIPT = Path(__file__).resolve().parents[1] / "experiments" / "pair.py"
 WORDS = "the cat sat on a mat while nine dogs ran past it and all of them were loud".split()
@@ -55,6 +56,8 @@ def refused(arguments, capsys):
         (["--seeds", "abc"], r"--seeds.*'abc' \(see pair.py --help\)"),
         (["--nosuch", "1"], "--nosuch"),
         (["--pairing", "no"], "'no'.*'data-only'"),
+        (["--steps", "3", "--seeds", "2", "--steps=4"], r"--steps is given twice: give it once \(see pair.py --help\)"),
+        (["--data-root", "a", "--data_root", "b"], "--data-root is given twice.*"),
     ],
 )
 def test_options_that_cannot_be_read_are_refused_in_one_line(arguments, told, capsys):
@@ -62,6 +65,14 @@ def test_options_that_cannot_be_read_are_refused_in_one_line(arguments, told, ca
         main(arguments)
     line = capsys.readouterr().err
     assert stop.value.code == 2 and re.fullmatch(f"error: .*{told}.*\n", line)
+
+
+def test_an_option_of_several_values_may_be_given_several_times():
+    """The parser alone would keep the last, and the run would be another one than was asked for."""
+    given = ["--set", "a.b=1", "--steps", "3", "--set", "c.d=2", "e.f=x=y", "--lr", "1e-3", "--set=g.h=3", "--lr=2e-3"]
+    options = parse(Options, given, "pair.py")
+    assert options.set == ("a.b=1", "c.d=2", "e.f=x=y", "g.h=3")
+    assert options.lr == (1e-3, 2e-3) and options.steps == 3
 
 
 def told_before_reading(arguments):
@@ -364,6 +375,13 @@ def test_a_setting_given_again_replaces_that_of_the_config(config, tmp_path):
 
     _, path = changed(tmp_path, json.dumps(config | {"settings": ["all.depth=3", "dense.d_model=32"]}))
     assert resolve(Options(config=path, set=("all.depth=4",))).settings == ("dense.d_model=32", "all.depth=4")
+
+
+def test_losses_are_split_by_frequency_where_it_is_known():
+    from eqx_slm.study.command import Options, resolve
+
+    asked = (Options(), Options(data="stream:x"), Options(data="stream:x", frequency=4))
+    assert [resolve(each).frequency for each in asked] == [10, 0, 4]
 
 
 def test_the_text_field_reaches_the_data(monkeypatch):

@@ -116,6 +116,8 @@ def resolve(options: Options) -> "PairConfig":
     given = {name: value for name, value in vars(options).items() if value is not None}
     values = {field.name: given[field.name] for field in dataclasses.fields(config) if field.name in given}
     values["stream"] = changed = _stream(config.stream, given)
+    if changed.data.startswith("stream:"):  # it is not read ahead, so no frequencies are known
+        values.setdefault("frequency", 0)
     if options.tokens is not None:
         if options.tokens < 1:
             raise UserError(f"--tokens {options.tokens}: it must be at least 1")

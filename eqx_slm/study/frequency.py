@@ -9,7 +9,6 @@ from typing import Literal
 import numpy as np
 
 from ..checks import whole
-from ..errors import UserError
 from .blocks import Block, Heading, Paragraph, Table
 from .results import ArmResult, Results, finite
 from .sentences import UNKNOWN, counted, number, percent, signed, span
@@ -21,8 +20,8 @@ TOLD = (
     "Tokens in classes by how often they occur in the training text, class 1 the most frequent. By mass: the types in "
     "order of frequency, cut so that each class holds an equal share of the training tokens (a type belongs where the "
     "middle of its own share lies). By rank: the types that occur, cut into equally many. Unseen are types that the "
-    "training text lacks. Losses are means over the validation tokens of a class at the end of the run, over all seeds "
-    "at the arm's rate, nats a token."
+    "training text lacks. A class may be empty, where one type alone is more than a class. Losses are means over the "
+    "validation tokens of a class at the end of the run, over all seeds at the arm's rate, nats a token."
 )
 CONTROL = (
     "Before anything is said of rare tokens: Adam alone treats rare rows of a table unlike frequent ones (arXiv "
@@ -35,9 +34,8 @@ def frequency_classes(counts: Sequence[int] | np.ndarray, by: By, classes: int =
 
     **Arguments:** `counts`: how often each id occurs in the training text (`Stream.token_counts`). `by`: "rank" cuts
     the types that occur, in order of falling count (equal ones by id), into parts of equal number; "mass" puts
-    a type into the part of the training tokens, in that order, where the middle of its own lies.
-
-    **Raises:** `UserError`, in one line, where a class would be empty.
+    a type into the part of the training tokens, in that order, where the middle of its own lies. With fewer types than
+    classes, or a type of more tokens than a class, some classes are empty.
     """
     classes, counts = whole("frequency (--frequency)", classes, most=1000), np.asarray(counts, np.int64)
     order = np.argsort(-counts, kind="stable")
@@ -48,13 +46,6 @@ def frequency_classes(counts: Sequence[int] | np.ndarray, by: By, classes: int =
         ends = np.cumsum(counts[order])
         middles = 2 * ends - counts[order]  # of each type's tokens, twice
         of_order = middles * classes // max(2 * int(ends[-1]) if len(ends) else 1, 1)
-    sizes = np.bincount(of_order, minlength=classes)
-    if (sizes == 0).any():
-        empty = int(np.argmin(sizes > 0)) + 1
-        why = f"the text has {len(order)} types"
-        if by == "mass" and len(order) >= classes:
-            why = f"one type alone is {counts[order[0]] / counts.sum():.1%} of the text"
-        raise UserError(f"frequency class {empty} of {classes} by {by} would be empty, {why}: take fewer (--frequency)")
     found = np.full(len(counts), classes)
     found[order] = of_order
     return found

@@ -76,7 +76,7 @@ class Runner:
         """**Arguments:** `arms` by name, the `stream`, how every run is trained, who is told of events, and who is
         asked whether to `stop`, by `Stopped`.
 
-        **Raises:** `UserError` where an arm does not fit the stream, or a class of frequency would be empty.
+        **Raises:** `UserError` where an arm does not fit the stream, or losses are split by frequencies unknown to it.
         """
         self.arms, self.stream, self.config, self.tell, self.stop = arms, stream, config, tell, stop
         self.data = _fingerprint(stream)
