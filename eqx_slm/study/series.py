@@ -49,13 +49,19 @@ def series_main(
 
         print(f"== {part}")
         kept = dataclasses.replace(study, report=(*study.report, keep))
-        own = given if options.dry_run else [*given, "--out", str(folder / part)]
+        own = given if options.dry_run else [*_without_out(given), "--out", str(folder / part)]
         if code := study_main(kept, own, again_with=again(arguments)(folder)):
             return code
     if not options.dry_run:
         path = write_report([block for section in report for block in section(found)], folder)
         print(path)
     return 0
+
+
+def _without_out(given: list[str]) -> list[str]:
+    """Arguments but the folder of the series: its studies have folders of their own in it."""
+    at = given.index("--out") if "--out" in given else len(given)
+    return [word for word in given[:at] + given[at + 2 :] if not word.startswith("--out=")]
 
 
 def _folder(name: str) -> Path:
