@@ -110,7 +110,8 @@ class Lock:
 
     def release(self) -> None:
         """Lets the next one in."""
-        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a folder that was made read-only the file stays, and locks nothing
+            self.path.unlink(missing_ok=True)
         self.file.close()
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from ..commandline import complain, parse, patient_streams
 from ..errors import UserError
 from ..train.stack import Loop, Remat
+from ..visible import visible
+from .stopping import STOPPED, Stopping
 
 if TYPE_CHECKING:  # the command answers --help without loading jax
     from .config import PairConfig, StreamConfig
@@ -19,6 +21,7 @@ if TYPE_CHECKING:  # the command answers --help without loading jax
 
 
 MOST_SEEDS = 20
+Again = Callable[[Path], str | None]  # the command that goes on in a folder
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class StudyOptions:
     """Sequences a batch."""
     dry_run: Annotated[bool, "flag"] = field(default=False)
     """Print ledger, FLOPs, memory and a rough time per arm; train nothing."""
+    stop_after: float | None = None
+    """Save the run on its way after so many seconds and exit with code 75; the same command with --out goes on."""
 
 
 @dataclass(frozen=True)
@@ -155,42 +160,55 @@ def _stream(stream: "StreamConfig", given: dict[str, Any]) -> "StreamConfig":
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a matched pair; returns the exit code: 0, or 2 for what the user can mend (one line on standard error)."""
-    return _guarded(lambda: _run_pair(parse(Options, arguments, "pair.py")))
+    """Runs a matched pair.
 
-
-def study_main(study: "Study | Mapping[str, Study]", arguments: Sequence[str] | None = None) -> int:
-    """Runs a study's own script, with the options of `StudyOptions`; returns the exit code, as `main` does.
-
-    Of several studies by name the first argument says which.
+    **Returns:** the exit code: 0; 2 for what the user can mend, 75 where it was stopped and can go on, both with one
+    line on standard error.
     """
-    script = Path(sys.argv[0]).name
 
-    def run() -> int:
-        if not isinstance(study, Mapping):
-            return _run_study(study, parse(StudyOptions, arguments, script))
-        given = list(sys.argv[1:] if arguments is None else arguments)
-        if not given or given[0] not in study:
-            what = f"no study {given[0]!r}" if given else "no study is named"
-            raise UserError(f"{what}: write {script} STUDY [options], STUDY being one of {', '.join(study)}")
-        return _run_study(study[given[0]], parse(StudyOptions, given[1:], f"{script} {given[0]}"))
+    def run(stopping: Stopping) -> int:
+        return _run_pair(parse(Options, arguments, "pair.py"), stopping, again(arguments))
 
     return _guarded(run)
 
 
-def _guarded(run: Callable[[], int]) -> int:
-    with patient_streams():
+def study_main(
+    study: "Study | Mapping[str, Study]", arguments: Sequence[str] | None = None, *, again_with: str | None = None
+) -> int:
+    """Runs a study's own script, with the options of `StudyOptions`; returns the exit code, as `main` does.
+
+    Of several studies by name the first argument says which. `again_with`: the command that a study that was stopped
+    goes on with, where it is not this one.
+    """
+    script, command = Path(sys.argv[0]).name, (lambda out: again_with) if again_with else again(arguments)
+
+    def run(stopping: Stopping) -> int:
+        if not isinstance(study, Mapping):
+            return _run_study(study, parse(StudyOptions, arguments, script), stopping, command)
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        if not given or given[0] not in study:
+            what = f"no study {given[0]!r}" if given else "no study is named"
+            raise UserError(f"{what}: write {script} STUDY [options], STUDY being one of {', '.join(study)}")
+        options = parse(StudyOptions, given[1:], f"{script} {given[0]}")
+        return _run_study(study[given[0]], options, stopping, command)
+
+    return _guarded(run)
+
+
+def _guarded(run: Callable[[Stopping], int]) -> int:
+    stopping = Stopping()
+    with patient_streams(), stopping.signals():
         try:
-            return run()
+            return run(stopping)
         except UserError as error:
             complain(error)
             return 2
         except KeyboardInterrupt:
-            print("stopped before the first run", file=sys.stderr)
-            return 130
+            print("stopped before the first run: the same command begins it", file=sys.stderr)
+            return STOPPED
 
 
-def _run_pair(options: Options) -> int:
+def _run_pair(options: Options, stopping: Stopping, command: Again) -> int:
     from ..data.tokenizer import padded_vocab
     from .pair import study_of
 
@@ -205,10 +223,10 @@ def _run_pair(options: Options) -> int:
     def at(stream: Any) -> "Study":
         return study_of(config, config.resolve(stream.vocab_size, stream.padding))
 
-    return _run(study, at, options.out, options.dry_run)
+    return _run(study, at, options, stopping, command)
 
 
-def _run_study(study: "Study", options: StudyOptions) -> int:
+def _run_study(study: "Study", options: StudyOptions, stopping: Stopping, command: Again) -> int:
     def given(part: Any, **values: Any) -> Any:
         return dataclasses.replace(part, **{name: value for name, value in values.items() if value is not None})
 
@@ -216,12 +234,15 @@ def _run_study(study: "Study", options: StudyOptions) -> int:
     run = given(study.run, steps=options.steps)
     until = _until(options, study.until)
     study = given(study, seeds=options.seeds, rates=options.lr, run=run, stream=stream, until=until)
-    return _run(study, lambda stream: study, options.out, options.dry_run)
+    return _run(study, lambda stream: study, options, stopping, command)
 
 
-def _run(study: "Study", at: Callable[[Any], "Study"], out: str | None, dry_run: bool) -> int:
-    """Opens the data, makes the study at its vocabulary, and runs or only plans it."""
+def _run(
+    study: "Study", at: Callable[[Any], "Study"], options: StudyOptions, stopping: Stopping, command: Again
+) -> int:
+    """Opens the data, makes the study at its vocabulary, and runs or only plans it, until it is told to stop."""
     from ..train.host import keep_freed_memory, use_compile_cache
+    from ..train.resume import Stopped
     from .folder import check_folder
     from .noise import outlook
     from .progress import Progress
@@ -230,6 +251,8 @@ def _run(study: "Study", at: Callable[[Any], "Study"], out: str | None, dry_run:
     from .study import check_compiling, run_study
     from .terminal import print_blocks
 
+    out, dry_run = options.out, options.dry_run
+    stopping.after(options.stop_after)
     check_compiling()
     keep_freed_memory()
     use_compile_cache()
@@ -239,7 +262,8 @@ def _run(study: "Study", at: Callable[[Any], "Study"], out: str | None, dry_run:
     if out is not None and not dry_run:
         check_folder(Path(out), study.document())
     _say(console, f"reading {study.stream.data}, tokenizer {study.stream.tokenizer} ...")
-    stream = study.stream.open()
+    with stopping.at_once():
+        stream = study.stream.open()
     info, took = stream.info, time.perf_counter() - started
     tokens = info.get("tokens")  # a streamed source is not read ahead
     counts = f"{tokens['train']:,} training tokens, {tokens['valid']:,} validation, " if tokens else ""
@@ -258,16 +282,29 @@ def _run(study: "Study", at: Callable[[Any], "Study"], out: str | None, dry_run:
 
     try:
         with Progress(arms, arms * len(study.which) * len(study.rates), study.run.steps, console) as progress:
-            folder, results = run_study(study, stream, out=out, on_event=progress, on_folder=on_folder)
-    except KeyboardInterrupt:
+            how = {"out": out, "on_event": progress, "on_folder": on_folder, "stop": stopping}
+            folder, results = run_study(study, stream, **how)
+    except (KeyboardInterrupt, Stopped):
         if not folders:
-            raise
-        how = f"the same command with --out {shlex.quote(str(folders[0]))} goes on"
-        print(f"stopped; the runs that were done are in the folder, {how}", file=sys.stderr)
-        return 130
+            raise KeyboardInterrupt from None
+        print(f"stopped; go on with: {command(folders[0])}", file=sys.stderr)
+        return STOPPED
     print_blocks(summary(results), console)
     _say(console, f"{folder}/report.md, report.html  ({time.perf_counter() - started:.0f} s)")
     return 0
+
+
+def again(typed: Sequence[str] | None) -> Callable[[Path], str]:
+    """The command that was typed (this process' own where it is None) with a folder, as a shell reads it."""
+
+    def command(folder: Path) -> str:
+        own = sys.orig_argv if typed is None else sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
+        words = [*own, *(typed or ())]
+        if not any(word == "--out" or word.startswith("--out=") for word in words):
+            words += ["--out", str(folder)]
+        return visible(shlex.join(words))
+
+    return command
 
 
 def _show_plan(study: "Study", vocab_size: int, padding: int, share: float | None) -> int:
@@ -285,6 +322,4 @@ def _console() -> Any:
 
 
 def _say(console: Any, line: str) -> None:
-    from ..visible import visible
-
     console.print(visible(line), highlight=False, markup=False, soft_wrap=True)

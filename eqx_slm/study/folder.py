@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ..errors import UserError
 from ..files import LOCK, Lock, folder_name, json_ready, write_json_atomic
 from ..model import ModelConfig, build, side_like
 from ..train.checkpoint import load_model, save_model
+from ..train.resume import checkpoint_runs
 from .results import Row
 from .runner import Event, Run
 
@@ -78,6 +80,7 @@ class Folder:
             self.path = _new_folder(runs, f"{name}-{config_hash(document)}") if out is None else Path(out)
             check_folder(self.path, document)
             self.path.mkdir(parents=True, exist_ok=True)
+            self.checkpoints = self.path / "checkpoints"
             self.lock = Lock(self.path)
         except OSError as error:
             raise UserError(f"cannot make the run folder {out or runs}: {error.strerror}") from None
@@ -91,11 +94,31 @@ class Folder:
     def __enter__(self) -> "Folder":
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self.lock.release()
+        inside = isinstance(error, OSError) and Path(str(error.filename)).is_relative_to(self.path)
+        if inside:  # removed, made read-only or full under the run
+            raise UserError(f"cannot write in the run folder {self.path}: {error}") from None
 
     def begin(self, keys: Mapping[Run, str]) -> list[Row]:
-        """Writes config.json; **returns** the rows that are there, `UserError` where one of them was another run."""
+        """Writes config.json, and removes checkpoints that are of no use any more.
+
+        **Returns:** the rows that are there. **Raises:** `UserError` where one of them, or a run on its way, was
+        another run.
+        """
+        half = checkpoint_runs(self.checkpoints)
+        done = {row.key for row in self.rows}
+        for at, runs in half.items():
+            if any(run["key"] in done for run in runs):
+                shutil.rmtree(at, ignore_errors=True)
+                continue
+            for run in runs:
+                if keys.get((run["arm"], run["seed"], run["learning_rate"]), run["key"]) != run["key"]:
+                    raise UserError(
+                        f"{self.path} holds a run on its way of {run['arm']!r}, seed {run['seed']}, rate "
+                        f"{run['learning_rate']:g}, with another config, other data or another version: name another "
+                        f"folder, or remove {at}"
+                    )
         for row in self.rows:
             if keys.get((row.arm, row.seed, row.learning_rate), row.key) != row.key:
                 raise UserError(
@@ -107,6 +130,8 @@ class Folder:
 
     def note(self, event: Event, made_of: Any) -> None:
         """Writes what an event brings: progress to metrics.jsonl; a run's model, and then its row."""
+        if not self.path.is_dir():  # whoever writes a model would make it anew, and the rows be lost
+            raise UserError(f"the run folder {self.path} was removed under the run: begin again")
         if event.progress is not None:
             told = {"arm": event.arm, "seed": event.seed, "learning_rate": event.learning_rate}
             line = json.dumps(json_ready({**told, **dataclasses.asdict(event.progress)}), allow_nan=False)

@@ -53,6 +53,8 @@ class Progress:
         if event.kind == "compiled":
             self.compiled[event.arm] = event.seconds
             self._print(f"{visible(event.arm)}: step compiled in {event.seconds:.1f} s")
+        elif event.kind == "said":
+            self._print(f"{name}, lr {event.learning_rate:g}: {visible(event.text)}")
         elif event.kind == "growing":
             self.runs += event.runs
             if self.live:

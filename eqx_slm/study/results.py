@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ..account.facts import Facts
 from ..configs import to_dict
 from ..files import json_ready
-from ..train.loop import Evaluation
+from ..train.record import Evaluation
 from .statistics import Interval
 from .worth import Worth
 
@@ -86,13 +86,9 @@ class Row:
     def of(line: str | bytes) -> Row:
         """The row of a line; raises `ValueError`, `TypeError` or `KeyError` for a line that is none."""
         data = json.loads(line)
-        evals = []
-        for each in data["evals"]:
-            nll, *halves = (math.nan if value is None else value for value in (each["nll"], *each.get("halves", ())))
-            cosines = tuple(math.nan if value is None else value for value in each.get("cosines", ()))
-            evals.append(Evaluation(**{**each, "nll": nll, "halves": tuple(halves), "cosines": cosines}))
+        evals = tuple(Evaluation.of(each) for each in data["evals"])
         split = {kind: tuple(map(tuple, own)) for kind, own in data.get("by_frequency", {}).items()}
-        parts = {"evals": tuple(evals), "sequences": tuple(data.get("sequences", ())), "by_frequency": split}
+        parts = {"evals": evals, "sequences": tuple(data.get("sequences", ())), "by_frequency": split}
         return Row(**{**data, **parts})
 
 

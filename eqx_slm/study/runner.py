@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import equinox as eqx
@@ -23,6 +24,7 @@ from ..nn.init import subkey
 from ..nn.probe import channel_cosines
 from ..train.checkpoint import named_arrays
 from ..train.loop import Progress, RunConfig, eval_steps, train_runs
+from ..train.resume import Checkpoints, Stopped
 from ..train.stack import stack_blocks
 from ..train.step import CompileReport, Program, compile_step, make_program
 from .frequency import ByFrequency
@@ -38,11 +40,11 @@ class Event:
     """Something that happened in a study.
 
     "kept" (a run that was there), "compiled", "progress", "sampling", "run" (with the model and its row), "growing"
-    (`runs` more from `seed` on). `seconds`: what compiling or training took; `runs`: how many runs, one a seed, are at
-    the step that "progress" tells of.
+    (`runs` more from `seed` on), "said" (a line, `text`, of a run that stops or goes on). `seconds`: what compiling or
+    training took; `runs`: how many runs, one a seed, are at the step that "progress" tells of.
     """
 
-    kind: Literal["kept", "compiled", "progress", "sampling", "run", "growing"]
+    kind: Literal["kept", "compiled", "progress", "sampling", "run", "growing", "said"]
     arm: str
     seed: int = 0
     learning_rate: float = 0.0
@@ -51,17 +53,32 @@ class Event:
     model: Any = None
     row: Row | None = None
     runs: int = 1
+    text: str = ""
 
 
 class Runner:
-    """Trains what is missing of a study."""
+    """Trains what is missing of a study.
 
-    def __init__(self, arms: Arms, stream: Stream, config: RunConfig, tell: Callable[[Event], None]):
-        """**Arguments:** `arms` by name, the `stream`, how every run is trained, and who is told of events.
+    `checkpoints`: the folder in which runs on their way are saved, every `every` seconds; None for none.
+    """
+
+    checkpoints: Path | None = None
+    every: float = 60.0
+
+    def __init__(
+        self,
+        arms: Arms,
+        stream: Stream,
+        config: RunConfig,
+        tell: Callable[[Event], None],
+        stop: Callable[[], bool] = lambda: False,
+    ):
+        """**Arguments:** `arms` by name, the `stream`, how every run is trained, who is told of events, and who is
+        asked whether to `stop`, by `Stopped`.
 
         **Raises:** `UserError` where an arm does not fit the stream, or losses are split by frequencies unknown to it.
         """
-        self.arms, self.stream, self.config, self.tell = arms, stream, config, tell
+        self.arms, self.stream, self.config, self.tell, self.stop = arms, stream, config, tell, stop
         self.data = _fingerprint(stream)
         self.sides: dict[str, dict[str, Any]] = {}
         self.programs: dict[Any, list[tuple[Program, CompileReport]]] = {}
@@ -126,10 +143,13 @@ class Runner:
 
     def _train(self, name: str, seeds: list[int], rate: float, keys: Mapping[Run, str], first: int) -> list[Row]:
         """The seeds of a group, at once where one program fits them all."""
+        if self.stop():
+            raise Stopped
         models = [self.initial(name, seed) for seed in seeds]
         if len(seeds) > 1 and not _one_structure(models):
             return [row for seed in seeds for row in self._train(name, [seed], rate, keys, first)]
         program, compiled = self._program(name, models[0], len(seeds))
+        checkpoints = self._checkpoints(name, seeds, rate, keys)
         records = train_runs(
             program,
             models,
@@ -142,6 +162,7 @@ class Runner:
             average=self.config.average,
             probe=self._probe(program) if self.config.probe == "cosines" else None,
             on_progress=lambda seed, p: self.tell(Event("progress", name, seed, rate, progress=p, runs=len(seeds))),
+            checkpoints=checkpoints,
         )
         rows = []
         for record in records:
@@ -169,7 +190,21 @@ class Runner:
             )
             rows.append(row)
             self.tell(Event("run", name, record.seed, rate, seconds=record.train_seconds, model=model, row=row))
+        if checkpoints is not None:
+            checkpoints.clear()
         return rows
+
+    def _checkpoints(self, name: str, seeds: list[int], rate: float, keys: Mapping[Run, str]) -> Checkpoints | None:
+        """Those of the seeds of a group: of another group's they are no use."""
+        if self.checkpoints is None:
+            return None
+        runs = [{"arm": name, "seed": seed, "learning_rate": rate, "key": keys[name, seed, rate]} for seed in seeds]
+        own = hashlib.sha256(" ".join(run["key"] for run in runs).encode()).hexdigest()[:16]
+
+        def say(line: str) -> None:
+            self.tell(Event("said", name, seeds[0], rate, text=line, runs=len(seeds)))
+
+        return Checkpoints(self.checkpoints / own, runs, seconds=self.every, stop=self.stop, say=say)
 
     def _probe(self, program: Program) -> Callable[[Any, Any], Any]:
         """The compiled `channel_cosines` of a program's states; kept as long as the program."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..commandline import complain, parse
 from .blocks import Block
-from .command import StudyOptions, study_main
+from .command import StudyOptions, again, study_main
 from .results import Results
 from .saved import write_report
 from .study import Study
@@ -50,10 +50,7 @@ def series_main(
         print(f"== {part}")
         kept = dataclasses.replace(study, report=(*study.report, keep))
         own = given if options.dry_run else [*_without_out(given), "--out", str(folder / part)]
-        code = study_main(kept, own)
-        if code:
-            if code != 2:
-                print(f"the series goes on with --out {folder}", file=sys.stderr)
+        if code := study_main(kept, own, again_with=again(arguments)(folder)):
             return code
     if not options.dry_run:
         path = write_report([block for section in report for block in section(found)], folder)

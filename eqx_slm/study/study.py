@@ -124,6 +124,8 @@ def run_study(
     runs: Path | None = Path("runs"),
     on_event: Callable[[Event], None] | None = None,
     on_folder: Callable[[Path], None] | None = None,
+    checkpoint_seconds: float = 60.0,
+    stop: Callable[[], bool] = lambda: False,
 ) -> tuple[Path | None, Results]:
     """Runs what is missing of a study, analyses its rows and writes its folder.
 
@@ -132,17 +134,20 @@ def run_study(
     - `stream`: the study's stream where the caller has it already.
     - `out`: the folder; None makes `runs/<name>-<config hash>-<n>`, and nothing where `runs` is None.
     - `on_event`: told of everything that happens; `on_folder`: told the folder before training.
+    - `checkpoint_seconds`: how often a run on its way is saved in the folder, from where the same call goes on.
+    - `stop`: asked after every step whether to save the run and to end, by `eqx_slm.train.Stopped`.
 
     **Returns:** the folder, which holds what docs/studies.md lists, and the results.
 
-    **Raises:** `UserError` before anything is written where arms, data or folder do not fit.
+    **Raises:** `UserError` before anything is written where arms, data or folder do not fit, and where the folder can
+    no longer be written.
     """
     check_compiling()
     keep_freed_memory()
     stream, started = study.stream.open() if stream is None else stream, time.perf_counter()
     arms, levels = study.resolve(stream.vocab_size, stream.sequence_length, stream.padding)
     tell = on_event or (lambda event: None)
-    runner = Runner(arms, stream, study.run, tell)
+    runner = Runner(arms, stream, study.run, tell, stop)
     most = range(study.until) if study.until else study.which
     keys = runner.keys(most, study.rates)
     if out is None and runs is None:
@@ -157,7 +162,7 @@ def run_study(
             folder.note(event, arms.get(event.arm))
             tell(event)
 
-        runner.tell = note
+        runner.tell, runner.checkpoints, runner.every = note, folder.checkpoints, checkpoint_seconds
         results = _grown(study, runner, keys, there, levels, started)
         replay = study.replay.replace("{config}", shlex.quote(str(folder.path / "config.json")))
         results = dataclasses.replace(results, config=to_dict(study.document()), replay=replay)

@@ -2,12 +2,15 @@
 
 from .checkpoint import load_model, save_model
 from .host import keep_freed_memory, use_compile_cache
-from .loop import Evaluation, RunConfig, RunRecord, eval_steps, train_run, train_runs
+from .loop import RunConfig, eval_steps, train_run, train_runs
 from .loss import CrossEntropy, cross_entropy, token_losses
 from .optimizer import OptimizerConfig, make_optimizer, parameter_groups
+from .record import Evaluation, RunRecord
+from .resume import Checkpoints, Stopped
 from .step import Metrics, Program, TrainState, make_program
 
 __all__ = [
+    "Checkpoints",
     "CrossEntropy",
     "Evaluation",
     "Metrics",
@@ -15,6 +18,7 @@ __all__ = [
     "Program",
     "RunConfig",
     "RunRecord",
+    "Stopped",
     "TrainState",
     "cross_entropy",
     "eval_steps",

@@ -1,5 +1,6 @@
 """Models as safetensors files: one tensor a leaf, under its dotted path; no pickle."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,19 @@ from ..files import write_bytes_atomic
 from ..pytree import path_name
 
 
-def save_model(path: Path, model: Any, *, metadata: dict[str, Any] | None = None) -> None:
-    """Writes every array of `model`, buffers too, and JSON-able `metadata`; the file appears whole or not at all."""
+def save_model(path: Path, model: Any, *, metadata: dict[str, Any] | None = None) -> str:
+    """Writes every array of `model`, buffers too, and JSON-able `metadata`; the file appears whole or not at all.
+
+    **Returns:** the sha256 of the file, hex.
+    """
     from safetensors.numpy import save
 
     tensors = {name: np.asarray(leaf, order="C") for name, leaf in named_arrays(model).items()}
     # One entry: safetensors writes several in an order that changes from call to call, and equal models would differ.
     text = {"eqx_slm": json.dumps(metadata or {}, sort_keys=True)}
-    write_bytes_atomic(path, save(tensors, metadata=text))
+    data = save(tensors, metadata=text)
+    write_bytes_atomic(path, data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def load_model(path: Path, like: Any) -> Any:
@@ -43,6 +49,11 @@ def load_model(path: Path, like: Any) -> Any:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a readable safetensors file: {error}") from None
+    return fill(like, tensors, path)
+
+
+def fill(like: Any, tensors: dict[str, np.ndarray], path: Path) -> Any:
+    """`like` with the arrays of a file at `path` in place of its own; `UserError` as `load_model`."""
     wanted = named_arrays(like)
     for name in sorted(wanted.keys() ^ tensors.keys()):
         where = "the file" if name in wanted else "the model"

@@ -5,7 +5,7 @@ import math
 import operator
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
@@ -15,6 +15,8 @@ from jaxtyping import Array, Float, Int32, PyTree
 from ..checks import INT32, check_choices, share, whole
 from .host import keep_freed_memory
 from .optimizer import OptimizerConfig
+from .record import Evaluation, Progress, RunRecord
+from .resume import Checkpoints, reread
 from .stack import Loop, Remat
 from .step import ComputeDtype, Metrics, Program, TrainState
 
@@ -101,63 +103,6 @@ class Batches(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Validation loss after `tokens` training tokens: nats a token and, where no byte is lost, bits a byte.
-
-    `halves` are the losses on the sequences with even and with odd number: what chooses does not have to judge.
-    `cosines` are the layers' `channel_cosines` on the first validation batch, where the run was to be probed.
-    """
-
-    step: int
-    tokens: int
-    nll: float
-    bits_per_byte: float | None
-    halves: tuple[float, ...] = ()
-    cosines: tuple[float, ...] = ()
-
-
-@dataclass
-class RunRecord:
-    """What one run leaves: its evaluations, its speed, the hash of the batches it saw, its final parameters.
-
-    `losses`: of every validation token at the last evaluation, nats, `(sequences, T)`; `averaged_nll`: the loss of the
-    mean of the last steps' weights, where one was asked for.
-    """
-
-    seed: int
-    learning_rate: float
-    evals: list[Evaluation] = field(default_factory=list)
-    losses: np.ndarray | None = None
-    averaged_nll: float | None = None
-    train_seconds: float = 0.0
-    tokens_per_second: float = 0.0
-    stream_hash: str = ""
-    params: PyTree[Array] | None = None
-
-    @property
-    def sequences(self) -> tuple[float, ...]:
-        """The mean loss of every validation sequence at the last evaluation, nats a token."""
-        # Nine digits say all of a float32.
-        return () if self.losses is None else tuple(float(f"{mean:.9g}") for mean in self.losses.mean(axis=-1))
-
-    @property
-    def diverged(self) -> bool:
-        """Whether the last loss is not a finite number."""
-        return bool(self.evals) and not math.isfinite(self.evals[-1].nll)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a run reports as it goes: the step just done, its training loss (of an earlier step), tokens a second."""
-
-    step: int
-    tokens: int
-    loss: float
-    tokens_per_second: float
-    evaluation: Evaluation | None = None
-
-
 def eval_steps(steps: int, count: int = 12) -> tuple[int, ...]:
     """`count` log-spaced steps from 1 / 64 of the run to its end, the last one included; ascending, distinct.
 
@@ -235,6 +180,7 @@ def train_runs(
     on_progress: Callable[[int, Progress], None] | None = None,
     progress_seconds: float = 1.0,
     probe: Callable[[PyTree[Array], Int32[np.ndarray, "b t"]], Any] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> list[RunRecord]:
     """Trains one model a seed, all in the same steps: `train_run` for each, equal but for the order of sums.
 
@@ -244,11 +190,12 @@ def train_runs(
     - `on_progress`: is given the seed too; between evaluations it is told of the first seed only.
     - `probe`: asked at every evaluation, of a state's parameters and the first validation batch, for an evaluation's
       `cosines`.
+    - `checkpoints`: where the run is saved on its way, and goes on from if it is there (see `Checkpoints`).
 
     **Returns:** a record a seed. Each has its share of the seconds, and the tokens a second of all of them.
 
     **Raises:** `ValueError` where `program`, `models` and `seeds` are not of one number, and where the stream ends
-    before the last step.
+    before the last step; `Stopped` where `checkpoints` says so.
     """
     if not len(models) == len(seeds) == program.replicates:
         raise ValueError(f"{len(models)} models, {len(seeds)} seeds, a program of {program.replicates} replicates")
@@ -261,9 +208,16 @@ def train_runs(
     digests = [hashlib.sha256() for _ in seeds]
     previous: Metrics | None = None
     spent, counted, told = 0.0, 0, time.perf_counter()
-    mark, done = time.perf_counter(), 0
-    mean, averaged_from = None, steps - round(average * steps)
-    for index, *batches in zip(range(steps), *(stream.batches(seed) for seed in seeds), strict=False):
+    done, averaged_from = 0, steps - round(average * steps)
+    mean = None
+    feeds = [stream.batches(seed) for seed in seeds]
+    if checkpoints is not None and (saved := checkpoints.load(state)):
+        state, mean, done, spent, counted = saved.state, saved.mean, saved.step, saved.seconds, saved.counted
+        for record, own, digest, feed in zip(records, saved.records, digests, feeds, strict=True):
+            record.evals, record.losses = own.evals, own.losses
+            reread(feed, digest, done, own.stream_hash)
+    mark = time.perf_counter()
+    for index, *batches in zip(range(done, steps), *feeds, strict=False):
         rate = np.float32(learning_rate * optimizer.multiplier(index, steps))
         state, metrics = program.step(state, batches[0] if together == 1 else np.stack(batches), rate)
         for digest, batch in zip(digests, batches, strict=True):  # while the step runs
@@ -272,7 +226,8 @@ def train_runs(
         if done > averaged_from:
             mean = mean_with(state.params if mean is None else mean, state.params, np.float32(done - averaged_from))
         evaluated = None
-        if done == WARM_STEPS or done in due:
+        saving = checkpoints is not None and done < steps and checkpoints.due()
+        if done == WARM_STEPS or done in due or saving:
             jax.block_until_ready(metrics)
             now = time.perf_counter()
             if done > WARM_STEPS:
@@ -294,6 +249,10 @@ def train_runs(
             for i, seed in enumerate(seeds if evaluated else seeds[:1]):
                 evaluation = evaluated[i][0] if evaluated else None
                 on_progress(seed, Progress(done, done * tokens_a_step, float(losses[i]), speed, evaluation))
+        if checkpoints is not None and saving:
+            hashes = [digest.hexdigest() for digest in digests]
+            checkpoints.save(state, mean, records, hashes, step=done, seconds=spent, counted=counted)
+            mark = time.perf_counter()
         previous = metrics
     if done < steps:
         raise ValueError(f"the stream ended after {done} of {steps} batches: take fewer steps, or let it repeat")

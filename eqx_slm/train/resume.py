@@ -1,0 +1,229 @@
+"""Checkpoints of a run on its way: all that a step changes, saved whole, found damaged or not, and gone on from."""
+
+import contextlib
+import hashlib
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from ..errors import UserError
+from ..files import json_ready, write_json_atomic
+from ..version import __version__
+from .checkpoint import fill, save_model
+from .record import Evaluation, RunRecord
+from .step import TrainState
+
+FORMAT = 1
+KEPT = 2  # checkpoints of a run: of the last one a bit may be flipped
+
+
+class Stopped(Exception):
+    """A run was told to stop, and did."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A run on its way: its state after `step` steps, the `mean` of its last weights, its records so far, and the
+    `seconds` that `counted` of its steps took."""
+
+    state: TrainState
+    mean: PyTree[Array] | None
+    step: int
+    seconds: float
+    counted: int
+    records: list[RunRecord]
+
+
+class Checkpoints:
+    """The checkpoints of one run, or of the seeds that are trained at once: the last two of them.
+
+    A checkpoint is `step-<n>.safetensors` and then `step-<n>.json`, which has the hash of the first: each appears whole
+    or not at all, and without the second there is none. Batches are not part of it: a run that goes on reads those
+    that it has seen once more, which gives their hash, and shows that they are the same.
+
+    **Arguments:**
+
+    - `folder`: of this run alone; made when something is saved, in a folder that is there.
+    - `runs`: what is trained, as JSON, `key` being the hash of all that decides a run; one a seed.
+    - `seconds`: how often the run is saved.
+    - `stop`: asked after every step whether the run is to be saved and to end, by `Stopped`.
+    - `say`: told in a line where a run goes on, and what is damaged.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        runs: Sequence[dict[str, Any]],
+        *,
+        seconds: float = 60.0,
+        stop: Callable[[], bool] = lambda: False,
+        say: Callable[[str], None] = lambda line: None,
+    ):
+        self.folder, self.runs, self.seconds, self.stop, self.say = folder, json_ready(runs), seconds, stop, say
+        self.last = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether the run is to be saved now."""
+        return time.monotonic() - self.last >= self.seconds or self.stop()
+
+    def save(
+        self,
+        state: TrainState,
+        mean: PyTree[Array] | None,
+        records: Sequence[RunRecord],
+        hashes: Sequence[str],
+        *,
+        step: int,
+        seconds: float,
+        counted: int,
+    ) -> None:
+        """Saves a run after `step` steps, and drops its checkpoints but for the last two.
+
+        **Raises:** `Stopped` where `stop` says so; `UserError` where it cannot be written: the one before stays.
+        """
+        losses = [None if record.losses is None else jnp.asarray(np.float32(record.losses)) for record in records]
+        file = self.folder / f"step-{step}.safetensors"
+        try:
+            self.folder.parent.mkdir(exist_ok=True)  # not its parents: a run folder that was deleted stays deleted
+            digest = save_model(file, {"state": _plain(state), "mean": mean, "losses": losses})
+            content = {
+                "format": FORMAT,
+                "runs": self.runs,
+                "step": step,
+                "seconds": seconds,
+                "counted": counted,
+                "evaluations": [[asdict(each) for each in record.evals] for record in records],
+                "stream_hashes": list(hashes),
+                "averaged": mean is not None,
+                "versions": {"eqx_slm": __version__, "jax": jax.__version__, "numpy": version("numpy")},
+                "sha256": digest,
+            }
+            content = json_ready(content)
+            write_json_atomic(file.with_suffix(".json"), {**content, "self": _hash(content)})
+        except OSError as error:
+            raise UserError(f"cannot save the run in {self.folder}: {error.strerror or error}") from None
+        for old in _steps(self.folder)[KEPT:]:
+            old.unlink(missing_ok=True)  # first the one without which the other counts for nothing
+            old.with_suffix(".safetensors").unlink(missing_ok=True)
+        self.last = time.monotonic()
+        if self.stop():
+            self.say(f"stopped, and saved after step {step}")
+            raise Stopped
+
+    def load(self, like: TrainState) -> Saved | None:
+        """The last checkpoint that is not damaged, on the device, where a step may donate it; None without one.
+
+        **Arguments:** `like`: the state that the run would start with.
+        """
+        for file in _steps(self.folder):
+            try:
+                saved = self._read(file, like)
+            except UserError as error:
+                self.say(f"not used: {error}")
+                continue
+            self.say(f"goes on after step {saved.step}")
+            return saved
+        return None
+
+    def clear(self) -> None:
+        """Removes them all: the run is done."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # the last one closes the door
+            self.folder.parent.rmdir()
+
+    def _read(self, file: Path, like: TrainState) -> Saved:
+        from safetensors.numpy import load
+
+        content = read_checkpoint(file)
+        if content["runs"] != self.runs:
+            raise UserError(f"{file} is of another run")
+        path = file.with_suffix(".safetensors")
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        if hashlib.sha256(data).hexdigest() != content["sha256"]:
+            raise UserError(f"{path} is damaged: its hash is not the one that was saved")
+        tensors = load(data)
+        losses = [tensors.pop(f"losses.{number}", None) for number in range(len(self.runs))]
+        losses = [None if own is None else own.astype(np.float64) for own in losses]  # as `evaluate` gives them
+        mean = like.params if content["averaged"] else None
+        found = fill({"state": _plain(like), "mean": mean}, tensors, path)
+        # Copies: what `fill` brought may lie in the file's own memory, and a step donates what it is given.
+        found = jax.block_until_ready(jax.tree.map(jnp.copy, found))
+        state = jax.tree.map(_like, found["state"], like)
+        records = []
+        for run, evals, own, digest in zip(
+            self.runs, content["evaluations"], losses, content["stream_hashes"], strict=True
+        ):
+            record = RunRecord(run["seed"], run["learning_rate"], [Evaluation.of(each) for each in evals], own)
+            record.stream_hash = digest
+            records.append(record)
+        return Saved(state, found["mean"], content["step"], content["seconds"], content["counted"], records)
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """What a checkpoint's JSON file holds; `UserError` where it is damaged, or of another format."""
+    try:
+        content = json.loads(file.read_bytes())
+        digest = content.pop("self")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        raise UserError(f"{file} is damaged: it cannot be read") from None
+    if digest != _hash(content):
+        raise UserError(f"{file} is damaged: its hash is not the one that was saved")
+    if content["format"] != FORMAT:
+        raise UserError(f"{file} has format {content['format']}, this version reads {FORMAT}")
+    return content
+
+
+def checkpoint_runs(folder: Path) -> dict[Path, list[dict[str, Any]]]:
+    """The runs that are half done, by the folder of their checkpoints, where `folder` holds those of a study."""
+    found = {}
+    for own in sorted(folder.glob("*/")):
+        for file in _steps(own):
+            with contextlib.suppress(UserError):
+                found[own] = read_checkpoint(file)["runs"]
+                break
+    return found
+
+
+def reread(batches: Iterator[np.ndarray], digest: Any, count: int, wanted: str) -> None:
+    """Takes `count` batches that a run has seen into its `digest`; `UserError` where their hash is not `wanted`."""
+    for _, batch in zip(range(count), batches, strict=False):
+        digest.update(np.ascontiguousarray(batch).tobytes())
+    if digest.hexdigest() != wanted:
+        raise UserError(f"the {count} batches before the checkpoint are other ones now: name another folder")
+
+
+def _steps(folder: Path) -> list[Path]:
+    """The JSON files of a folder's checkpoints, the last step first."""
+    found = [file for file in folder.glob("step-*.json") if re.fullmatch(r"step-\d+", file.stem)]
+    return sorted(found, key=lambda file: int(file.stem[5:]), reverse=True)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _plain(tree: Any) -> Any:
+    """A tree whose random keys are the integers that they are made of."""
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
+
+
+def _like(leaf: Array, like: Array) -> Array:
+    return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like)) if _is_key(like) else leaf
+
+
+def _hash(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8")).hexdigest()
