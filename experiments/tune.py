@@ -42,7 +42,7 @@ STUDIES = {
         "tied",
         "dense-tied-deep",
         grid("head.scale", (0.25, 0.1, 0.4, 1.0))
-        * rates(t6="embedding=6", t1="", t3="embedding=3", t10="embedding=10"),
+        * rates(t18="embedding=18", t6="embedding=6", t1="", t36="embedding=36"),
     ),
     "generator": study(
         "generator",

@@ -268,7 +268,7 @@ SMALL = Tuned(
     generator_lr="embedding=1, embedding.w_out=0.3",
     tied_scale=0.25,
     tied_std=0.3,
-    tied_lr="embedding=6",
+    tied_lr="embedding=18",
     compositional_std=1.0,
     low_rank_std=1.0,
     binary_std=1.0,
