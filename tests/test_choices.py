@@ -50,8 +50,8 @@ def test_a_misspelt_word_is_named_with_what_is_allowed(name):
 
 def test_an_optimizers_schedule():
     config = object.__new__(OptimizerConfig)
-    config.__dict__.update(vars(OptimizerConfig()) | {"schedule": "linear"})
-    with pytest.raises(ValueError, match="schedule='linear': it is one of cosine, wsd, constant"):
+    config.__dict__.update(vars(OptimizerConfig()) | {"schedule": "step"})
+    with pytest.raises(ValueError, match="schedule='step': it is one of cosine, linear, wsd, constant"):
         OptimizerConfig.__post_init__(config)
 
 

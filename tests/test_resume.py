@@ -192,7 +192,8 @@ def test_a_folder_that_is_removed_under_a_run_is_one_line(tmp_path):
 
 
 # A process that forks: its children start with everything imported. Each runs the same command; the first to its end,
-# the others are stopped on their way, by a signal or by --stop-after, until the last is left alone.
+# the others are stopped on their way, by a signal that comes with a batch or by --stop-after, until the last
+# is left alone.
 SCRIPT = r"""
 import json, os, signal, sys, time, traceback
 from pathlib import Path
@@ -201,20 +202,29 @@ import eqx_slm.study.report, eqx_slm.study.study, eqx_slm.study.terminal, rich.c
 from eqx_slm.study import Study, StreamConfig, paired, study_main
 from eqx_slm.train import RunConfig
 
-out = Path(sys.argv[1])
+out, number, at = Path(sys.argv[1]), None, 0
 def open_tiny(config):
     stream = tiny_stream()
     stream.info["corpus"] = "tiny"
+    batches = stream.batches
+    def signalled(*args, **kwargs):
+        for index, batch in enumerate(batches(*args, **kwargs)):
+            if number is not None and index == at:
+                os.kill(os.getpid(), number)
+            yield batch
+    stream.batches = signalled
     return stream
 
 StreamConfig.open = open_tiny
 arms = {"one": tiny_config(), "two": tiny_config()}
 long = Study("tiny", arms, 1, (1e-2,), (paired("one"),), report=(), run=RunConfig(steps=800, evaluations=6))
 
-def child(folder, *options):
-    number = os.fork()
-    if number:
-        return number
+def child(folder, *options, signalled=(None, 0)):
+    global number, at
+    pid = os.fork()
+    if pid:
+        return pid
+    number, at = signalled
     try:
         os.dup2(os.open(out / f"{folder}.err", os.O_CREAT | os.O_APPEND | os.O_WRONLY), 2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -228,17 +238,9 @@ def child(folder, *options):
 def end(number):
     return os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
 
-def lines(folder):
-    path = out / folder / "metrics.jsonl"
-    return path.read_text().count("\n") if path.exists() else 0
-
 codes = [end(child("straight"))]
-for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-    before, pid = lines("stopped"), child("stopped")
-    while lines("stopped") == before and os.waitpid(pid, os.WNOHANG)[0] == 0:
-        time.sleep(0.002)
-    os.kill(pid, number)
-    codes.append(end(pid))
+for each in ((signal.SIGTERM, 40), (signal.SIGINT, 300), (signal.SIGHUP, 700)):
+    codes.append(end(child("stopped", signalled=each)))
 codes.append(end(child("stopped", "--stop-after", "0.01")))
 codes.append(end(child("stopped")))
 json.dump(codes, sys.stdout)
