@@ -202,6 +202,8 @@ import eqx_slm.study.report, eqx_slm.study.study, eqx_slm.study.terminal, rich.c
 from eqx_slm.study import Study, StreamConfig, paired, study_main
 from eqx_slm.train import RunConfig
 
+for each in (signal.SIGINT, signal.SIGHUP):  # a job in the background or under nohup inherits them ignored
+    signal.signal(each, signal.SIG_DFL)
 out, number, at = Path(sys.argv[1]), None, 0
 def open_tiny(config):
     stream = tiny_stream()
