@@ -193,6 +193,9 @@ def test_factors_that_fit_nothing_or_split_a_scan_are_refused():
     assert make_program(split, OptimizerConfig())
     with pytest.raises(UserError, match='trained unlike block 0, with which it is scanned: use loop="unrolled"'):
         make_program(split, OptimizerConfig(), loop="runs")
+    for factors, loop in (("blocks.2=0.1", "unrolled"), ("blocks=0.1", "runs")):
+        deep = tiny_model(tiny_config(depth=8, lr_multipliers=factors))
+        assert make_program(deep, OptimizerConfig(), loop="auto").loop == loop
     alike = tiny_model(tiny_config(depth=3, lr_multipliers="blocks.*.mixer=0.1"))
     assert make_program(alike, OptimizerConfig(), loop="runs")
 

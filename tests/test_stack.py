@@ -14,7 +14,7 @@ from tiny import tiny_config, tiny_model, tiny_stream
 
 from eqx_slm import MLPConfig, OptimizerConfig, TaperConfig, build, make_program, taper_widths
 from eqx_slm.testing import model_configs
-from eqx_slm.train.stack import Run, first_blocks, run_lengths, stack_blocks, unstack_blocks
+from eqx_slm.train.stack import Run, first_blocks, loop_of, run_lengths, stack_blocks, unstack_blocks
 from eqx_slm.train.step import batch_loss
 
 STREAM = tiny_stream()
@@ -50,6 +50,13 @@ def test_runs_are_as_long_as_they_can_be(kinds):
     for start, length in zip(starts, lengths, strict=True):
         assert len(set(kinds[start : start + length])) == 1
     assert all(kinds[start] != kinds[start - 1] for start in starts[1:])
+
+
+@pytest.mark.parametrize(("depth", "loop"), [(1, "unrolled"), (7, "unrolled"), (8, "runs")])
+def test_auto_scans_deep_models(depth, loop):
+    model = jax.eval_shape(lambda: tiny_model(tiny_config(depth=depth)))
+    assert loop_of(model) == loop and len(stack_blocks(model, loop="auto").blocks) == (1 if loop == "runs" else depth)
+    assert loop_of(eqx.nn.Linear(2, 2, key=jax.random.key(0))) == "unrolled"
 
 
 def test_a_deep_taper_has_few_runs_at_a_coarse_multiple():

@@ -228,8 +228,9 @@ class Runner:
         """
         arm, config = self.arms[name], self.config
         known = self.programs.setdefault(arm if isinstance(arm, ModelConfig) else id(arm), [])
-        static = eqx.partition(stack_blocks(model, loop=config.loop, remat=config.remat), eqx.is_inexact_array)[1]
         for program, report in known:
+            stacked = stack_blocks(model, loop=program.loop, remat=config.remat)
+            static = eqx.filter(stacked, eqx.is_inexact_array, inverse=True)
             if program.replicates == replicates and eqx.tree_equal(program.static, static):
                 return program, report
         how: dict[str, Any] = {"compute_dtype": config.compute_dtype, "loop": config.loop, "remat": config.remat}

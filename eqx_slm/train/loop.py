@@ -50,7 +50,7 @@ class RunConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     pairing: Literal["full", "data-only"] = "full"
     compute_dtype: ComputeDtype = "float32"
-    loop: Loop = "unrolled"
+    loop: Loop = "auto"
     remat: Remat = "none"
     seeds_at_once: int = 1
     evaluations: int = 12

@@ -7,8 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-Loop = Literal["unrolled", "runs"]
+Loop = Literal["auto", "unrolled", "runs"]
 Remat = Literal["none", "full", "dots"]
+
+# "auto" scans from so many equal neighbours on: fewer compile as fast written out, and keep less memory.
+SCANNED = 8
 
 
 class Run(eqx.Module):
@@ -43,7 +46,7 @@ def stack_blocks(model: Any, *, loop: Loop = "unrolled", remat: Remat = "none") 
 
     - `model`: a `LanguageModel`, or any module with a tuple `blocks`.
     - `loop`: "unrolled" traces every block; "runs" stacks runs of blocks of one shape and scans each, so that tracing
-      and compiling take the time of the distinct shapes.
+      and compiling take the time of the distinct shapes; "auto" is "runs" where a run has 8 blocks or more.
     - `remat`: what the backward pass keeps of a block: "none" keeps everything, "dots" the results of matmuls, "full"
       the block's input alone.
 
@@ -51,10 +54,11 @@ def stack_blocks(model: Any, *, loop: Loop = "unrolled", remat: Remat = "none") 
 
     **Raises:** `ValueError` for a model without a tuple of blocks.
     """
-    if loop not in ("unrolled", "runs") or remat not in ("none", "full", "dots"):
+    if loop not in ("auto", "unrolled", "runs") or remat not in ("none", "full", "dots"):
         raise ValueError(
-            f"loop={loop!r}, remat={remat!r}: loop is 'unrolled' or 'runs', remat 'none', 'full' or 'dots'"
+            f"loop={loop!r}, remat={remat!r}: loop is 'auto', 'unrolled' or 'runs', remat 'none', 'full' or 'dots'"
         )
+    loop = loop_of(model) if loop == "auto" else loop
     if loop == "unrolled" and remat == "none":
         return model
     blocks = getattr(model, "blocks", None)
@@ -70,6 +74,12 @@ def stack_blocks(model: Any, *, loop: Loop = "unrolled", remat: Remat = "none") 
         runs.append(Run(jax.tree.map(_stack, *part), length, remat))
         first += length
     return eqx.tree_at(lambda m: m.blocks, model, tuple(runs))
+
+
+def loop_of(model: Any) -> Loop:
+    """What "auto" is for a model: "runs" where it has a run of at least `SCANNED` blocks."""
+    blocks = getattr(model, "blocks", ())
+    return "runs" if isinstance(blocks, tuple) and max(run_lengths(blocks), default=0) >= SCANNED else "unrolled"
 
 
 def unstack_blocks(model: Any) -> Any:

@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..nn.init import subkey
 from .loss import cross_entropy, token_losses
 from .optimizer import OptimizerConfig, make_optimizer
-from .stack import Loop, Remat, stack_blocks, unstack_blocks
+from .stack import Loop, Remat, loop_of, stack_blocks, unstack_blocks
 
 ComputeDtype = Literal["float32", "bfloat16"]
 
@@ -103,6 +103,7 @@ def make_program(
     - `config`: the optimizer.
     - `compute_dtype`: what parameters are cast to inside the step; masters, moments and sums stay float32.
     - `loop`, `remat`: how the blocks run and what their backward pass keeps (see `stack_blocks`), at the same values.
+      "auto" writes the blocks out where those of a run are not trained alike.
     - `replicates`: how many models of this structure (seeds) a step trains at once, by `vmap`.
     - `accumulate`: in how many parts of equal rows a step takes its batch, one after another: the same mean loss and
       gradient (their sums rounded in another order), activations of one part at a time. Dropout draws a part.
@@ -111,6 +112,8 @@ def make_program(
     """
     replicates, accumulate = whole("replicates", replicates), whole("accumulate", accumulate)
     one_of("compute_dtype", compute_dtype, ("float32", "bfloat16"))
+    if loop == "auto":
+        loop = _loop_for(model, config)
     stacked = stack_blocks(model, loop=loop, remat=remat)
     params, static = eqx.partition(stacked, eqx.is_inexact_array)
     plain = params if stacked is model else eqx.filter(model, eqx.is_inexact_array)
@@ -156,6 +159,18 @@ def make_program(
     # `jax.jit` on plain arrays: `eqx.filter_jit` would take the model apart at every call.
     compiled = jax.jit(step, donate_argnums=0), jax.jit(evaluate)
     return Program(static, optimizer, *compiled, loop, remat, replicates, draws)
+
+
+def _loop_for(model: Any, config: OptimizerConfig) -> Loop:
+    """What `loop="auto"` is: blocks that are not trained alike are written out."""
+    loop = loop_of(model)
+    if loop == "runs":
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), eqx.filter(model, eqx.is_inexact_array))
+        try:
+            make_optimizer(config, stack_blocks(shapes, loop=loop), plain=shapes)
+        except UserError:
+            return "unrolled"
+    return loop
 
 
 def share_of(rows: int, accumulate: int) -> int:
