@@ -8,9 +8,13 @@ import re
 import sys
 import typing
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from typing import Any
 
+from .errors import UserError
 from .visible import visible
+
+POWERS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
 
 
 def parse(options: Any, arguments: Sequence[str] | None, prog: str) -> Any:
@@ -57,6 +61,19 @@ def _gathered(options: Any, arguments: list[str], prog: str) -> list[str]:
     whole = [f"{name}={value}" for name, value in single.items() if value.startswith("-")]
     rest = [(name, own) for name, own in found.items() if not single.get(name, "").startswith("-")]
     return front + whole + [part for name, own in rest for part in (name, *own)]
+
+
+def count_of(name: str, text: str) -> int:
+    """A whole number as people write it: 30M, 400k, 1.5e6, 50_257 or 50,257.
+
+    **Raises:** `UserError` for anything else, and where it is below 1.
+    """
+    plain = re.fullmatch(r"(\d[\d_,]*(?:\.\d+)?(?:[eE]\+?\d{1,2})?)([kKmMgGbBtT]?)", text.strip())
+    if plain is not None:
+        number = Decimal(re.sub("[_,]", "", plain[1])) * POWERS[plain[2].lower()]
+        if number >= 1 and number == int(number):
+            return int(number)
+    raise UserError(f"{name} {text!r}: a whole number of at least 1, such as 50257, 400k, 30M or 1.5e6")
 
 
 def complain(message: Any) -> None:

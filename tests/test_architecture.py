@@ -16,10 +16,19 @@ FILES = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in sor
 
 # From the ground up: a room imports itself and what stands below it. A file beside the rooms that is not named here is
 # a leaf: it imports nothing but leaves.
-FLOORS = (("leaf",), ("taper", "nn"), ("model",), ("account", "testing"), ("data",), ("train", "infer"), ("study",))
+FLOORS = (
+    ("leaf",),
+    ("taper", "nn"),
+    ("model",),
+    ("account", "testing"),
+    ("data",),
+    ("train", "infer"),
+    ("study",),
+    ("__main__",),
+)
 # A named tuple's own, the exit at once, and what tiktoken shows under no other name.
 PUBLIC_UNDERSCORES = {"_replace", "_asdict", "_fields", "_exit", "_pat_str", "_mergeable_ranks", "_special_tokens"}
-LINES = {"data": 4021, "study": 6405, "": 20088}  # what they may not grow beyond; "" is the whole house
+LINES = {"data": 4021, "study": 6652, "": 20507}  # what they may not grow beyond; "" is the whole house
 LONGEST = 350
 
 

@@ -167,7 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
 
     def run(stopping: Stopping) -> int:
-        return _run_pair(parse(Options, arguments, "pair.py"), stopping, again(arguments))
+        script = "pair.py" if arguments is not None else Path(sys.argv[0]).name
+        return _run_pair(parse(Options, arguments, script), stopping, again(arguments))
 
     return _guarded(run)
 
