@@ -5,11 +5,13 @@ from . import infer as infer
 from . import nn as nn
 from . import study as study
 from . import train as train
+from .account import Fit as Fit
 from .account import Flops as Flops
 from .account import Ledger as Ledger
 from .account import Match as Match
 from .account import Memory as Memory
 from .account import count_parameters as count_parameters
+from .account import fit_shape as fit_shape
 from .account import flops as flops
 from .account import match_flops as match_flops
 from .account import match_parameters as match_parameters

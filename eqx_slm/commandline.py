@@ -7,28 +7,41 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
 from .errors import UserError
+from .options import presented
 from .visible import visible
 
+Values = Callable[[Sequence[str]], Mapping[str, str]]
 POWERS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
 
 
-def parse(options: Any, arguments: Sequence[str] | None, prog: str) -> Any:
-    """`options` (a dataclass) from a command line; exits with code 2 and one line where that cannot be read."""
+def parse(options: Any, arguments: Sequence[str] | None, prog: str, values: Values | None = None) -> Any:
+    """`options` (a dataclass, or a union of them) from a command line.
+
+    Exits with code 2 and one line where that cannot be read. `values`: what holds where an option is left out, in
+    words by its field; it is asked for the help alone. A class' `examples` are printed below its help.
+    """
     import tyro
 
-    arguments = _gathered(options, sys.argv[1:] if arguments is None else list(arguments), prog)
-    said = io.StringIO()
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    asked = any(word in ("-h", "--help") for word in given)
+    arguments = _gathered(options, given, prog)
+    said, kind, back = io.StringIO(), options, None
     try:
+        if dataclasses.is_dataclass(options):
+            kind, back = presented(options, values(given) if values and asked else {})
         with contextlib.redirect_stderr(said):
-            return tyro.cli(options, args=arguments, prog=prog)
+            parsed = tyro.cli(kind, args=arguments, prog=prog, config=(tyro.conf.FlagCreatePairsOff,))
+        return parsed if back is None else back(parsed)
     except SystemExit as stop:
         if stop.code:
             complain(f"{one_line(said.getvalue())} (see {prog} --help)")
+        elif examples := getattr(options, "examples", ()):
+            print("\n".join(["", "examples:", *(f"  {line}" for line in examples)]))
         raise
 
 
@@ -56,6 +69,9 @@ def _gathered(options: Any, arguments: list[str], prog: str) -> list[str]:
             raise SystemExit(2)
         values = found.setdefault(name, [])
         values += [value] if equals else []
+    for name, own in found.items():
+        if hints[name[2:].replace("-", "_")] in (int, int | None):
+            found[name] = [_plain(value) for value in own]
     # One value that begins with a dash reads as an option unless it is written as it came.
     single = {name: own[0] for name, own in found.items() if len(own) == 1}
     whole = [f"{name}={value}" for name, value in single.items() if value.startswith("-")]
@@ -76,6 +92,14 @@ def count_of(name: str, text: str) -> int:
     raise UserError(f"{name} {text!r}: a whole number of at least 1, such as 50257, 400k, 30M or 1.5e6")
 
 
+def _plain(text: str) -> str:
+    """A count as people write it in plain digits; anything else as it is, for the parser to refuse."""
+    try:
+        return str(count_of("", text))
+    except UserError:
+        return text
+
+
 def complain(message: Any) -> None:
     """One line on standard error, whatever the message holds."""
     print(f"error: {visible(str(message))}", file=sys.stderr)
@@ -91,7 +115,16 @@ def one_line(box: str) -> str:
             break
         if not ends:
             message.append(text)
-    return " ".join(message).rstrip(".") or "the options cannot be read"
+    return _plainly(" ".join(message).rstrip(".")) or "the options cannot be read"
+
+
+def _plainly(text: str) -> str:
+    """The parser's message without the words of its own types."""
+    wrong = re.fullmatch(r"Error parsing (\S+): no type matching (.*) could be instantiated from \['(.*?)'.*\]", text)
+    if wrong is None:
+        return text.replace("'None', ", "").replace(", 'None'", "")
+    kind = "a whole number" if "INT" in wrong[2] else "a number" if "FLOAT" in wrong[2] else wrong[2]
+    return f"{wrong[1]} {wrong[3]!r}: it must be {kind}"
 
 
 class _Nowhere(io.TextIOBase):

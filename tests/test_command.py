@@ -170,14 +170,17 @@ def test_what_cannot_be_parsed_ends_with_the_same_code(arguments, here, capsys):
     assert list(here.iterdir()) == []
 
 
-def test_help_names_every_option_and_loads_no_jax():
-    code = f"import runpy, sys; sys.argv = ['pair.py', '--help']; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
-    probe = f"import atexit, sys; atexit.register(lambda: print('jax' in sys.modules)); {code}"
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, cwd=SCRIPT.parents[1])
-    assert done.returncode == 0 and done.stderr == ""
-    for option in ("--preset", "--arms", "--set", "--data", "--vocab-size", "--lr", "--out", "--config", "--dry-run"):
-        assert option in done.stdout
-    assert "quick" in done.stdout and "leviathan-deep" in done.stdout
+def test_help_names_every_option_with_what_holds_without_it(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for words, held in (([], "(quick: 1,120)"), (["--preset", "256x6"], "(256x6: 4,096)")):
+        with pytest.raises(SystemExit) as stop:
+            main([*words, "--help"])
+        output = capsys.readouterr()
+        assert stop.value.code == 0 and output.err == "" and held in output.out
+        for option in dataclasses.fields(Options):
+            assert f"--{option.name.replace('_', '-')}" in output.out
+        assert "None" not in output.out and output.out.rstrip().splitlines()[-5].strip().startswith("pair.py")
+        assert max(map(len, output.out.splitlines())) <= 120
 
 
 def bad_utf8(folder):

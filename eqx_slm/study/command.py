@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from ..commandline import complain, parse, patient_streams
 from ..errors import UserError
 from ..train.stack import Loop, Remat
 from ..visible import visible
+from .defaults import of_preset, of_study
 from .stopping import STOPPED, Stopping
 
 if TYPE_CHECKING:  # the command answers --help without loading jax
@@ -27,6 +28,14 @@ Again = Callable[[Path], str | None]  # the command that goes on in a folder
 @dataclass(frozen=True)
 class StudyOptions:
     """Run a study; what is left out is as its script says."""
+
+    groups: ClassVar = {
+        "study": ("preset", "arms", "set", "seeds", "until_resolved", "max_seeds", "margin", "lr", "pairing", "config"),
+        "data": ("data", "data_root", "text_field", "tokenizer", "sequence_length", "batch_size", "vocab_size")
+        + ("pad_vocab_to",),
+        "training": ("steps", "tokens", "schedule", "optimizer", "accumulate", "loop", "remat", "seeds_at_once"),
+        "run": ("out", "name", "dry_run", "stop_after", "frequency"),
+    }
 
     out: str | None = None
     """The run folder: new, empty, or one of the same study, which then goes on (more seeds, arms, rates)."""
@@ -66,6 +75,13 @@ class Options(StudyOptions):
     Every option left out comes from the preset; a run is replayed exactly with --config and the config.json it wrote.
     """
 
+    examples: ClassVar = (
+        "pair.py                                                     # dense against Leviathan and the control",
+        "pair.py --arms dense tapered rising --seeds 8               # where should MLP width go?",
+        "pair.py --arms dense binary hybrid --data book.txt --tokens 2M",
+        "pair.py --dry-run --preset 768x12                           # what it would cost",
+        "pair.py --set leviathan-deep.embedding.rank=32 --lr 2e-3 5e-3",
+    )
     preset: str = "quick"
     """quick (five minutes on two cores), cpu, or d_model x depth such as 256x6 or 768x12 (bfloat16, for a GPU)."""
     arms: tuple[str, ...] | None = None
@@ -168,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def run(stopping: Stopping) -> int:
         script = "pair.py" if arguments is not None else Path(sys.argv[0]).name
-        return _run_pair(parse(Options, arguments, script), stopping, again(arguments))
+        return _run_pair(parse(Options, arguments, script, of_preset), stopping, again(arguments))
 
     return _guarded(run)
 
@@ -185,12 +201,12 @@ def study_main(
 
     def run(stopping: Stopping) -> int:
         if not isinstance(study, Mapping):
-            return _run_study(study, parse(StudyOptions, arguments, script), stopping, command)
+            return _run_study(study, parse(StudyOptions, arguments, script, of_study(study)), stopping, command)
         given = list(sys.argv[1:] if arguments is None else arguments)
         if not given or given[0] not in study:
             what = f"no study {given[0]!r}" if given else "no study is named"
             raise UserError(f"{what}: write {script} STUDY [options], STUDY being one of {', '.join(study)}")
-        options = parse(StudyOptions, given[1:], f"{script} {given[0]}")
+        options = parse(StudyOptions, given[1:], f"{script} {given[0]}", of_study(study[given[0]]))
         return _run_study(study[given[0]], options, stopping, command)
 
     return _guarded(run)

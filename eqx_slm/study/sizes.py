@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tyro.conf import Positional
 
@@ -37,16 +37,16 @@ WIDTH = 40
 
 @dataclass(frozen=True)
 class Budget:
-    """What fits: width and depth of every arm for a number of parameters, and which share goes where.
+    """What fits: width and depth of every arm for a number of parameters, and which share goes where."""
 
-    examples:
-      eqx-slm budget 30M --vocab 50257
-      eqx-slm budget 1e6 --vocab 2048 --multiple 16 --arms dense dense-tied leviathan --png budget.png
-    """
+    examples: ClassVar = (
+        "eqx-slm budget 30M --vocab 50257",
+        "eqx-slm budget 1e6 --vocab 2048 --multiple 16 --arms dense dense-tied low-rank --png budget.png",
+    )
 
     parameters: Positional[str]
     """How many parameters, such as 30M, 1.5e6 or 400k."""
-    vocab: str = "50257"
+    vocab: int = 50257
     """Ids of the vocabulary."""
     arms: tuple[str, ...] = ("dense", "dense-tied", "leviathan", "low-rank")
     """Named arms; each is given the shape that spends the same budget."""
@@ -62,13 +62,13 @@ class Budget:
 
 @dataclass(frozen=True)
 class Ledger:
-    """Every parameter of a config by component, with FLOPs a token and the memory of a step.
+    """Every parameter of a config by component, with FLOPs a token and the memory of a step."""
 
-    examples:
-      eqx-slm ledger quick
-      eqx-slm ledger 768x12 --arms dense leviathan-deep
-      eqx-slm ledger runs/quick-1/config.json
-    """
+    examples: ClassVar = (
+        "eqx-slm ledger quick",
+        "eqx-slm ledger 768x12 --arms dense leviathan-deep",
+        "eqx-slm ledger runs/quick-1/config.json",
+    )
 
     config: Positional[str]
     """quick, cpu, a shape such as 256x6, a run's config.json, or the model.json of a saved model."""
@@ -102,7 +102,7 @@ def fits(options: Budget) -> dict[str, Fit]:
     from ..commandline import count_of
     from .arms import Tuned, changed, make_arm
 
-    target, vocab = count_of("parameters", options.parameters), count_of("--vocab", options.vocab)
+    target, vocab = count_of("parameters", options.parameters), options.vocab
     if not options.arms:
         raise UserError("--arms is empty: name one or more, or leave it out")
 
