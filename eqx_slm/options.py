@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 WORDS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
@@ -55,7 +55,8 @@ def docstrings(options: Any) -> dict[str, str]:
     found: dict[str, str] = {}
     for each in reversed(options.__mro__):
         if dataclasses.is_dataclass(each):
-            body = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0].body  # pyright: ignore[reportAttributeAccessIssue]
+            tree: Any = ast.parse(textwrap.dedent(inspect.getsource(cast(type, each))))
+            body = tree.body[0].body
             for field, text in zip(body, body[1:], strict=False):
                 if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
                     found[ast.unparse(field.target)] = " ".join(ast.literal_eval(text.value).split())
