@@ -78,6 +78,30 @@ def json_ready(value: Any) -> Any:
     raise ValueError(f"cannot write a {type(value).__name__} as JSON; give dicts, lists, strings, numbers or None")
 
 
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """`json_ready(content)` with the hash of all of it under "sha256", so that one flipped bit shows."""
+    content = json_ready(content)
+    return {**content, "sha256": json_hash(content)}
+
+
+def unsealed(content: Any, name: str | Path) -> Any:
+    """What `sealed` was given. Without a hash, as earlier versions wrote it, the content is taken as it is.
+
+    **Raises:** `UserError`, with the `name` of what was read, where content and hash do not fit.
+    """
+    if not isinstance(content, dict) or "sha256" not in content:
+        return content
+    rest = {key: value for key, value in content.items() if key != "sha256"}
+    if content["sha256"] != json_hash(rest):
+        raise UserError(f"{name} is damaged, or was changed by hand: its content is not what its hash was made of")
+    return rest
+
+
+def json_hash(content: Any) -> str:
+    """The sha256 of a JSON value, whatever the order of names and the spaces it is written with."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8")).hexdigest()
+
+
 LOCK = ".lock"
 
 

@@ -55,7 +55,10 @@ def docstrings(options: Any) -> dict[str, str]:
     found: dict[str, str] = {}
     for each in reversed(options.__mro__):
         if dataclasses.is_dataclass(each):
-            tree: Any = ast.parse(textwrap.dedent(inspect.getsource(cast(type, each))))
+            try:
+                tree: Any = ast.parse(textwrap.dedent(inspect.getsource(cast(type, each))))
+            except (OSError, TypeError):  # without a file, as in an interactive session
+                continue
             body = tree.body[0].body
             for field, text in zip(body, body[1:], strict=False):
                 if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):

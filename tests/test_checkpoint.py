@@ -57,7 +57,8 @@ def test_the_file_holds_dotted_names_buffers_and_metadata(tmp_path):
     with safe_open(tmp_path / "model", framework="np") as file:
         assert set(file.keys()) == set(named_arrays(model)) >= {"blocks.0.channel.up", "embedding.order"}
         assert file.get_tensor("embedding.order").dtype == np.int32
-        assert json.loads(file.metadata()["eqx_slm"]) == {"arm": "dense", "seed": 3}
+        told = json.loads(file.metadata()["eqx_slm"])
+        assert len(told.pop("sha256")) == 64 and told == {"arm": "dense", "seed": 3}
     whole = (tmp_path / "model").read_bytes()
     for again in range(4):
         save_model(tmp_path / str(again), model, metadata={"seed": 3, "arm": "dense"})
@@ -118,6 +119,28 @@ def test_a_truncated_file_is_named(tmp_path, keep):
     whole = path.read_bytes()
     path.write_bytes(whole[:keep])
     refused(path, tiny_model())
+
+
+def test_no_flipped_bit_is_loaded_in_silence(tmp_path):
+    path, rng = tmp_path / "model", np.random.default_rng(0)
+    save_model(path, tiny_model(), metadata={"arm": "dense"})
+    whole = path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for at in [*rng.integers(0, header, 60), *rng.integers(header, len(whole), 60)]:
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << int(rng.integers(8))
+        path.write_bytes(flipped)
+        with pytest.raises((UserError, UserWarning)):  # a warning where the hash itself was lost
+            load_model(path, tiny_model())
+
+
+def test_other_metadata_and_files_without_a_hash(tmp_path):
+    save_model(tmp_path / "one", tiny_model(), metadata={"seed": 1})
+    with pytest.raises(UserError, match="one is another file: it was saved with seed 1, not 2"):
+        load_model(tmp_path / "one", tiny_model(), expected={"seed": 2, "arm": "dense"})
+    save_model(tmp_path / "two", tiny_model(), hashed=False)
+    with pytest.warns(UserWarning, match="two has no hash: whether its arrays are whole cannot be told"):
+        same(load_model(tmp_path / "two", tiny_model()), tiny_model())
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -120,6 +120,9 @@ def test_what_is_no_finished_study_is_refused_in_one_line(study, tmp_path, capsy
     refused("is in use by process", ["report", study], capsys)
     lock.release()
     whole = json.loads((study / "result.json").read_text())
+    write_json_atomic(study / "result.json", {**whole, "seconds": 0})
+    refused("is damaged, or was changed by hand", ["report", study], capsys)
+    del whole["sha256"]  # as earlier versions wrote it
     wrong = [({**whole, "format": 1}, f"has format 1, this version reads {FORMAT}"), ([], "has format None")]
     wrong += [({k: v for k, v in whole.items() if k != "arms"}, "is not whole (KeyError 'arms')")]
     wrong += [(whole | {"arms": {"a": 1}}, "is not whole"), (whole | {"arms": {"a": {"runs": [{}]}}}, "is not whole")]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # the command answers --help without loading jax
 
 
 MOST_SEEDS = 20
+DIVERGED = 3  # the exit code where a run ended without a finite loss
 Again = Callable[[Path], str | None]  # the command that goes on in a folder
 
 
@@ -178,8 +179,8 @@ def _stream(stream: "StreamConfig", given: dict[str, Any]) -> "StreamConfig":
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a matched pair.
 
-    **Returns:** the exit code: 0; 2 for what the user can mend, 75 where it was stopped and can go on, both with one
-    line on standard error.
+    **Returns:** the exit code: 0; 2 for what the user can mend, 3 where a run diverged, 75 where it was stopped and
+    can go on, these with one line on standard error.
     """
 
     def run(stopping: Stopping) -> int:
@@ -308,6 +309,9 @@ def _run(
         return STOPPED
     print_blocks(summary(results), console)
     _say(console, f"{folder}/report.md, report.html  ({time.perf_counter() - started:.0f} s)")
+    if ended := [f"{arm.name}, seed {run.seed}" for arm in results.arms.values() for run in arm.runs if run.diverged]:
+        complain(f"diverged: {'; '.join(ended)}: no verdict is drawn from these; take a lower --lr")
+        return DIVERGED
     return 0
 
 

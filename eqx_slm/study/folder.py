@@ -14,9 +14,9 @@ import jax
 
 from ..configs import differences, from_dict, read_json, to_dict
 from ..errors import UserError
-from ..files import LOCK, Lock, folder_name, json_ready, write_json_atomic
+from ..files import LOCK, Lock, folder_name, json_hash, json_ready, unsealed, write_json_atomic
 from ..model import ModelConfig, build, side_like
-from ..train.checkpoint import load_model, save_model
+from ..train.checkpoint import load_model, named_arrays, save_model
 from ..train.resume import checkpoint_runs
 from .results import Row
 from .runner import Event, Run
@@ -139,9 +139,12 @@ class Folder:
                 file.write(line + "\n")
         if event.kind == "run" and event.row is not None:
             at = self.path / folder_name(event.arm) / f"seed-{event.seed}" / f"lr-{float(event.learning_rate)!r}"
+            told = {"arm": event.arm, "seed": event.seed, "learning_rate": event.learning_rate}
             if isinstance(made_of, ModelConfig):
-                write_json_atomic(at / "model.json", to_dict(made_of))
-            save_model(at / "model.safetensors", event.model, metadata={"arm": event.arm, "seed": event.seed})
+                document = json_ready(to_dict(made_of))
+                write_json_atomic(at / "model.json", document)
+                told["config"] = json_hash(document)
+            save_model(at / "model.safetensors", event.model, metadata=told)
             with open(self.path / "runs.jsonl", "a", encoding="utf-8") as file:
                 file.write(event.row.line)
                 file.flush()
@@ -158,7 +161,7 @@ def read_rows(path: Path) -> list[Row]:
     for number, line in enumerate(whole.splitlines(), 1):
         try:
             row = Row.of(line)
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise UserError(f"{path}, line {number}: this is no run; remove the line, or name another folder") from None
         rows[row.arm, row.seed, row.learning_rate] = row
     return list(rows.values())
@@ -175,7 +178,8 @@ def load_run(path: str | Path, *, arm: str | None = None, seed: int | None = Non
 
     **Returns:** the `LanguageModel`.
 
-    **Raises:** `UserError` where there is no such model, naming those there are, or where the arm was a function.
+    **Raises:** `UserError` where there is no such model, naming those there are, where the arm was a function, and
+    where model.json or the weights are not what was saved together.
     """
     folder = Path(path)
     models = {file.parent.relative_to(folder).as_posix(): file.parent for file in folder.glob("**/model.safetensors")}
@@ -186,7 +190,7 @@ def load_run(path: str | Path, *, arm: str | None = None, seed: int | None = Non
         arm = rows[0].arm if arm is None and rows else arm or ""
         wanted = f"{folder_name(arm)}/seed-{0 if seed is None else seed}"
         if rate is None and (folder / "result.json").exists():
-            rate = read_json(folder / "result.json")["arms"].get(arm, {}).get("learning_rate")
+            rate = _chosen_rate(folder / "result.json", arm)
         found = {name: at for name, at in models.items() if name.startswith(wanted + "/")}
         if not found:
             there = ", ".join(sorted({name.rpartition("/")[0] for name in models}))
@@ -197,10 +201,29 @@ def load_run(path: str | Path, *, arm: str | None = None, seed: int | None = Non
         raise UserError(f"{folder}: {len(chosen)} models fit; say which of {', '.join(sorted(models))}")
     if not (chosen[0] / "model.json").exists():
         raise UserError(f"{chosen[0]}: its arm was a function, use eqx_slm.train.load_model(file, like)")
-    config = from_dict(ModelConfig, read_json(chosen[0] / "model.json"))
+    document = read_json(chosen[0] / "model.json")
+    # What shows in no shape (a window, a rotary base) makes another function of the same weights.
+    expected = {"config": json_hash(document)}
+    if (folder / "config.json").exists():
+        *_, seed_folder, rate_folder = chosen[0].parts
+        expected |= {"seed": int(seed_folder[5:]), "learning_rate": float(rate_folder[3:]), "arm": arm}
+    config = from_dict(ModelConfig, document)
     side = side_like(config)  # its values come from the file
     like = eqx.filter_eval_shape(lambda key: build(config, key=key, **side), jax.random.key(0))
-    return load_model(chosen[0] / "model.safetensors", like)
+    model = load_model(chosen[0] / "model.safetensors", like, expected=expected)
+    for name, leaf in named_arrays(model).items():
+        if not bool(jax.numpy.isfinite(leaf).all()):
+            raise UserError(f"{chosen[0]}: {name} holds numbers that are not finite: the run diverged")
+    return model
+
+
+def _chosen_rate(file: Path, arm: str) -> float | None:
+    """The rate that a finished study chose for an arm; None where it does not know the arm."""
+    data = unsealed(read_json(file), file)
+    try:
+        return data["arms"].get(arm, {}).get("learning_rate")
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{file} is no study's result: say which model by rate=") from None
 
 
 def _new_folder(runs: Path, stem: str) -> Path:

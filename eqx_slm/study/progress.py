@@ -93,7 +93,8 @@ class Progress:
         left = self.left(event)
         val = f" val {progress.evaluation.nll:.3f}" if progress.evaluation else ""
         speed = "" if math.isnan(progress.tokens_per_second) else f" {human(progress.tokens_per_second)} tok/s"
-        status = f"loss {progress.loss:.3f}{val}{speed}" + ("" if left is None else f" {_clock(left)} left")
+        bad = f" {progress.skipped} skipped" if progress.skipped else ""
+        status = f"loss {progress.loss:.3f}{val}{speed}{bad}" + ("" if left is None else f" {_clock(left)} left")
         if self.live or now - self.told >= PLAIN_SECONDS or step == self.steps:
             self.told = now
             done = int((sum(self.done.values()) + event.runs * step / self.steps) * self.steps)

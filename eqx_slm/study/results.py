@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ..account.facts import Facts
 from ..configs import to_dict
-from ..files import json_ready
+from ..files import sealed, unsealed
 from ..train.record import Evaluation
 from .statistics import Interval
 from .worth import Worth
@@ -28,7 +28,8 @@ class Row:
     """One run. `key` is the hash of everything that decides it: a row of the same key is the same run.
 
     `sequences`: the final loss of every validation sequence, nats a token; None where it is not finite. `averaged_nll`:
-    that of the average of the last steps' weights, where there is one. `by_frequency`: by kind, the mean loss and the
+    that of the average of the last steps' weights, where there is one. `skipped`: steps without a finite gradient,
+    which changed nothing. `by_frequency`: by kind, the mean loss and the
     validation tokens of every class (frequency.py).
     """
 
@@ -46,6 +47,7 @@ class Row:
     sample: str = ""
     sequences: tuple[float | None, ...] = ()
     averaged_nll: float | None = None
+    skipped: int = 0
     by_frequency: dict[str, tuple[tuple[float | None, int], ...]] = field(default_factory=dict)
 
     @property
@@ -80,12 +82,12 @@ class Row:
     @property
     def line(self) -> str:
         """The row as a line of runs.jsonl."""
-        return json.dumps(json_ready(to_dict(self)), allow_nan=False) + "\n"
+        return json.dumps(sealed(to_dict(self)), allow_nan=False) + "\n"
 
     @staticmethod
     def of(line: str | bytes) -> Row:
-        """The row of a line; raises `ValueError`, `TypeError` or `KeyError` for a line that is none."""
-        data = json.loads(line)
+        """The row of a line; raises `ValueError`, `TypeError` or `KeyError` for a line that is none or is damaged."""
+        data = unsealed(json.loads(line), "the row")
         evals = tuple(Evaluation.of(each) for each in data["evals"])
         split = {kind: tuple(map(tuple, own)) for kind, own in data.get("by_frequency", {}).items()}
         parts = {"evals": evals, "sequences": tuple(data.get("sequences", ())), "by_frequency": split}
@@ -223,7 +225,7 @@ class Results:
         """What result.json holds."""
         data = {name: value for name, value in vars(self).items() if value not in (None, "")}
         data |= {name: [to_dict(each) for each in data[name]] for name in ("comparisons", "controls")}
-        return json_ready(
+        return sealed(
             {"format": FORMAT, "reference": self.reference, **data, "arms": dict(map(_arm, self.arms.items()))}
         )
 

@@ -29,6 +29,7 @@ from ..train.stack import stack_blocks
 from ..train.step import CompileReport, Program, compile_step, make_program
 from .frequency import ByFrequency
 from .results import Row
+from .sentences import plural
 
 MakeModel = Callable[[PRNGKeyArray], Any]
 Arms = Mapping[str, MakeModel | ModelConfig]
@@ -160,6 +161,7 @@ class Runner:
             optimizer=self.config.optimizer,
             evaluate_at=eval_steps(self.config.steps, self.config.evaluations),
             average=self.config.average,
+            patience=self.config.patience,
             probe=self._probe(program) if self.config.probe == "cosines" else None,
             on_progress=lambda seed, p: self.tell(Event("progress", name, seed, rate, progress=p, runs=len(seeds))),
             checkpoints=checkpoints,
@@ -176,6 +178,7 @@ class Runner:
                 "tokens_per_second",
                 "sequences",
                 "averaged_nll",
+                "skipped",
             )
             row = Row(
                 key=keys[name, record.seed, rate],
@@ -189,6 +192,10 @@ class Runner:
                 sample=self._sample(name, model, rate, first) if record.seed == first else "",
             )
             rows.append(row)
+            if row.skipped:
+                end = ", and ended there" if record.evals[-1].step < self.config.steps else ""
+                text = f"{plural(row.skipped, 'step')} without a finite gradient changed nothing{end}"
+                self.tell(Event("said", name, record.seed, rate, text=text))
             self.tell(Event("run", name, record.seed, rate, seconds=record.train_seconds, model=model, row=row))
         if checkpoints is not None:
             checkpoints.clear()

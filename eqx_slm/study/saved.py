@@ -16,7 +16,7 @@ from typing import Any
 from ..account.facts import Facts
 from ..configs import from_dict, read_json
 from ..errors import UserError
-from ..files import write_bytes_atomic, write_text_atomic
+from ..files import unsealed, write_bytes_atomic, write_text_atomic
 from ..model import ModelConfig
 from ..visible import visible
 from .blocks import Block, Picture, markdown
@@ -54,6 +54,7 @@ def load_results(folder: str | Path) -> Results:
     if found != FORMAT:
         again = f"run the study's command again with --out {folder}"
         raise UserError(f"{file} has format {found!r}, this version reads {FORMAT}: {again}")
+    data = unsealed(data, file)
     try:
         return _with_rows(results_of(data), folder / "runs.jsonl")
     except (KeyError, TypeError, ValueError, AttributeError) as error:

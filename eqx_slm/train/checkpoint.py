@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,41 +17,67 @@ from ..files import write_bytes_atomic
 from ..pytree import path_name
 
 
-def save_model(path: Path, model: Any, *, metadata: dict[str, Any] | None = None) -> str:
+def save_model(path: Path, model: Any, *, metadata: dict[str, Any] | None = None, hashed: bool = True) -> str:
     """Writes every array of `model`, buffers too, and JSON-able `metadata`; the file appears whole or not at all.
+
+    `hashed`: with a hash of the arrays in the metadata, which `load_model` holds them against.
 
     **Returns:** the sha256 of the file, hex.
     """
     from safetensors.numpy import save
 
     tensors = {name: np.asarray(leaf, order="C") for name, leaf in named_arrays(model).items()}
+    told = {**(metadata or {})}
+    told |= {"sha256": _hash(tensors, told)} if hashed else {}
     # One entry: safetensors writes several in an order that changes from call to call, and equal models would differ.
-    text = {"eqx_slm": json.dumps(metadata or {}, sort_keys=True)}
-    data = save(tensors, metadata=text)
+    data = save(tensors, metadata={"eqx_slm": json.dumps(told, sort_keys=True)})
     write_bytes_atomic(path, data)
     return hashlib.sha256(data).hexdigest()
 
 
-def load_model(path: Path, like: Any) -> Any:
+def load_model(path: Path, like: Any, *, expected: Mapping[str, Any] | None = None) -> Any:
     """The model of a file.
 
     **Arguments:**
 
-    - `path`: a file that `save_model` wrote.
+    - `path`: a file that `save_model` wrote. One without a hash of its arrays (of an earlier version, or written by
+      others) is loaded with a warning.
     - `like`: a model of the same config, or its `eqx.filter_eval_shape`: nothing of its values is used. Names, shapes
         and dtypes are compared; what shows in none of them (the number of heads) is not, so keep the config beside
         the file, as a run folder does (`load_run`).
+    - `expected`: metadata that the file must have been saved with, where it has them.
 
-    **Raises:** `UserError` where a name, a shape or a dtype differs, naming the first.
+    **Raises:** `UserError` where a name, a shape or a dtype differs, naming the first; where the content is not what
+    the file's hash was made of; and for other metadata.
     """
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
     from safetensors.numpy import load_file
 
     try:
         tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
+        with safe_open(path, "numpy") as file:
+            told = json.loads((file.metadata() or {}).get("eqx_slm", "{}"))
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a readable safetensors file: {error}") from None
+    told = told if isinstance(told, dict) else {}
+    digest = told.pop("sha256", None)
+    if digest is None:
+        warnings.warn(f"{path} has no hash: whether its arrays are whole cannot be told", stacklevel=2)
+    elif digest != _hash(tensors, told):
+        raise UserError(f"{path} is damaged: its content is not what was saved")
+    for name, value in (expected or {}).items():
+        if name in told and told[name] != value:
+            raise UserError(f"{path} is another file: it was saved with {name} {told[name]!r}, not {value!r}")
     return fill(like, tensors, path)
+
+
+def _hash(tensors: Mapping[str, np.ndarray], told: Mapping[str, Any]) -> str:
+    """Of names, types, shapes, bytes and metadata, whatever the order."""
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    for name in sorted(tensors):
+        array = tensors[name]
+        digest.update(f"{name} {array.dtype} {array.shape} ".encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def fill(like: Any, tensors: dict[str, np.ndarray], path: Path) -> Any:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int32, PyTree
 from ..checks import INT32, check_choices, share, whole
 from .host import keep_freed_memory
 from .optimizer import OptimizerConfig
-from .record import Evaluation, Progress, RunRecord
+from .record import Evaluation, Progress, RunRecord, of_each
 from .resume import Checkpoints, reread
 from .stack import Loop, Remat
 from .step import ComputeDtype, Metrics, Program, TrainState
@@ -43,6 +43,8 @@ class RunConfig:
     - `average`: share of a run's last steps whose weights are averaged; the mean is evaluated beside the last weights.
     - `sample_tokens`: length of the text that the first seed's model writes; 0 for none.
     - `probe`: "cosines" keeps the layers' `channel_cosines` of every evaluation.
+    - `patience`: after so many steps in a row without a finite gradient (a quarter of a short run's), none of which
+      changes anything, a run ends as diverged; its weights are those of before.
     - `frequency`: how many classes of training frequency the final losses are split by, 10 for deciles; 0 for none.
     """
 
@@ -59,12 +61,14 @@ class RunConfig:
     probe: Literal["none", "cosines"] = "none"
     frequency: int = 0
     accumulate: int = 1
+    patience: int = 25
 
     def __post_init__(self):
         check_choices(self)
         whole("steps", self.steps, most=INT32)
         whole("seeds_at_once (--seeds-at-once)", self.seeds_at_once, most=10_000)
         whole("accumulate (--accumulate)", self.accumulate, most=INT32)
+        whole("patience (--patience)", self.patience, most=INT32)
         whole("evaluations", self.evaluations, most=10_000)
         share("average", self.average, "a run's steps")
         whole("frequency (--frequency)", self.frequency, least=0, most=1000)
@@ -181,6 +185,7 @@ def train_runs(
     progress_seconds: float = 1.0,
     probe: Callable[[PyTree[Array], Int32[np.ndarray, "b t"]], Any] | None = None,
     checkpoints: Checkpoints | None = None,
+    patience: int = 25,
 ) -> list[RunRecord]:
     """Trains one model a seed, all in the same steps: `train_run` for each, equal but for the order of sums.
 
@@ -191,6 +196,7 @@ def train_runs(
     - `probe`: asked at every evaluation, of a state's parameters and the first validation batch, for an evaluation's
       `cosines`.
     - `checkpoints`: where the run is saved on its way, and goes on from if it is there (see `Checkpoints`).
+    - `patience`: where all seeds have had no finite gradient for so many steps the runs end, their last evaluation NaN.
 
     **Returns:** a record a seed. Each has its share of the seconds, and the tokens a second of all of them.
 
@@ -200,6 +206,7 @@ def train_runs(
     if not len(models) == len(seeds) == program.replicates:
         raise ValueError(f"{len(models)} models, {len(seeds)} seeds, a program of {program.replicates} replicates")
     keep_freed_memory()
+    patience = min(patience, max(1, steps // 4))  # a short run that ends in bad steps has diverged as well
     records = [RunRecord(seed=seed, learning_rate=learning_rate) for seed in seeds]
     state: TrainState = program.start(*models, seeds=seeds)
     together = len(seeds)
@@ -245,26 +252,36 @@ def train_runs(
             running = spent + (0.0 if evaluated or done <= WARM_STEPS else told - mark)
             counts = running > 0 and done > WARM_STEPS
             speed = together * (done - WARM_STEPS) * tokens_a_step / running if counts else math.nan
-            losses = np.atleast_1d(np.asarray(shown.loss))
+            figures = of_each(shown, together)
             for i, seed in enumerate(seeds if evaluated else seeds[:1]):
-                evaluation = evaluated[i][0] if evaluated else None
-                on_progress(seed, Progress(done, done * tokens_a_step, float(losses[i]), speed, evaluation))
+                said = {"evaluation": evaluated[i][0] if evaluated else None, **figures[i]}
+                on_progress(seed, Progress(done, done * tokens_a_step, tokens_per_second=speed, **said))
         if checkpoints is not None and saving:
             hashes = [digest.hexdigest() for digest in digests]
             checkpoints.save(state, mean, records, hashes, step=done, seconds=spent, counted=counted)
             mark = time.perf_counter()
+        if done % patience == 0 and previous is not None and np.min(previous.in_a_row) >= patience:
+            break  # seen a step late, so that the device never waits
         previous = metrics
-    if done < steps:
+    stuck = np.atleast_1d(np.asarray(state.in_a_row)) >= patience
+    if done < steps and not stuck.all():
         raise ValueError(f"the stream ended after {done} of {steps} batches: take fewer steps, or let it repeat")
-    if mean is not None:
+    for digest, feed in zip(digests, feeds, strict=True):  # all arms see the same batches, also one that ends early
+        for _, batch in zip(range(done, steps), feed, strict=False):
+            digest.update(np.ascontiguousarray(batch).tobytes())
+    if mean is not None and not stuck.any():
         found = evaluate(program, mean, stream, step=done, tokens=done * tokens_a_step)
         for record, (evaluation, _) in zip(records, found, strict=True):
             record.averaged_nll = evaluation.nll
+    for record, own, skipped in zip(records, stuck, np.atleast_1d(np.asarray(state.skipped)), strict=True):
+        record.skipped = int(skipped)
+        if own:
+            record.end_diverged(done, done * tokens_a_step)
     params = [state.params]
     if together > 1:
         params = [jax.tree.map(operator.itemgetter(i), state.params) for i in range(together)]
     for record, digest, found in zip(records, digests, params, strict=True):
-        record.train_seconds = spent * steps / max(counted, 1) / together
+        record.train_seconds = spent * done / max(counted, 1) / together
         record.tokens_per_second = together * counted * tokens_a_step / spent if spent else 0.0
         record.stream_hash = digest.hexdigest()
         record.params = found

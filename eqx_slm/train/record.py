@@ -37,7 +37,8 @@ class RunRecord:
     """What one run leaves: its evaluations, its speed, the hash of the batches it saw, its final parameters.
 
     `losses`: of every validation token at the last evaluation, nats, `(sequences, T)`; `averaged_nll`: the loss of the
-    mean of the last steps' weights, where one was asked for.
+    mean of the last steps' weights, where one was asked for; `skipped`: how many steps had no finite gradient and
+    changed nothing.
     """
 
     seed: int
@@ -48,6 +49,7 @@ class RunRecord:
     train_seconds: float = 0.0
     tokens_per_second: float = 0.0
     stream_hash: str = ""
+    skipped: int = 0
     params: PyTree[Array] | None = None
 
     @property
@@ -55,6 +57,14 @@ class RunRecord:
         """The mean loss of every validation sequence at the last evaluation, nats a token."""
         # Nine digits say all of a float32.
         return () if self.losses is None else tuple(float(f"{mean:.9g}") for mean in self.losses.mean(axis=-1))
+
+    def end_diverged(self, step: int, tokens: int) -> None:
+        """Ends the record of a run whose last steps had no finite gradient: no loss of its weights is a result."""
+        parts = (math.nan,) * (len(self.evals[-1].halves) if self.evals else 2)
+        if self.evals and self.evals[-1].step == step:
+            self.evals.pop()
+        self.evals.append(Evaluation(step, tokens, math.nan, None, parts))
+        self.losses = None
 
     @property
     def diverged(self) -> bool:
@@ -64,10 +74,33 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a run reports as it goes: the step just done, its training loss (of an earlier step), tokens a second."""
+    """What a run reports as it goes: the step just done, its training loss (of an earlier step), tokens a second.
+
+    `gradient_norm`, `norms` ("gradient" and "update", by group of parameters) and `skipped` are of the loss' step.
+    """
 
     step: int
     tokens: int
     loss: float
     tokens_per_second: float
     evaluation: Evaluation | None = None
+    gradient_norm: float = math.nan
+    norms: dict[str, dict[str, float]] = field(default_factory=dict)
+    skipped: int = 0
+
+
+def of_each(metrics: Any, replicates: int) -> list[dict[str, Any]]:
+    """What `Progress` tells of a step's metrics, for each of the replicates that it trained."""
+
+    def numbers(value: Any) -> list[Any]:
+        return np.atleast_1d(np.asarray(value)).tolist()
+
+    norms = {"gradient": metrics.gradient_norms, "update": metrics.update_norms}
+    by_group = {kind: {name: numbers(norm) for name, norm in own.items()} for kind, own in norms.items()}
+    whole = {"loss": metrics.loss, "gradient_norm": metrics.gradient_norm, "skipped": metrics.skipped}
+    plain = {name: numbers(value) for name, value in whole.items()}
+    return [
+        {name: values[i] for name, values in plain.items()}
+        | {"norms": {kind: {name: values[i] for name, values in own.items()} for kind, own in by_group.items()}}
+        for i in range(replicates)
+    ]

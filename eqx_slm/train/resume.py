@@ -18,13 +18,13 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from ..errors import UserError
-from ..files import json_ready, write_json_atomic
+from ..files import json_ready, sealed, unsealed, write_json_atomic
 from ..version import __version__
 from .checkpoint import fill, save_model
 from .record import Evaluation, RunRecord
 from .step import TrainState
 
-FORMAT = 1
+FORMAT = 2
 KEPT = 2  # checkpoints of a run: of the last one a bit may be flipped
 
 
@@ -96,7 +96,8 @@ class Checkpoints:
         file = self.folder / f"step-{step}.safetensors"
         try:
             self.folder.parent.mkdir(exist_ok=True)  # not its parents: a run folder that was deleted stays deleted
-            digest = save_model(file, {"state": _plain(state), "mean": mean, "losses": losses})
+            # The hash of the whole file stands in the other one.
+            digest = save_model(file, {"state": _plain(state), "mean": mean, "losses": losses}, hashed=False)
             content = {
                 "format": FORMAT,
                 "runs": self.runs,
@@ -107,10 +108,9 @@ class Checkpoints:
                 "stream_hashes": list(hashes),
                 "averaged": mean is not None,
                 "versions": {"eqx_slm": __version__, "jax": jax.__version__, "numpy": version("numpy")},
-                "sha256": digest,
+                "tensors": digest,
             }
-            content = json_ready(content)
-            write_json_atomic(file.with_suffix(".json"), {**content, "self": _hash(content)})
+            write_json_atomic(file.with_suffix(".json"), sealed(content))
         except OSError as error:
             raise UserError(f"cannot save the run in {self.folder}: {error.strerror or error}") from None
         for old in _steps(self.folder)[KEPT:]:
@@ -153,7 +153,7 @@ class Checkpoints:
             data = path.read_bytes()
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from None
-        if hashlib.sha256(data).hexdigest() != content["sha256"]:
+        if hashlib.sha256(data).hexdigest() != content["tensors"]:
             raise UserError(f"{path} is damaged: its hash is not the one that was saved")
         tensors = load(data)
         losses = [tensors.pop(f"losses.{number}", None) for number in range(len(self.runs))]
@@ -177,11 +177,11 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     """What a checkpoint's JSON file holds; `UserError` where it is damaged, or of another format."""
     try:
         content = json.loads(file.read_bytes())
-        digest = content.pop("self")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        if "sha256" not in content:
+            raise ValueError
+    except (OSError, ValueError, TypeError, RecursionError):
         raise UserError(f"{file} is damaged: it cannot be read") from None
-    if digest != _hash(content):
-        raise UserError(f"{file} is damaged: its hash is not the one that was saved")
+    content = unsealed(content, file)
     if content["format"] != FORMAT:
         raise UserError(f"{file} has format {content['format']}, this version reads {FORMAT}")
     return content
@@ -223,7 +223,3 @@ def _plain(tree: Any) -> Any:
 
 def _like(leaf: Array, like: Array) -> Array:
     return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like)) if _is_key(like) else leaf
-
-
-def _hash(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8")).hexdigest()

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray, PyTree
 from ..checks import one_of, whole
 from ..errors import UserError
 from ..nn.init import subkey
+from .guard import chosen, group_norms, whole_norm
 from .loss import cross_entropy, token_losses
 from .optimizer import OptimizerConfig, make_optimizer
 from .stack import Loop, Remat, loop_of, stack_blocks, unstack_blocks
@@ -26,20 +27,32 @@ ComputeDtype = Literal["float32", "bfloat16"]
 class TrainState(NamedTuple):
     """What a step changes: parameters (float32 masters), the optimizer's state, and the number of steps done.
 
-    `key`: of a model whose training draws (dropout), otherwise None; step i draws by `fold_in(key, i)`.
+    `skipped`: how many of the steps changed nothing, because loss or gradient were no finite numbers; `in_a_row`: how
+    many of those came last. `key`: of a model whose training draws (dropout), otherwise None; step i draws by
+    `fold_in(key, i)`.
     """
 
     params: PyTree[Array]
     optimizer: PyTree[Array]
     step: Int32[Array, ""]
+    skipped: Int32[Array, ""]
+    in_a_row: Int32[Array, ""]
     key: Any = None
 
 
 class Metrics(NamedTuple):
-    """Of one step, still on the device: `loss` in nats a token, and the gradient's global norm before clipping."""
+    """Of one step, still on the device: `loss` in nats a token, and the gradient's global norm before clipping.
+
+    `gradient_norms` and `update_norms` are those of every group of leaves (see `guard.group`), the update's with the
+    learning rate in it; `skipped` and `in_a_row` are the state's after the step.
+    """
 
     loss: Float[Array, ""]
     gradient_norm: Float[Array, ""]
+    gradient_norms: dict[str, Float[Array, ""]]
+    update_norms: dict[str, Float[Array, ""]]
+    skipped: Int32[Array, ""]
+    in_a_row: Int32[Array, ""]
 
 
 @dataclass(frozen=True)
@@ -77,7 +90,9 @@ class Program:
         # Copies: the step donates its state, and the caller's model would be gone with the first batch.
         params = jax.tree.map(jnp.copy, eqx.filter(stacked, eqx.is_inexact_array))
         key = subkey(jax.random.key(seed), "training") if self.draws else None
-        return TrainState(params, self.optimizer.init(params), jnp.zeros((), jnp.int32), key)
+        # Three zeros and not one three times: a step donates each.
+        counts = (jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+        return TrainState(params, self.optimizer.init(params), *counts, key)
 
     def model(self, params: PyTree[Array]) -> Any:
         """The model with these parameters of a state, in its public form."""
@@ -143,11 +158,17 @@ def make_program(
         # The gradient is of the masters: the cast is inside the loss, so that its transpose brings float32 back.
         key = jax.random.fold_in(state.key, state.step) if draws else None
         value, gradients = whole_batch(state.params, batch, key)
-        norm = optax.tree.norm(gradients)
-        updates, opt_state = optimizer.update(gradients, state.optimizer, state.params)
+        norms = group_norms(gradients)
+        norm = whole_norm(norms)
+        fine = jnp.isfinite(value) & jnp.isfinite(norm)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         # The rate is an argument, not a constant of the program: a sweep over rates compiles once.
-        params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, state.params, updates)
-        return TrainState(params, opt_state, state.step + 1, state.key), Metrics(value, norm)
+        updates = jax.tree.map(lambda p, u: rate.astype(p.dtype) * u, state.params, updates)
+        params = jax.tree.map(jnp.subtract, state.params, updates)
+        params, optimizer_state = chosen(fine, (params, optimizer_state), (state.params, state.optimizer))
+        skipped, in_a_row = state.skipped + jnp.where(fine, 0, 1), jnp.where(fine, 0, state.in_a_row + 1)
+        metrics = Metrics(value, norm, norms, group_norms(updates), skipped, in_a_row)
+        return TrainState(params, optimizer_state, state.step + 1, skipped, in_a_row, state.key), metrics
 
     def evaluate(params: PyTree[Array], batch: Int[Array, "b t"]) -> Float[Array, "..."]:
         model = eqx.combine(cast(params, compute_dtype), static)
