@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny import VOCAB, tiny_stream
 
 from eqx_slm.nn.ladder import CONVENTIONS, FlatConfig, StackConfig
-from eqx_slm.study import Study, budgets, on_the_front, run_study, verdicts
+from eqx_slm.study import PAIR, Study, on_the_front, run_study
 from eqx_slm.study.blocks import Table
 from eqx_slm.study.pareto import front
 from eqx_slm.train import RunConfig
@@ -36,7 +36,7 @@ def tiny_arms():
 
 
 def test_a_study_of_the_ladder_runs_goes_on_and_has_its_section(tmp_path):
-    report = (verdicts, on_the_front, budgets)
+    report = (*PAIR, on_the_front)  # as experiments/ladder.py has it
     study = Study("tiny-ladder", tiny_arms(), 1, run=RunConfig(steps=4, evaluations=2, frequency=2), report=report)
     events = []
     folder, results = run_study(study, tiny_stream(), out=tmp_path / "run")

@@ -30,6 +30,8 @@ def facts(
     share: float | None = None,
     extra: int | None = None,
     accumulate: int = 1,
+    scanned: bool = False,
+    remat: Any = "none",
 ) -> Facts:
     """The facts of a config, in closed form, or of a model.
 
@@ -38,14 +40,15 @@ def facts(
     - `model`: a `ModelConfig`, or a model, whose FLOPs XLA then counts where it has no `flops_per_token()` of its own.
     - `batch_size`, `context`: sequences a batch, tokens a sequence.
     - `width`: bytes of an activation. `share`: of a batch's tokens, how many are distinct.
-    - `accumulate`: in how many parts a batch is taken.
+    - `accumulate`: in how many parts a batch is taken. `scanned`, `remat`: as in `memory`.
     - `extra`: the bytes that XLA says a compiled step takes for temporaries.
     """
     ledger = parameter_ledger(model)
     optimizer, activations, counted = 8 * ledger.total, None, None
     gradients = 4 * ledger.total * (1 if accumulate == 1 else 2)
     if isinstance(model, ModelConfig):
-        needs = memory(model, batch_size=batch_size, context=context, activation_bytes=width, accumulate=accumulate)
+        how: Any = {"activation_bytes": width, "accumulate": accumulate, "scanned": scanned, "remat": remat}
+        needs = memory(model, batch_size=batch_size, context=context, **how)
         optimizer, activations, gradients = needs.optimizer, needs.activations, needs.gradients
         f = flops(model, context=context, distinct_share=share, batch_tokens=batch_size * context)
         counted = {"total": f.total, "embedding": f.embedding, "blocks": sum(f.blocks), "head": f.head}

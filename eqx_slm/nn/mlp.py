@@ -62,8 +62,8 @@ class MLPConfig:
         return 2 * self.matrices * d_model * self.width(d_model)
 
     def activations(self, d_model: int, context: int) -> int:
-        """Numbers kept a token: the input, the projections, and what they are turned into."""
-        return d_model + self.matrices * self.width(d_model)
+        """Numbers kept a token: the input, the projections, and what the nonlinearity makes on its way."""
+        return d_model + (2 * self.matrices - 1) * self.width(d_model)
 
     def accumulated(self, d_model: int) -> int:
         """No gradient waits: every step updates."""

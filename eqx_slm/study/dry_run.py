@@ -1,20 +1,22 @@
 """The dry run: what every arm would cost, before anything is trained."""
 
 import math
+import os
 import time
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ..account.facts import facts
-from ..model import ModelConfig
+from ..model import ModelConfig, build, side_like
+from ..train.mesh import Layout, device_bytes
 from .blocks import Block, Paragraph
 from .noise import outlook
 from .report import budgets, parameters, what_differs
 from .results import ArmResult, Results
-from .sentences import plural
-from .study import Study, settings_of
+from .sentences import plural, size
+from .study import Study, facts_of, settings_of
 
 # Share of the measured matmul rate that a training step of a small model reaches.
 EFFICIENCY = 0.35
@@ -26,10 +28,14 @@ def plan(study: Study, vocab_size: int, padding: int, share: float | None) -> li
     **Arguments:** the sizes and, if known, `distinct_share` of the study's stream.
     """
     batch_size, context = study.stream.batch_size, study.stream.sequence_length
-    sizes = {"batch_size": batch_size, "context": context, "width": study.run.activation_bytes, "share": share}
-    sizes["accumulate"] = study.run.accumulate
     arms = {
-        name: ArmResult(name, facts(_counted(arm), **sizes), study.rates[0], match=study.notes.get(name))
+        name: ArmResult(
+            name,
+            facts_of(study.run, _counted(arm), study.stream, share=share),
+            study.rates[0],
+            match=study.notes.get(name),
+            made_of=arm,
+        )
         for name, arm in study.resolve(vocab_size, context, padding)[0].items()
     }
     planned = Results(study.name, arms, settings_of(study, batch_size, context))
@@ -44,6 +50,7 @@ def plan(study: Study, vocab_size: int, padding: int, share: float | None) -> li
         )
         total += runs * a_run
         blocks.append(Paragraph(f"{name}: {plural(runs, 'run')} of about {duration(a_run)} each"))
+        blocks += _on_a_device(study, arm)
     rough = f"from {rate / 1e9:,.0f} GFLOP/s measured on one matmul, of which a step is taken to reach {EFFICIENCY:.0%}"
     expected = outlook(study, vocab_size, context, batch_size, padding)
     return [
@@ -51,6 +58,36 @@ def plan(study: Study, vocab_size: int, padding: int, share: float | None) -> li
         *expected[1:],
         Paragraph(f"time: about {duration(total)}, {rough}; evaluation and compilation not counted"),
     ]
+
+
+def _on_a_device(study: Study, arm: ArmResult) -> list[Block]:
+    """What one device holds of an arm on the study's mesh, and whether any here can."""
+    layout, held = Layout.of(study.run.mesh or "data=1"), {k: v or 0 for k, v in arm.facts.memory_bytes.items()}
+    kept = held["parameters"] + held["optimizer"]
+    if study.run.mesh and isinstance(arm.made_of, ModelConfig):
+        config = arm.made_of
+        side = side_like(config)
+        shapes = eqx.filter_eval_shape(lambda key: build(config, key=key, **side), jax.random.key(0))
+        kept = round(kept * device_bytes(shapes, layout) / (held["parameters"] or 1))
+    needs = kept + held["gradients"] + held["activations"] // layout.batch_shards
+    there = device_memory()
+    said = []
+    if study.run.mesh:
+        said.append(f"{arm.name}, a device of {layout}: {size(needs)}, {size(kept)} of it parameters and moments")
+    if there is not None and needs > there:
+        said.append(f"{arm.name} does not fit: about {size(needs)} a device, which has {size(there)} here")
+    return [Paragraph(line) for line in said]
+
+
+def device_memory() -> int | None:
+    """Bytes of a device here: an accelerator's own, of a CPU the machine's memory; None where nobody says."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if jax.default_backend() == "cpu" else None
+    except (ValueError, OSError):
+        return None
 
 
 def _counted(arm: Any) -> Any:
@@ -70,7 +107,7 @@ def matmul_rate(dtype: str) -> float:
 
 def duration(seconds: float) -> str:
     """Seconds as a person says them."""
-    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.1f} {unit}"
+    for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.1f} {unit}"
     return f"{seconds:,.0f} s"

@@ -156,7 +156,7 @@ def draw_ledger(results: Results, width: float = WIDE) -> Figure:
     """Bars of parameters and of training FLOPs a token, an arm each, in parts."""
     from matplotlib.patches import Patch
 
-    whole = {"total", "total_distinct", "counted_by"}
+    whole = {"total", "total_distinct", "counted_by", "conventions"}
     kinds: dict[str, Mapping[str, Number]] = {
         name: {k.replace("_", " "): v for k, v in arm.facts.parameters.items() if k not in whole and v}
         for name, arm in results.arms.items()

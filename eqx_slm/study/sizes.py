@@ -235,7 +235,7 @@ def _planned(configs: dict[str, ModelConfig], context: int, batch_size: int = 1)
     from ..account.facts import facts
     from .results import ArmResult, Results
 
-    sizes = {"batch_size": batch_size, "context": context}
+    sizes: dict[str, Any] = {"batch_size": batch_size, "context": context}
     arms = {name: ArmResult(name, facts(config, **sizes), 0.0, made_of=config) for name, config in configs.items()}
     return Results("budget", arms, {"steps": 0, "batch_size": batch_size, "sequence_length": context, "tokens": 0})
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from ..account.facts import facts
+from ..account.facts import Facts, facts
 from ..configs import to_dict
 from ..data import Stream
 from ..errors import UserError
@@ -216,8 +216,7 @@ def check_compiling() -> None:
 def _results(study: Study, runner: Runner, rows: Sequence[Row], levels: Mapping[str, Any], started: float) -> Results:
     """The rows of a study with what is known of its arms, and what its analyses say."""
     stream = runner.stream
-    sizes = {"batch_size": stream.batch_size, "context": stream.sequence_length, "share": distinct_share(stream)}
-    sizes["accumulate"] = study.run.accumulate
+    share = distinct_share(stream)
     arms = {}
     for name, arm in runner.arms.items():
         own = tuple(row for row in rows if row.arm == name)
@@ -227,7 +226,7 @@ def _results(study: Study, runner: Runner, rows: Sequence[Row], levels: Mapping[
         known = arm if isinstance(arm, ModelConfig) else runner.initial(name, study.which[0])
         arms[name] = ArmResult(
             name=name,
-            facts=facts(known, **sizes, width=study.run.activation_bytes, extra=runs[0].temporary_bytes),
+            facts=facts_of(study.run, known, stream, share=share, extra=runs[0].temporary_bytes),
             learning_rate=rate,
             runs=runs,
             all_runs=own if len(study.rates) > 1 else (),
@@ -252,6 +251,13 @@ def _results(study: Study, runner: Runner, rows: Sequence[Row], levels: Mapping[
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=time.perf_counter() - started,
     )
+
+
+def facts_of(run: RunConfig, model: Any, sizes: Any, *, share: float | None, extra: int | None = None) -> Facts:
+    """What the accounts say of an arm as it is trained; `sizes` has `batch_size` and `sequence_length`."""
+    how: dict[str, Any] = {"width": run.activation_bytes, "accumulate": run.accumulate, "remat": run.remat}
+    how["scanned"] = isinstance(model, ModelConfig) and run.scans(model.widths)
+    return facts(model, batch_size=sizes.batch_size, context=sizes.sequence_length, share=share, extra=extra, **how)
 
 
 def _analysis(study: Study, analysis: Analysis) -> Analysis:

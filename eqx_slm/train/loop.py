@@ -1,6 +1,7 @@
 """One training run: the steps of one arm, seed and learning rate, evaluated at fixed token counts."""
 
 import hashlib
+import itertools
 import math
 import operator
 import time
@@ -18,7 +19,7 @@ from .mesh import Layout
 from .optimizer import OptimizerConfig
 from .record import Evaluation, Progress, RunRecord, of_each
 from .resume import Checkpoints, reread
-from .stack import Loop, Remat
+from .stack import Loop, Remat, auto_loop
 from .step import ComputeDtype, Metrics, Program, TrainState
 
 # Steps left out of a run's speed: the first ones pay for warming caches up.
@@ -78,6 +79,11 @@ class RunConfig:
         share("average", self.average, "a run's steps")
         whole("frequency (--frequency)", self.frequency, least=0, most=1000)
         whole("sample_tokens", self.sample_tokens, least=0, most=100_000)
+
+    def scans(self, widths: Sequence[int]) -> bool:
+        """Whether blocks of these MLP widths, alike but for them, are scanned."""
+        lengths = [len(list(equal)) for _, equal in itertools.groupby(widths)]
+        return (auto_loop(lengths, self.remat) if self.loop == "auto" else self.loop) == "runs"
 
     @property
     def activation_bytes(self) -> int:

@@ -202,7 +202,7 @@ def device_bytes(shapes: PyTree[Any], layout: Layout) -> int:
 
 def _put(leaf: Any, sharding: NamedSharding) -> Any:
     """An array by its parts: of several processes each brings those of its own devices, and no one all of them."""
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.device_put(leaf, sharding)
     host = np.asarray(leaf)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])

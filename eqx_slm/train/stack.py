@@ -1,5 +1,6 @@
 """Depth: runs of equal blocks stacked for a scan, and rematerialisation, as a form of the model that training uses."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import equinox as eqx
@@ -46,7 +47,8 @@ def stack_blocks(model: Any, *, loop: Loop = "unrolled", remat: Remat = "none") 
 
     - `model`: a `LanguageModel`, or any module with a tuple `blocks`.
     - `loop`: "unrolled" traces every block; "runs" stacks runs of blocks of one shape and scans each, so that tracing
-      and compiling take the time of the distinct shapes; "auto" is "runs" where a run has 8 blocks or more.
+      and compiling take the time of the distinct shapes; "auto" is "runs" where a run has 8 blocks or more, and
+      where something is rematerialised.
     - `remat`: what the backward pass keeps of a block: "none" keeps everything, "dots" the results of matmuls, "full"
       the block's input alone.
 
@@ -58,7 +60,7 @@ def stack_blocks(model: Any, *, loop: Loop = "unrolled", remat: Remat = "none") 
         raise ValueError(
             f"loop={loop!r}, remat={remat!r}: loop is 'auto', 'unrolled' or 'runs', remat 'none', 'full' or 'dots'"
         )
-    loop = loop_of(model) if loop == "auto" else loop
+    loop = loop_of(model, remat) if loop == "auto" else loop
     if loop == "unrolled" and remat == "none":
         return model
     blocks = getattr(model, "blocks", None)
@@ -76,10 +78,17 @@ def stack_blocks(model: Any, *, loop: Loop = "unrolled", remat: Remat = "none") 
     return eqx.tree_at(lambda m: m.blocks, model, tuple(runs))
 
 
-def loop_of(model: Any) -> Loop:
-    """What "auto" is for a model: "runs" where it has a run of at least `SCANNED` blocks."""
+def loop_of(model: Any, remat: Remat = "none") -> Loop:
+    """What "auto" is for a model: "runs" where it has a run of at least `SCANNED` blocks, and with rematerialisation,
+    which XLA undoes in blocks that are written out."""
     blocks = getattr(model, "blocks", ())
-    return "runs" if isinstance(blocks, tuple) and max(run_lengths(blocks), default=0) >= SCANNED else "unrolled"
+    return auto_loop(run_lengths(blocks) if isinstance(blocks, tuple) else (), remat)
+
+
+def auto_loop(lengths: Sequence[int], remat: Remat) -> Loop:
+    """The same by the lengths of runs of equal blocks."""
+    longest = max(lengths, default=0)
+    return "runs" if longest >= SCANNED or (remat != "none" and longest > 1) else "unrolled"
 
 
 def unstack_blocks(model: Any) -> Any:

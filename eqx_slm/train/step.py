@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray, PyTree
 
 from ..checks import one_of, whole
@@ -90,7 +91,7 @@ class Program:
 
     def place(self, state: TrainState) -> TrainState:
         """A state where the step wants it: split over the mesh, if there is one."""
-        shapes = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(state))
+        shapes = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(state))
         return state if self.placed is None or shapes else self.placed.place(state)
 
     def batch(self, rows: np.ndarray) -> Any:
@@ -146,7 +147,7 @@ def make_program(
     if placed is not None and replicates > 1:
         raise UserError(f"--mesh {placed.layout}, --seeds-at-once {replicates}: one program trains one seed on a mesh")
     if loop == "auto":
-        loop = _loop_for(model, config)
+        loop = _loop_for(model, config, remat)
     stacked = stack_blocks(model, loop=loop, remat=remat)
     params, static = eqx.partition(stacked, eqx.is_inexact_array)
     plain = params if stacked is model else eqx.filter(model, eqx.is_inexact_array)
@@ -205,9 +206,9 @@ def make_program(
     return Program(static, optimizer, *compiled, loop, remat, replicates, draws, placed)
 
 
-def _loop_for(model: Any, config: OptimizerConfig) -> Loop:
+def _loop_for(model: Any, config: OptimizerConfig, remat: Remat) -> Loop:
     """What `loop="auto"` is: blocks that are not trained alike are written out."""
-    loop = loop_of(model)
+    loop = loop_of(model, remat)
     if loop == "runs":
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), eqx.filter(model, eqx.is_inexact_array))
         try:
