@@ -83,10 +83,10 @@ def lr_factors(text: Any) -> dict[str, float]:
     return found
 
 
-def check_whole(config: Any, *names: Any, least: int = 1) -> None:
+def check_whole(config: Any, *names: Any, least: int = 1, most: int | None = None) -> None:
     """`whole` for fields of a frozen config, which then hold Python integers."""
     for name in names:
-        object.__setattr__(config, name, whole(name, getattr(config, name), least))
+        object.__setattr__(config, name, whole(name, getattr(config, name), least, most=most))
 
 
 def check_whole_or_none(config: Any, *names: Any, otherwise: str = ", or None") -> None:

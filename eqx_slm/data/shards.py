@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from ..files import sync_folder, write_json_atomic
+from ..files import sealed, sync_folder, unsealed, write_json_atomic
 from .splits import SPLITS
 from .tokens import Tokens
 
@@ -186,7 +187,8 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Writes manifest.json."""
-        write_json_atomic(folder / MANIFEST, {"format": FORMAT, "hash": self.hash, **dataclasses.asdict(self)})
+        told = {"format": FORMAT, "hash": self.hash, **dataclasses.asdict(self)}
+        write_json_atomic(folder / MANIFEST, sealed(told))
 
     @classmethod
     def read(cls, folder: str | Path) -> Manifest:
@@ -194,18 +196,27 @@ class Manifest:
         path = Path(folder).expanduser() / MANIFEST
         try:
             data = json.loads(path.read_bytes())
-            if data.pop("format") != FORMAT:
+            if data["format"] != FORMAT:
                 raise UserError(f"{path} is of another format than {FORMAT}, which this version reads: prepare again")
+            data = unsealed(data, path)
+            del data["format"]
             said = data.pop("hash")
+            for name in ("split_rule", "source", "tokenizer", "skipped", "leaks"):
+                if not isinstance(data[name], str if name == "split_rule" else dict):
+                    raise ValueError(f"{name} is {data[name]!r:.40}")
             counts = {split: SplitCounts(**counts) for split, counts in data.pop("counts").items()}
             shards = {split: tuple(Shard(**s) for s in shards) for split, shards in data.pop("shards").items()}
             manifest = cls(counts=counts, shards=shards, **data)
+            for split, own in shards.items():
+                for shard in own:
+                    if not re.fullmatch(rf"{re.escape(split)}-\d+\.bin", shard.file):  # another split's, or outside
+                        raise ValueError(f"{shard.file!r} is no shard of the {split} split")
             sound = manifest.hash == said
         except OSError as error:
             raise UserError(f"{folder} is no prepared data: cannot read {path} ({error.strerror})") from None
         except UserError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path} is not a manifest ({type(error).__name__}: {error}); prepare again") from None
         if not sound:
             raise UserError(f"{path} was changed: its shards do not make its hash; prepare again")
