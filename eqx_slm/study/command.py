@@ -18,6 +18,7 @@ from .stopping import STOPPED, Stopping
 
 if TYPE_CHECKING:  # the command answers --help without loading jax
     from .config import PairConfig, StreamConfig
+    from .runner import Event
     from .study import Study
 
 
@@ -35,7 +36,7 @@ class StudyOptions:
         "data": ("data", "data_root", "text_field", "tokenizer", "sequence_length", "batch_size", "vocab_size")
         + ("pad_vocab_to",),
         "training": ("steps", "tokens", "schedule", "optimizer", "accumulate", "loop", "remat", "seeds_at_once"),
-        "run": ("out", "name", "dry_run", "stop_after", "frequency"),
+        "run": ("out", "name", "dry_run", "stop_after", "track", "frequency"),
     }
 
     out: str | None = None
@@ -67,6 +68,9 @@ class StudyOptions:
     """Print ledger, FLOPs, memory and a rough time per arm; train nothing."""
     stop_after: float | None = None
     """Save the run on its way after so many seconds and exit with code 75; the same command with --out goes on."""
+    track: Literal["tensorboard", "trackio", "wandb"] | None = None
+    """Tells a tracker too what metrics.jsonl has (pip install 'eqx_slm[track]'); on this machine alone, unless the
+    tracker's own variables say otherwise."""
 
 
 @dataclass(frozen=True)
@@ -268,8 +272,11 @@ def _run(
     from .runner import distinct_share
     from .study import check_compiling, run_study
     from .terminal import print_blocks
+    from .trackers import Tracker, check_tracker
 
     out, dry_run = options.out, options.dry_run
+    if options.track:
+        check_tracker(options.track)
     stopping.after(options.stop_after)
     check_compiling()
     keep_freed_memory()
@@ -293,15 +300,26 @@ def _run(
     arms = len(study.resolve(stream.vocab_size, stream.sequence_length, stream.padding)[0])
     print_blocks(outlook(study, stream.vocab_size, stream.sequence_length, stream.batch_size, stream.padding), console)
     folders: list[Path] = []
+    trackers: list[Tracker] = []
 
     def on_folder(folder: Path) -> None:
         folders.append(folder)
         _say(console, f"run folder {folder}")
+        if options.track:
+            trackers.append(Tracker(options.track, folder, study.document(), lambda line: _say(console, line)))
+
+    def on_event(event: "Event") -> None:
+        for each in (progress, *trackers):
+            each(event)
 
     try:
         with Progress(arms, arms * len(study.which) * len(study.rates), study.run.steps, console) as progress:
-            how = {"out": out, "on_event": progress, "on_folder": on_folder, "stop": stopping}
-            folder, results = run_study(study, stream, **how)
+            try:
+                how = {"out": out, "on_event": on_event, "on_folder": on_folder, "stop": stopping}
+                folder, results = run_study(study, stream, **how)
+            finally:
+                for tracker in trackers:
+                    tracker.close()
     except (KeyboardInterrupt, Stopped):
         if not folders:
             raise KeyboardInterrupt from None
