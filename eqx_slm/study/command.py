@@ -36,7 +36,7 @@ class StudyOptions:
         "data": ("data", "data_root", "text_field", "tokenizer", "sequence_length", "batch_size", "vocab_size")
         + ("pad_vocab_to",),
         "training": ("steps", "tokens", "schedule", "optimizer", "accumulate", "loop", "remat", "seeds_at_once"),
-        "run": ("out", "name", "dry_run", "stop_after", "track", "frequency"),
+        "run": ("out", "name", "dry_run", "stop_after", "keep_checkpoints", "go_on_from", "track") + ("frequency",),
     }
 
     out: str | None = None
@@ -68,6 +68,10 @@ class StudyOptions:
     """Print ledger, FLOPs, memory and a rough time per arm; train nothing."""
     stop_after: float | None = None
     """Save the run on its way after so many seconds and exit with code 75; the same command with --out goes on."""
+    keep_checkpoints: Annotated[bool, "flag"] = field(default=False)
+    """Keeps of every run the last checkpoint before its rate falls (schedule wsd or constant), for --go-on-from."""
+    go_on_from: str | None = None
+    """A finished run folder of fewer --steps that has --keep-checkpoints: its runs go on from there, in a new folder."""
     track: Literal["tensorboard", "trackio", "wandb"] | None = None
     """Tells a tracker too what metrics.jsonl has (pip install 'eqx_slm[track]'); on this machine alone, unless the
     tracker's own variables say otherwise."""
@@ -316,7 +320,8 @@ def _run(
         with Progress(arms, arms * len(study.which) * len(study.rates), study.run.steps, console) as progress:
             try:
                 how = {"out": out, "on_event": on_event, "on_folder": on_folder, "stop": stopping}
-                folder, results = run_study(study, stream, **how)
+                longer = {"keep_checkpoints": options.keep_checkpoints, "go_on_from": options.go_on_from}
+                folder, results = run_study(study, stream, **how, **longer)
             finally:
                 for tracker in trackers:
                     tracker.close()

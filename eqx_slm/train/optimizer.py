@@ -84,6 +84,15 @@ class OptimizerConfig:
             return 1 - (1 - self.floor) * min(1.0, progress)
         return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
+    def branch(self, steps: int) -> int | None:
+        """After how many of its `steps` a run can become a longer one: as long as its rate is the peak's; None for never.
+
+        A run by "cosine" or "linear" has fallen by then as the longer one had not.
+        """
+        if self.schedule == "constant":
+            return steps
+        return steps - max(1, round(self.decay * steps)) if self.schedule == "wsd" else None
+
 
 def _is_average(beta: float) -> bool:
     return 0 <= beta and bool(np.float32(beta) < 1)
