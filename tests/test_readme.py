@@ -18,6 +18,7 @@ PAGES = {
     "README.md": 20,
     "docs/mixers.md": 16,
     "docs/data.md": 5,
+    "docs/devices.md": 12,
     "docs/sharding.md": 12,
     "docs/studies.md": 10,
     "docs/scaling.md": 13,

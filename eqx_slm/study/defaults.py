@@ -35,14 +35,14 @@ def of_study(study: Study) -> Callable[[Sequence[str]], Mapping[str, str]]:
 
 
 def _of(run: RunConfig, stream: StreamConfig) -> dict[str, Any]:
-    names = ("steps", "pairing", "accumulate", "loop", "remat", "seeds_at_once", "frequency")
+    names = ("steps", "pairing", "accumulate", "loop", "remat", "seeds_at_once", "frequency", "mesh")
     data = ("data", "tokenizer", "text_field", "sequence_length", "batch_size", "vocab_size", "pad_vocab_to")
     optimizer = {"schedule": run.optimizer.schedule, "optimizer": run.optimizer.kind}
     return {name: getattr(run, name) for name in names} | {name: getattr(stream, name) for name in data} | optimizer
 
 
 def _told(name: str, values: dict[str, Any]) -> dict[str, str]:
-    return {option: f"{name}: {_shown(value)}" for option, value in values.items() if value not in (None, ())}
+    return {option: f"{name}: {_shown(value)}" for option, value in values.items() if value not in (None, (), "")}
 
 
 def _shown(value: Any) -> str:

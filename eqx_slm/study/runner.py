@@ -24,6 +24,7 @@ from ..nn.init import subkey
 from ..nn.probe import channel_cosines
 from ..train.checkpoint import named_arrays
 from ..train.loop import Progress, RunConfig, eval_steps, train_runs
+from ..train.mesh import one_process, place_on
 from ..train.resume import Checkpoints, Stopped
 from ..train.stack import stack_blocks
 from ..train.step import CompileReport, Program, compile_step, make_program
@@ -85,6 +86,8 @@ class Runner:
         """
         self.arms, self.stream, self.config, self.tell, self.stop = arms, stream, config, tell, stop
         self.data = _fingerprint(stream)
+        self.placed = place_on(config.mesh)
+        one_process(stream)
         self.sides: dict[str, dict[str, Any]] = {}
         self.programs: dict[Any, list[tuple[Program, CompileReport]]] = {}
         self.probes: dict[Any, Callable[[Any, Any], Any]] = {}
@@ -260,7 +263,10 @@ class Runner:
             if program.replicates == replicates and eqx.tree_equal(program.static, static):
                 return program, report
         how: dict[str, Any] = {"compute_dtype": config.compute_dtype, "loop": config.loop, "remat": config.remat}
-        how["accumulate"] = config.accumulate
+        how |= {"accumulate": config.accumulate, "placed": self.placed}
+        if self.placed is not None:
+            shapes = {path: leaf.shape for path, leaf in named_arrays(model).items()}
+            self.placed.layout.check(shapes, self.stream.batch_size // config.accumulate)
         program = make_program(model, config.optimizer, **how, replicates=replicates)
         compiled = compile_step(program, model, self.stream.eval_batches()[0])
         known.append((compiled.program, compiled.report))

@@ -28,9 +28,9 @@ from .compare import Control, paired
 from .config import QUICK, StreamConfig, check_design, check_until, run_of
 from .folder import Folder
 from .grids import Grid
+from .longer import KEPT, Shorter, can_go_on
 from .report import PAIR
 from .results import ArmResult, Comparison, Results, Row, best_rate
-from .longer import KEPT, Shorter, can_go_on
 from .runner import Arms, Event, MakeModel, Run, Runner, distinct_share
 from .saved import write_report
 

@@ -4,6 +4,7 @@ from .checkpoint import load_model, save_model
 from .host import keep_freed_memory, use_compile_cache
 from .loop import RunConfig, eval_steps, train_run, train_runs
 from .loss import CrossEntropy, cross_entropy, token_losses
+from .mesh import Layout, place_on
 from .optimizer import OptimizerConfig, make_optimizer, parameter_groups
 from .record import Evaluation, RunRecord
 from .resume import Checkpoints, Stopped
@@ -13,6 +14,7 @@ __all__ = [
     "Checkpoints",
     "CrossEntropy",
     "Evaluation",
+    "Layout",
     "Metrics",
     "OptimizerConfig",
     "Program",
@@ -27,6 +29,7 @@ __all__ = [
     "make_optimizer",
     "make_program",
     "parameter_groups",
+    "place_on",
     "save_model",
     "token_losses",
     "train_run",

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int32, PyTree
 
 from ..checks import INT32, check_choices, share, whole
 from .host import keep_freed_memory
+from .mesh import Layout
 from .optimizer import OptimizerConfig
 from .record import Evaluation, Progress, RunRecord, of_each
 from .resume import Checkpoints, reread
@@ -45,6 +46,7 @@ class RunConfig:
     - `probe`: "cosines" keeps the layers' `channel_cosines` of every evaluation.
     - `patience`: after so many steps in a row without a finite gradient (a quarter of a short run's), none of which
       changes anything, a run ends as diverged; its weights are those of before.
+    - `mesh`: how many devices along each axis, such as "data=4,model=2" (see `Layout`); empty for one device.
     - `frequency`: how many classes of training frequency the final losses are split by, 10 for deciles; 0 for none.
     """
 
@@ -62,6 +64,7 @@ class RunConfig:
     frequency: int = 0
     accumulate: int = 1
     patience: int = 25
+    mesh: str = ""
 
     def __post_init__(self):
         check_choices(self)
@@ -70,6 +73,8 @@ class RunConfig:
         whole("accumulate (--accumulate)", self.accumulate, most=INT32)
         whole("patience (--patience)", self.patience, most=INT32)
         whole("evaluations", self.evaluations, most=10_000)
+        if self.mesh:
+            Layout.of(self.mesh)
         share("average", self.average, "a run's steps")
         whole("frequency (--frequency)", self.frequency, least=0, most=1000)
         whole("sample_tokens", self.sample_tokens, least=0, most=100_000)
@@ -219,7 +224,7 @@ def train_runs(
     mean = None
     feeds = [stream.batches(seed) for seed in seeds]
     if checkpoints is not None and (saved := checkpoints.load(state)):
-        state, done, spent, counted = saved.state, saved.step, saved.seconds, saved.counted
+        state, done, spent, counted = program.place(saved.state), saved.step, saved.seconds, saved.counted
         mean = saved.mean if done > averaged_from else None  # a shorter run had another average
         for record, own, digest, feed in zip(records, saved.records, digests, feeds, strict=True):
             record.evals, record.losses = own.evals, own.losses
@@ -227,7 +232,7 @@ def train_runs(
     mark = time.perf_counter()
     for index, *batches in zip(range(done, steps), *feeds, strict=False):
         rate = np.float32(learning_rate * optimizer.multiplier(index, steps))
-        state, metrics = program.step(state, batches[0] if together == 1 else np.stack(batches), rate)
+        state, metrics = program.step(state, program.batch(batches[0] if together == 1 else np.stack(batches)), rate)
         for digest, batch in zip(digests, batches, strict=True):  # while the step runs
             digest.update(np.ascontiguousarray(batch).tobytes())
         done = index + 1
@@ -302,7 +307,7 @@ def evaluate(
     both for every replicate of the program."""
     batches, size = stream.eval_batches(), stream.eval_bytes()
     # Sums in float64: a mean over many tokens has more digits than float32.
-    losses = [np.asarray(program.evaluate(params, batch), np.float64) for batch in batches]
+    losses = [np.asarray(program.evaluate(params, program.batch(batch)), np.float64) for batch in batches]
     rows = np.concatenate(losses, axis=-2)
     share = (batches[0].shape[1] - 1) / rows.shape[-1]  # 1, but of a model that reads fewer positions than it is given
     found, cosines = [], np.zeros((program.replicates, 0))

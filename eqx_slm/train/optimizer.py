@@ -85,7 +85,7 @@ class OptimizerConfig:
         return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
     def branch(self, steps: int) -> int | None:
-        """After how many of its `steps` a run can become a longer one: as long as its rate is the peak's; None for never.
+        """After how many of its `steps` a run can become a longer one, its rate still the peak's; None for never.
 
         A run by "cosine" or "linear" has fallen by then as the longer one had not.
         """

@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..nn.init import subkey
 from .guard import chosen, group_norms, whole_norm
 from .loss import cross_entropy, token_losses
+from .mesh import Placed
 from .optimizer import OptimizerConfig, make_optimizer
 from .stack import Loop, Remat, loop_of, stack_blocks, unstack_blocks
 
@@ -73,6 +74,7 @@ class Program:
     remat: Remat = "none"
     replicates: int = 1
     draws: bool = False
+    placed: Placed | None = None
 
     def start(self, *models: Any, seeds: Sequence[int] | None = None) -> TrainState:
         """The state before the first step, of a model a replicate. It takes copies: they stay usable after donation.
@@ -83,7 +85,17 @@ class Program:
             raise ValueError(f"{len(models)} models for a program of {self.replicates} replicates")
         seeds = [0] * len(models) if seeds is None else seeds
         states = [self._start(model, seed) for model, seed in zip(models, seeds, strict=True)]
-        return states[0] if self.replicates == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        state = states[0] if self.replicates == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        return self.place(state)
+
+    def place(self, state: TrainState) -> TrainState:
+        """A state where the step wants it: split over the mesh, if there is one."""
+        shapes = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(state))
+        return state if self.placed is None or shapes else self.placed.place(state)
+
+    def batch(self, rows: np.ndarray) -> Any:
+        """A batch where the step wants it."""
+        return rows if self.placed is None else self.placed.batch(rows)
 
     def _start(self, model: Any, seed: int) -> TrainState:
         stacked = stack_blocks(model, loop=self.loop, remat=self.remat)
@@ -95,7 +107,8 @@ class Program:
         return TrainState(params, self.optimizer.init(params), *counts, key)
 
     def model(self, params: PyTree[Array]) -> Any:
-        """The model with these parameters of a state, in its public form."""
+        """The model with these parameters of a state, in its public form and whole, on one device."""
+        params = params if self.placed is None else self.placed.gathered(params)
         return unstack_blocks(eqx.combine(params, self.static))
 
 
@@ -108,6 +121,7 @@ def make_program(
     remat: Remat = "none",
     replicates: int = 1,
     accumulate: int = 1,
+    placed: Placed | None = None,
 ) -> Program:
     """Compiles (at the first call) training and evaluation for models of `model`'s structure.
 
@@ -122,11 +136,15 @@ def make_program(
     - `replicates`: how many models of this structure (seeds) a step trains at once, by `vmap`.
     - `accumulate`: in how many parts of equal rows a step takes its batch, one after another: the same mean loss and
       gradient (their sums rounded in another order), activations of one part at a time. Dropout draws a part.
+    - `placed`: the mesh that it runs on (`place_on("data=4,model=2")`); not with several `replicates`. A batch's shares
+      draw the same dropout.
 
     **Returns:** a `Program`. Batches are int `(rows, T + 1)`: inputs `[:, :-1]`, targets `[:, 1:]`.
     """
     replicates, accumulate = whole("replicates", replicates), whole("accumulate", accumulate)
     one_of("compute_dtype", compute_dtype, ("float32", "bfloat16"))
+    if placed is not None and replicates > 1:
+        raise UserError(f"--mesh {placed.layout}, --seeds-at-once {replicates}: one program trains one seed on a mesh")
     if loop == "auto":
         loop = _loop_for(model, config)
     stacked = stack_blocks(model, loop=loop, remat=remat)
@@ -154,10 +172,12 @@ def make_program(
         sums, _ = jax.lax.scan(add, none, (parts, jnp.arange(accumulate)))
         return jax.tree.map(lambda total: total / accumulate, sums)
 
+    mean_gradient: Any = whole_batch if placed is None else placed.spread(whole_batch, mean=True)
+
     def step(state: TrainState, batch: Int[Array, "b t"], rate: Float[Array, ""]) -> tuple[TrainState, Metrics]:
         # The gradient is of the masters: the cast is inside the loss, so that its transpose brings float32 back.
         key = jax.random.fold_in(state.key, state.step) if draws else None
-        value, gradients = whole_batch(state.params, batch, key)
+        value, gradients = mean_gradient(state.params, batch, key)
         norms = group_norms(gradients)
         norm = whole_norm(norms)
         fine = jnp.isfinite(value) & jnp.isfinite(norm)
@@ -168,18 +188,21 @@ def make_program(
         params, optimizer_state = chosen(fine, (params, optimizer_state), (state.params, state.optimizer))
         skipped, in_a_row = state.skipped + jnp.where(fine, 0, 1), jnp.where(fine, 0, state.in_a_row + 1)
         metrics = Metrics(value, norm, norms, group_norms(updates), skipped, in_a_row)
-        return TrainState(params, optimizer_state, state.step + 1, skipped, in_a_row, state.key), metrics
+        new = TrainState(params, optimizer_state, state.step + 1, skipped, in_a_row, state.key)
+        return new if placed is None else placed.kept(new), metrics
 
     def evaluate(params: PyTree[Array], batch: Int[Array, "b t"]) -> Float[Array, "..."]:
         model = eqx.combine(cast(params, compute_dtype), static)
         features = model.batch_features(batch[:, :-1])
         return token_losses(features, model.read_out(), batch[:, 1:][:, -features.shape[1] :])
 
+    if placed is not None:
+        evaluate = placed.everywhere(placed.spread(evaluate, mean=False))
     if replicates > 1:
         step, evaluate = jax.vmap(step, in_axes=(0, 0, None)), jax.vmap(evaluate, in_axes=(0, None))
     # `jax.jit` on plain arrays: `eqx.filter_jit` would take the model apart at every call.
     compiled = jax.jit(step, donate_argnums=0), jax.jit(evaluate)
-    return Program(static, optimizer, *compiled, loop, remat, replicates, draws)
+    return Program(static, optimizer, *compiled, loop, remat, replicates, draws, placed)
 
 
 def _loop_for(model: Any, config: OptimizerConfig) -> Loop:
@@ -233,6 +256,10 @@ def compile_step(program: Program, model: Any, batch: Int[np.ndarray, "b t"]) ->
     state = jax.eval_shape(program.start, *(params for _ in range(program.replicates)))
     front = (program.replicates,) if program.replicates > 1 else ()
     shape = jax.ShapeDtypeStruct(front + batch.shape, batch.dtype)
+    if (placed := program.placed) is not None:
+        split = placed.shardings(state)
+        state = jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), state, split)
+        shape = placed.batch_like(batch.shape, batch.dtype)
     step = program.step.lower(state, shape, jax.ShapeDtypeStruct((), jnp.float32)).compile()
     seconds = time.perf_counter() - started
     analysis = step.memory_analysis()
