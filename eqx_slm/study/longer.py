@@ -56,7 +56,8 @@ def can_go_on(config: RunConfig) -> int:
     if branch is None:
         raise UserError(
             f"a run by schedule {config.optimizer.schedule} cannot go on: its rate has fallen for its own number of "
-            "steps, which a longer run's would not have; take --schedule wsd or constant, or begin a new run"
+            "steps, which a longer run's would not have; take --schedule wsd or constant, or begin a new run with its "
+            "weights: --init-from FOLDER"
         )
     return branch
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import equinox as eqx
 import jax
@@ -32,6 +32,9 @@ from .frequency import ByFrequency
 from .longer import LENGTH, Shorter
 from .results import Row
 from .sentences import plural
+
+if TYPE_CHECKING:  # its module imports this one by way of `folder`
+    from .first_weights import FirstWeights
 
 MakeModel = Callable[[PRNGKeyArray], Any]
 Arms = Mapping[str, MakeModel | ModelConfig]
@@ -63,13 +66,15 @@ class Runner:
     """Trains what is missing of a study.
 
     `checkpoints`: the folder in which runs on their way are saved, every `every` seconds; None for none. `keep`: the
-    folder for those that a longer run can begin with. `shorter`: what the runs begin with, of a study of fewer steps.
+    folder for those that a longer run can begin with. `shorter`: what the runs begin with, of a study of fewer steps;
+    `weights`: the same, of a finished study, weights alone.
     """
 
     checkpoints: Path | None = None
     every: float = 60.0
     keep: Path | None = None
     shorter: Shorter | None = None
+    weights: "FirstWeights | None" = None
 
     def __init__(
         self,
@@ -137,6 +142,8 @@ class Runner:
         for name, arm in self.arms.items():
             for seed in seeds:
                 what = to_dict(arm) if isinstance(arm, ModelConfig) else _print_of(arm, self.initial(name, seed))
+                if self.weights is not None:
+                    what = [what, {"weights": self.weights.hashes[name, seed]}]
                 for rate in rates:
                     all_of_it = [name, what, how, seed, rate, self.data, __version__, *begun]
                     text = json.dumps(all_of_it, sort_keys=True, default=str)
@@ -158,7 +165,8 @@ class Runner:
         """The seeds of a group, at once where one program fits them all."""
         if self.stop():
             raise Stopped
-        models = [self.initial(name, seed) for seed in seeds]
+        first_model = self.initial if self.weights is None else self.weights.model
+        models = [first_model(name, seed) for seed in seeds]
         if len(seeds) > 1 and not _one_structure(models):
             return [row for seed in seeds for row in self._train(name, [seed], rate, keys, first)]
         program, compiled = self._program(name, models[0], len(seeds))
