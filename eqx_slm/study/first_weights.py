@@ -10,7 +10,6 @@ import numpy as np
 
 from ..errors import UserError
 from ..train.checkpoint import named_arrays
-from .folder import load_run
 
 
 class FirstWeights:
@@ -19,13 +18,19 @@ class FirstWeights:
     Weights alone: moments, the step and the place in the data begin anew, and so does the schedule.
     """
 
-    def __init__(self, folder: str | Path, runs: Collection[tuple[str, int]], initial: Callable[[str, int], Any]):
+    def __init__(
+        self,
+        folder: str | Path,
+        runs: Collection[tuple[str, int]],
+        initial: Callable[[str, int], Any],
+        load: Callable[..., Any],
+    ):
         """**Arguments:** `folder`: the finished study's. `runs`: arm and seed of all that begin with its weights.
-        `initial`: the model that a run would begin with otherwise; it says what has to be equal.
+        `initial`: the model that a run would begin with otherwise; it says what has to be equal. `load`: `load_run`.
 
         **Raises:** `UserError` where the folder has no such run, or where one is of another model.
         """
-        self.folder = Path(folder)
+        self.folder, self.load = Path(folder), load
         if not self.folder.is_dir():
             raise UserError(f"--init-from {folder}: there is no such folder")
         self.hashes: dict[tuple[str, int], str] = {}
@@ -38,7 +43,7 @@ class FirstWeights:
     def model(self, name: str, seed: int) -> Any:
         """The trained model of an arm and seed; `UserError` where there is none, or where it diverged."""
         try:
-            return load_run(self.folder, arm=name, seed=seed)
+            return self.load(self.folder, arm=name, seed=seed)
         except UserError as error:
             raise UserError(f"--init-from: {error}") from None
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -28,13 +28,11 @@ from ..train.mesh import one_process, place_on
 from ..train.resume import Checkpoints, Stopped
 from ..train.stack import stack_blocks
 from ..train.step import CompileReport, Program, compile_step, make_program
+from .first_weights import FirstWeights
 from .frequency import ByFrequency
 from .longer import LENGTH, Shorter
 from .results import Row
 from .sentences import plural
-
-if TYPE_CHECKING:  # its module imports this one by way of `folder`
-    from .first_weights import FirstWeights
 
 MakeModel = Callable[[PRNGKeyArray], Any]
 Arms = Mapping[str, MakeModel | ModelConfig]
@@ -74,7 +72,7 @@ class Runner:
     every: float = 60.0
     keep: Path | None = None
     shorter: Shorter | None = None
-    weights: "FirstWeights | None" = None
+    weights: FirstWeights | None = None
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ from .blocks import Block
 from .compare import Control, paired
 from .config import QUICK, StreamConfig, check_design, check_until, run_of
 from .first_weights import FirstWeights
-from .folder import Folder
+from .folder import Folder, load_run
 from .grids import Grid
 from .longer import KEPT, Shorter, can_go_on
 from .report import PAIR
@@ -161,7 +161,8 @@ def run_study(
     if init_from is not None:
         if go_on_from is not None:
             raise UserError("--go-on-from and --init-from: a run begins with one of them; give one")
-        runner.weights = FirstWeights(init_from, [(name, seed) for name in arms for seed in most], runner.initial)
+        begins = [(name, seed) for name in arms for seed in most]
+        runner.weights = FirstWeights(init_from, begins, runner.initial, load_run)
     if go_on_from is not None:
         trunks = runner.keys(study.which, study.rates, trunk=True).values()
         runner.shorter = Shorter(go_on_from, study.run, set(trunks))
