@@ -39,6 +39,8 @@ SCRIPTS = (
     "recall",
     "fit_coverage",
     "null_pairs",
+    "soak",
+    "precision",
 )
 
 
