@@ -2,7 +2,8 @@
 
     python -m benchmarks precision
 
-Masters, moments and sums are float32 in both. The row is the largest difference of final validation losses, nats a token.
+Masters, moments and sums are float32 in both. The row is the largest difference of final validation losses, in nats a
+token.
 """
 
 from eqx_slm import pair
