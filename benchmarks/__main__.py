@@ -40,7 +40,6 @@ SCRIPTS = (
     "fit_coverage",
     "null_pairs",
     "soak",
-    "precision",
 )
 
 
