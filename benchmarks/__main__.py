@@ -39,6 +39,7 @@ SCRIPTS = (
     "recall",
     "fit_coverage",
     "null_pairs",
+    "soak",
 )
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
 import os
 import re
 import secrets
+import shutil
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # what a full disk says
 
 
 def write_bytes_atomic(path: str | Path, data: bytes) -> Path:
@@ -100,6 +104,14 @@ def unsealed(content: Any, name: str | Path) -> Any:
 def json_hash(content: Any) -> str:
     """The sha256 of a JSON value, whatever the order of names and the spaces it is written with."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8")).hexdigest()
+
+
+def check_space(folder: Path, size: int) -> None:
+    """Raises `OSError` (ENOSPC) where the disk of a folder has no room for `size` bytes and a little more."""
+    free = shutil.disk_usage(folder).free
+    needed = size + 2**16
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"{needed / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free", str(folder))
 
 
 LOCK = ".lock"

@@ -127,6 +127,8 @@ def test_metrics_hold_the_norms(tmp_path):
     np.testing.assert_allclose(last.gradient_norm, metrics.gradient_norm, rtol=1e-6)
     np.testing.assert_allclose(sum(n**2 for n in last.norms["gradient"].values()) ** 0.5, last.gradient_norm, rtol=1e-5)
     moved = group_norms(jax.tree.map(lambda a, b: jnp.asarray(b - np.asarray(a)), before, state.params))
+    for name, norm in group_norms(jax.tree.map(jnp.asarray, before)).items():
+        np.testing.assert_allclose(last.norms["parameter"][name], norm, rtol=1e-6)
     for name, norm in moved.items():
         np.testing.assert_allclose(norm, last.norms["update"][name], rtol=1e-3)
     json.dumps(dataclasses.asdict(last))

@@ -111,6 +111,40 @@ def test_the_last_two_are_kept_and_one_that_is_damaged_is_not_used(tmp_path):
         said.clear()
 
 
+def test_a_full_disk_leaves_the_one_before_and_the_run_goes_on(tmp_path, monkeypatch):
+    """Before either of a checkpoint's files is written whole, or before it is begun; said once, until there is room."""
+    folder, straight, replace, left = tmp_path / "kept" / "one", train(), os.replace, [0]
+
+    def full(source, target):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "No space left on device", str(target))
+        replace(source, target)
+
+    for renames in (2, 3):  # the first checkpoint alone, or with one file of the second
+        said, left[0] = [], renames
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", full)
+            assert_equal_runs(train(checkpoints=checkpoints(folder, (3,), seconds=0.0, say=said.append)), straight)
+        stays = "the checkpoint after step 1 stays, and the run goes on"
+        assert said == [f"not saved after step 2: No space left on device; {stays}"]
+        assert sorted(path.name for path in folder.iterdir()) == ["step-1.json", "step-1.safetensors"]
+        assert_equal_runs(train(checkpoints=checkpoints(folder, (3,), say=said.append)), straight)
+        assert said[1:] == ["goes on after step 1"]
+        checkpoints(folder, (3,)).clear()
+    said, space = [], iter([10**9, 1000, 1000, 10**9, 1000, *[10**9] * 9])
+    with monkeypatch.context() as patch:
+        patch.setattr("eqx_slm.files.shutil.disk_usage", lambda path: type("Usage", (), {"free": next(space)}))
+        train(checkpoints=checkpoints(folder, (3,), seconds=0.0, say=said.append))
+    assert len(said) == 2 and said[0].startswith("not saved after step 2: 0.1 MB are needed and 0.0 MB are free")
+    assert said[1].startswith("not saved after step 5: ") and "after step 4 stays" in said[1]
+    checkpoints(folder, (3,)).clear()
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr("eqx_slm.files.shutil.disk_usage", lambda path: type("Usage", (), {"free": 0}))
+        train(checkpoints=checkpoints(folder, (3,), 2, say=said.append))
+    assert said[2].startswith("stopped, and not saved after step 3: ") and said[2].endswith("; none is there")
+
+
 def test_a_crash_between_writing_and_renaming_leaves_the_one_before(tmp_path, monkeypatch):
     folder, said = tmp_path / "kept" / "one", []
     with pytest.raises(Stopped):
@@ -121,14 +155,14 @@ def test_a_crash_between_writing_and_renaming_leaves_the_one_before(tmp_path, mo
     def crash(source, target):
         left[0] -= 1
         if left[0] < 0:
-            raise OSError(28, "No space left on device", str(target))
+            raise OSError(5, "Input/output error", str(target))
         replace(source, target)
 
     for renames in (0, 1):  # before either of a checkpoint's two files has its name
         left[0] = renames
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", crash)
-            with pytest.raises(UserError, match=r"cannot save the run in .*: No space left on device"):
+            with pytest.raises(UserError, match=r"cannot save the run in .*: Input/output error"):
                 train(checkpoints=checkpoints(folder, (3,), 1))
         found = {path.name: path.read_bytes() for path in folder.iterdir()}
         assert before.items() <= found.items() and not [name for name in found if name.endswith(".tmp")]

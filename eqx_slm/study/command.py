@@ -17,6 +17,7 @@ from .stopping import STOPPED, Stopping
 
 if TYPE_CHECKING:  # the command answers --help without loading jax
     from .config import PairConfig, StreamConfig
+    from .runner import Event
     from .study import Study
 
 
@@ -170,8 +171,11 @@ def _run(
     from .runner import distinct_share
     from .study import check_compiling, run_study
     from .terminal import print_blocks
+    from .trackers import Tracker, check_tracker
 
     out, dry_run = options.out, options.dry_run
+    if options.track:
+        check_tracker(options.track)
     stopping.after(options.stop_after)
     check_compiling()
     keep_freed_memory()
@@ -195,15 +199,28 @@ def _run(
     arms = len(study.resolve(stream.vocab_size, stream.sequence_length, stream.padding)[0])
     print_blocks(outlook(study, stream.vocab_size, stream.sequence_length, stream.batch_size, stream.padding), console)
     folders: list[Path] = []
+    trackers: list[Tracker] = []
 
     def on_folder(folder: Path) -> None:
         folders.append(folder)
         _say(console, f"run folder {folder}")
+        if options.track:
+            trackers.append(Tracker(options.track, folder, study.document(), lambda line: _say(console, line)))
+
+    def on_event(event: "Event") -> None:
+        for each in (progress, *trackers):
+            each(event)
 
     try:
         with Progress(arms, arms * len(study.which) * len(study.rates), study.run.steps, console) as progress:
-            how = {"out": out, "on_event": progress, "on_folder": on_folder, "stop": stopping}
-            folder, results = run_study(study, stream, **how)
+            try:
+                how = {"out": out, "on_event": on_event, "on_folder": on_folder, "stop": stopping}
+                longer = {"keep_checkpoints": options.keep_checkpoints, "go_on_from": options.go_on_from}
+                longer["init_from"] = options.init_from
+                folder, results = run_study(study, stream, **how, **longer)
+            finally:
+                for tracker in trackers:
+                    tracker.close()
     except (KeyboardInterrupt, Stopped):
         if not folders:
             raise KeyboardInterrupt from None

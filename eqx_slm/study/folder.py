@@ -1,5 +1,6 @@
 """A study on disk: the folder, the rows that are done, the models; and models read back."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -14,7 +15,7 @@ import jax
 
 from ..configs import differences, from_dict, read_json, to_dict
 from ..errors import UserError
-from ..files import LOCK, Lock, folder_name, json_hash, json_ready, unsealed, write_json_atomic
+from ..files import FULL, LOCK, Lock, check_space, folder_name, json_hash, json_ready, unsealed, write_json_atomic
 from ..model import ModelConfig, build, side_like
 from ..train.checkpoint import load_model, named_arrays, save_model
 from ..train.resume import checkpoint_runs
@@ -96,8 +97,10 @@ class Folder:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self.lock.release()
-        inside = isinstance(error, OSError) and Path(str(error.filename)).is_relative_to(self.path)
-        if inside:  # removed, made read-only or full under the run
+        if not isinstance(error, OSError):
+            return
+        # Removed, made read-only or full under the run; a write to a full disk names no file.
+        if error.errno in FULL or Path(str(error.filename)).is_relative_to(self.path):
             raise UserError(f"cannot write in the run folder {self.path}: {error}") from None
 
     def begin(self, keys: Mapping[Run, str]) -> list[Row]:
@@ -135,11 +138,12 @@ class Folder:
         if event.progress is not None:
             told = {"arm": event.arm, "seed": event.seed, "learning_rate": event.learning_rate}
             line = json.dumps(json_ready({**told, **dataclasses.asdict(event.progress)}), allow_nan=False)
-            with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            _append(self.path / "metrics.jsonl", line + "\n")
         if event.kind == "run" and event.row is not None:
             at = self.path / folder_name(event.arm) / f"seed-{event.seed}" / f"lr-{float(event.learning_rate)!r}"
             told = {"arm": event.arm, "seed": event.seed, "learning_rate": event.learning_rate}
+            # The last checkpoint is still there: a run whose model finds no room is not lost.
+            check_space(self.path, sum(leaf.nbytes for leaf in named_arrays(event.model).values()))
             if isinstance(made_of, ModelConfig):
                 document = json_ready(to_dict(made_of))
                 write_json_atomic(at / "model.json", document)
@@ -149,6 +153,19 @@ class Folder:
                 file.write(event.row.line)
                 file.flush()
                 os.fsync(file.fileno())
+
+
+def _append(path: Path, line: str) -> None:
+    """A line more of the metrics; on a full disk none, and no part of one: the run goes on without."""
+    before = path.stat().st_size if path.exists() else 0
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        with contextlib.suppress(OSError):
+            os.truncate(path, before)
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -16,7 +16,8 @@ class StudyOptions:
         + ("pad_vocab_to",),
         "training": ("steps", "tokens", "schedule", "optimizer", "accumulate", "mesh", "loop", "remat")
         + ("seeds_at_once",),
-        "run": ("out", "name", "dry_run", "stop_after", "frequency"),
+        "run": ("out", "name", "dry_run", "stop_after", "keep_checkpoints", "go_on_from", "init_from", "track")
+        + ("frequency",),
     }
 
     out: str | None = None
@@ -48,6 +49,15 @@ class StudyOptions:
     """Print ledger, FLOPs, memory and a rough time per arm; train nothing."""
     stop_after: float | None = None
     """Save the run on its way after so many seconds and exit with code 75; the same command with --out goes on."""
+    keep_checkpoints: Annotated[bool, "flag"] = field(default=False)
+    """Keeps of every run the last checkpoint before its rate falls (schedule wsd or constant), for --go-on-from."""
+    go_on_from: str | None = None
+    """A finished run folder of fewer --steps with --keep-checkpoints: its runs go on from there, in a new folder."""
+    init_from: str | None = None
+    """A finished run folder of the same models: each run begins with the weights of its arm and seed there."""
+    track: Literal["tensorboard", "trackio", "wandb"] | None = None
+    """Tells a tracker too what metrics.jsonl has (pip install 'eqx_slm[track]'); on this machine alone, unless the
+    tracker's own variables say otherwise."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,9 @@ from ..train.mesh import one_process, place_on
 from ..train.resume import Checkpoints, Stopped
 from ..train.stack import stack_blocks
 from ..train.step import CompileReport, Program, compile_step, make_program
+from .first_weights import FirstWeights
 from .frequency import ByFrequency
+from .longer import LENGTH, Shorter
 from .results import Row
 from .sentences import plural
 
@@ -61,11 +63,16 @@ class Event:
 class Runner:
     """Trains what is missing of a study.
 
-    `checkpoints`: the folder in which runs on their way are saved, every `every` seconds; None for none.
+    `checkpoints`: the folder in which runs on their way are saved, every `every` seconds; None for none. `keep`: the
+    folder for those that a longer run can begin with. `shorter`: what the runs begin with, of a study of fewer steps;
+    `weights`: the same, of a finished study, weights alone.
     """
 
     checkpoints: Path | None = None
     every: float = 60.0
+    keep: Path | None = None
+    shorter: Shorter | None = None
+    weights: FirstWeights | None = None
 
     def __init__(
         self,
@@ -120,16 +127,23 @@ class Runner:
                     rows[name, row.seed, rate] = row
         return [rows[run] for run in keys]
 
-    def keys(self, seeds: Sequence[int], rates: Sequence[float]) -> dict[Run, str]:
-        """For every run the hash of what decides it: the arm, how it is trained, its seed and rate, the data."""
+    def keys(self, seeds: Sequence[int], rates: Sequence[float], *, trunk: bool = False) -> dict[Run, str]:
+        """For every run the hash of what decides it: the arm, how it is trained, its seed and rate, the data.
+
+        `trunk`: without what decides its length and what is told of it, the same for a run and a longer one.
+        """
         from ..version import __version__
 
+        how = {name: value for name, value in to_dict(self.config).items() if not (trunk and name in LENGTH)}
+        begun = [] if trunk or self.shorter is None else [{"after": self.shorter.step}]
         keys = {}
         for name, arm in self.arms.items():
             for seed in seeds:
                 what = to_dict(arm) if isinstance(arm, ModelConfig) else _print_of(arm, self.initial(name, seed))
+                if self.weights is not None:
+                    what = [what, {"weights": self.weights.hashes[name, seed]}]
                 for rate in rates:
-                    all_of_it = [name, what, to_dict(self.config), seed, rate, self.data, __version__]
+                    all_of_it = [name, what, how, seed, rate, self.data, __version__, *begun]
                     text = json.dumps(all_of_it, sort_keys=True, default=str)
                     keys[name, seed, rate] = hashlib.sha256(text.encode()).hexdigest()[:16]
         return keys
@@ -149,7 +163,8 @@ class Runner:
         """The seeds of a group, at once where one program fits them all."""
         if self.stop():
             raise Stopped
-        models = [self.initial(name, seed) for seed in seeds]
+        first_model = self.initial if self.weights is None else self.weights.model
+        models = [first_model(name, seed) for seed in seeds]
         if len(seeds) > 1 and not _one_structure(models):
             return [row for seed in seeds for row in self._train(name, [seed], rate, keys, first)]
         program, compiled = self._program(name, models[0], len(seeds))
@@ -161,7 +176,8 @@ class Runner:
             seeds=seeds,
             steps=self.config.steps,
             learning_rate=rate,
-            optimizer=self.config.optimizer,
+            # A longer run is past its warm-up.
+            optimizer=replace(self.config.optimizer, warmup=0.0) if self.shorter else self.config.optimizer,
             evaluate_at=eval_steps(self.config.steps, self.config.evaluations),
             average=self.config.average,
             patience=self.config.patience,
@@ -214,7 +230,16 @@ class Runner:
         def say(line: str) -> None:
             self.tell(Event("said", name, seeds[0], rate, text=line, runs=len(seeds)))
 
-        return Checkpoints(self.checkpoints / own, runs, seconds=self.every, stop=self.stop, say=say)
+        how: dict[str, Any] = {"seconds": self.every, "stop": self.stop, "say": say}
+        if self.keep is not None or self.shorter is not None:
+            trunks = self.keys(seeds, [rate], trunk=True)
+            for run in runs:
+                run["trunk"] = trunks[name, run["seed"], rate]
+        if self.keep is not None:
+            how |= {"keep": self.keep / own, "keep_at": self.config.optimizer.branch(self.config.steps)}
+        if self.shorter is not None:
+            how["origin"] = self.shorter.file([run["trunk"] for run in runs])
+        return Checkpoints(self.checkpoints / own, runs, **how)
 
     def _probe(self, program: Program) -> Callable[[Any, Any], Any]:
         """The compiled `channel_cosines` of a program's states; kept as long as the program."""

@@ -26,8 +26,10 @@ from ..train.step import share_of
 from .blocks import Block
 from .compare import Control, paired
 from .config import QUICK, StreamConfig, check_design, check_until, run_of
-from .folder import Folder
+from .first_weights import FirstWeights
+from .folder import Folder, load_run
 from .grids import Grid
+from .longer import KEPT, Shorter, can_go_on
 from .report import PAIR
 from .results import ArmResult, Comparison, Results, Row, best_rate
 from .runner import Arms, Event, MakeModel, Run, Runner, distinct_share
@@ -126,6 +128,9 @@ def run_study(
     on_folder: Callable[[Path], None] | None = None,
     checkpoint_seconds: float = 60.0,
     stop: Callable[[], bool] = lambda: False,
+    keep_checkpoints: bool = False,
+    go_on_from: str | Path | None = None,
+    init_from: str | Path | None = None,
 ) -> tuple[Path | None, Results]:
     """Runs what is missing of a study, analyses its rows and writes its folder.
 
@@ -136,6 +141,10 @@ def run_study(
     - `on_event`: told of everything that happens; `on_folder`: told the folder before training.
     - `checkpoint_seconds`: how often a run on its way is saved in the folder, from where the same call goes on.
     - `stop`: asked after every step whether to save the run and to end, by `eqx_slm.train.Stopped`.
+    - `keep_checkpoints`: keeps of every run the last checkpoint at the peak rate, in `kept/`, for a longer run.
+    - `go_on_from`: the folder of a study of fewer steps that kept them: its runs go on from there.
+    - `init_from`: the folder of a finished study of the same models: each run begins with the weights of its arm and
+      seed there, and with nothing else of it.
 
     **Returns:** the folder, which holds what docs/studies.md lists, and the results.
 
@@ -149,6 +158,16 @@ def run_study(
     tell = on_event or (lambda event: None)
     runner = Runner(arms, stream, study.run, tell, stop)
     most = range(study.until) if study.until else study.which
+    if init_from is not None:
+        if go_on_from is not None:
+            raise UserError("--go-on-from and --init-from: a run begins with one of them; give one")
+        begins = [(name, seed) for name in arms for seed in most]
+        runner.weights = FirstWeights(init_from, begins, runner.initial, load_run)
+    if go_on_from is not None:
+        trunks = runner.keys(study.which, study.rates, trunk=True).values()
+        runner.shorter = Shorter(go_on_from, study.run, set(trunks))
+    if keep_checkpoints:
+        can_go_on(study.run)
     keys = runner.keys(most, study.rates)
     if out is None and runs is None:
         return None, _grown(study, runner, keys, (), levels, started)
@@ -163,7 +182,13 @@ def run_study(
             tell(event)
 
         runner.tell, runner.checkpoints, runner.every = note, folder.checkpoints, checkpoint_seconds
+        runner.keep = folder.path / KEPT if keep_checkpoints else None
         results = _grown(study, runner, keys, there, levels, started)
+        if runner.shorter is not None:
+            begun_with = {"folder": str(go_on_from), "step": runner.shorter.step}
+            results = dataclasses.replace(results, settings={**results.settings, "go_on_from": begun_with})
+        if runner.weights is not None:
+            results = dataclasses.replace(results, settings={**results.settings, "init_from": str(init_from)})
         replay = study.replay.replace("{config}", shlex.quote(str(folder.path / "config.json")))
         results = dataclasses.replace(results, config=to_dict(study.document()), replay=replay)
         write_json_atomic(folder.path / "result.json", results.to_json())

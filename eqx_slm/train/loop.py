@@ -230,13 +230,9 @@ def train_runs(
     mean = None
     feeds = [stream.batches(seed) for seed in seeds]
     if checkpoints is not None and (saved := checkpoints.load(state)):
-        state, mean, done, spent, counted = (
-            program.place(saved.state),
-            saved.mean,
-            saved.step,
-            saved.seconds,
-            saved.counted,
-        )
+        state, done, spent, counted = program.place(saved.state), saved.step, saved.seconds, saved.counted
+        if saved.mean is not None and done > averaged_from:  # a shorter run had another average
+            mean = program.place(saved.mean)
         for record, own, digest, feed in zip(records, saved.records, digests, feeds, strict=True):
             record.evals, record.losses = own.evals, own.losses
             reread(feed, digest, done, own.stream_hash)
@@ -250,7 +246,7 @@ def train_runs(
         if done > averaged_from:
             mean = mean_with(state.params if mean is None else mean, state.params, np.float32(done - averaged_from))
         evaluated = None
-        saving = checkpoints is not None and done < steps and checkpoints.due()
+        saving = checkpoints is not None and (checkpoints.keep_at == done or (done < steps and checkpoints.due()))
         if done == WARM_STEPS or done in due or saving:
             jax.block_until_ready(metrics)
             now = time.perf_counter()

@@ -84,6 +84,15 @@ class OptimizerConfig:
             return 1 - (1 - self.floor) * min(1.0, progress)
         return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
+    def branch(self, steps: int) -> int | None:
+        """After how many of its `steps` a run can become a longer one, its rate still the peak's; None for never.
+
+        A run by "cosine" or "linear" has fallen by then as the longer one had not.
+        """
+        if self.schedule == "constant":
+            return steps
+        return steps - max(1, round(self.decay * steps)) if self.schedule == "wsd" else None
+
 
 def _is_average(beta: float) -> bool:
     return 0 <= beta and bool(np.float32(beta) < 1)
@@ -121,13 +130,14 @@ def parameter_groups(model: Any) -> dict[str, Literal["decay", "no decay"]]:
 def matrix_groups(model: Any) -> dict[str, Kind]:
     """Which optimizer updates every parameter where `kind` is "muon", by its dotted path.
 
-    Muon: what is in `blocks`, has two axes or more, is decayed, and is no `filters` of its module (a convolution's taps
-    a channel, which map nothing). AdamW: all else, so embeddings, generators, heads, norms, biases, initial memories.
+    Muon: what is in `blocks` or in a flat model's `layers`, has two axes or more, is decayed, and is no `filters` of
+    its module (a convolution's taps a channel, which map nothing). AdamW: all else, so embeddings, generators, heads,
+    norms, biases, initial memories.
     """
     decay, filters = parameter_groups(model), set(_filters(model, ""))
 
     def kind(name: str, shape: tuple[int, ...]) -> Kind:
-        hidden = name.startswith("blocks.") and len(shape) >= 2
+        hidden = name.startswith(("blocks.", "layers.")) and len(shape) >= 2
         return "muon" if hidden and decay[name] == "decay" and name not in filters else "adamw"
 
     leaves = [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]]

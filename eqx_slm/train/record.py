@@ -76,7 +76,8 @@ class RunRecord:
 class Progress:
     """What a run reports as it goes: the step just done, its training loss (of an earlier step), tokens a second.
 
-    `gradient_norm`, `norms` ("gradient" and "update", by group of parameters) and `skipped` are of the loss' step.
+    `gradient_norm`, `norms` ("gradient", "update" and "parameter", by group of leaves) and `skipped` are of the loss'
+    step.
     """
 
     step: int
@@ -95,7 +96,7 @@ def of_each(metrics: Any, replicates: int) -> list[dict[str, Any]]:
     def numbers(value: Any) -> list[Any]:
         return np.atleast_1d(np.asarray(value)).tolist()
 
-    norms = {"gradient": metrics.gradient_norms, "update": metrics.update_norms}
+    norms = {"gradient": metrics.gradient_norms, "update": metrics.update_norms, "parameter": metrics.parameter_norms}
     by_group = {kind: {name: numbers(norm) for name, norm in own.items()} for kind, own in norms.items()}
     whole = {"loss": metrics.loss, "gradient_norm": metrics.gradient_norm, "skipped": metrics.skipped}
     plain = {name: numbers(value) for name, value in whole.items()}

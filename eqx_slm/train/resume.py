@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from ..errors import UserError
-from ..files import json_ready, sealed, unsealed, write_json_atomic
+from ..files import FULL, check_space, json_ready, sealed, unsealed, write_bytes_atomic, write_json_atomic
 from ..version import __version__
 from .checkpoint import fill, save_model
 from .record import Evaluation, RunRecord
@@ -48,6 +48,9 @@ class Saved:
 class Checkpoints:
     """The checkpoints of one run, or of the seeds that are trained at once: the last two of them.
 
+    Where the disk is full, or has no room for another one, the run goes on unsaved after one line, and is saved again
+    as soon as there is room; the checkpoints before stay.
+
     A checkpoint is `step-<n>.safetensors` and then `step-<n>.json`, which has the hash of the first: each appears whole
     or not at all, and without the second there is none. Batches are not part of it: a run that goes on reads those
     that it has seen once more, which gives their hash, and shows that they are the same.
@@ -59,6 +62,8 @@ class Checkpoints:
     - `seconds`: how often the run is saved.
     - `stop`: asked after every step whether the run is to be saved and to end, by `Stopped`.
     - `say`: told in a line where a run goes on, and what is damaged.
+    - `keep`: a folder for the checkpoint after step `keep_at`, which stays when the run is done.
+    - `origin`: the JSON file of a shorter run's checkpoint, to begin with where this run has none of its own.
     """
 
     def __init__(
@@ -69,9 +74,13 @@ class Checkpoints:
         seconds: float = 60.0,
         stop: Callable[[], bool] = lambda: False,
         say: Callable[[str], None] = lambda line: None,
+        keep: Path | None = None,
+        keep_at: int | None = None,
+        origin: Path | None = None,
     ):
         self.folder, self.runs, self.seconds, self.stop, self.say = folder, json_ready(runs), seconds, stop, say
-        self.last = time.monotonic()
+        self.keep, self.keep_at, self.origin = keep, keep_at, origin
+        self.last, self.full = time.monotonic(), False
 
     def due(self) -> bool:
         """Whether the run is to be saved now."""
@@ -90,12 +99,14 @@ class Checkpoints:
     ) -> None:
         """Saves a run after `step` steps, and drops its checkpoints but for the last two.
 
-        **Raises:** `Stopped` where `stop` says so; `UserError` where it cannot be written: the one before stays.
+        **Raises:** `Stopped` where `stop` says so; `UserError` where it cannot be written for another reason than a
+        full disk: the one before stays.
         """
         losses = [None if record.losses is None else jnp.asarray(np.float32(record.losses)) for record in records]
         file = self.folder / f"step-{step}.safetensors"
         try:
             self.folder.parent.mkdir(exist_ok=True)  # not its parents: a run folder that was deleted stays deleted
+            check_space(self.folder.parent, sum(leaf.nbytes for leaf in jax.tree.leaves((_plain(state), mean, losses))))
             # The hash of the whole file stands in the other one.
             digest = save_model(file, {"state": _plain(state), "mean": mean, "losses": losses}, hashed=False)
             content = {
@@ -111,8 +122,15 @@ class Checkpoints:
                 "tensors": digest,
             }
             write_json_atomic(file.with_suffix(".json"), sealed(content))
+            if self.keep is not None and step == self.keep_at:
+                for each in (file, file.with_suffix(".json")):
+                    write_bytes_atomic(self.keep / each.name, each.read_bytes())
         except OSError as error:
-            raise UserError(f"cannot save the run in {self.folder}: {error.strerror or error}") from None
+            if error.errno not in FULL:
+                raise UserError(f"cannot save the run in {self.folder}: {error.strerror or error}") from None
+            self._unsaved(file, error.strerror or "the disk is full")
+            return
+        self.full = False
         for old in _steps(self.folder)[KEPT:]:
             old.unlink(missing_ok=True)  # first the one without which the other counts for nothing
             old.with_suffix(".safetensors").unlink(missing_ok=True)
@@ -120,6 +138,22 @@ class Checkpoints:
         if self.stop():
             self.say(f"stopped, and saved after step {step}")
             raise Stopped
+
+    def _unsaved(self, file: Path, why: str) -> None:
+        """The disk is full: nothing of this checkpoint is left, and the run goes on."""
+        if not file.with_suffix(".json").exists():
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
+        self.last = time.monotonic()
+        before = next(
+            (f"the checkpoint after step {old.stem[5:]} stays" for old in _steps(self.folder)), "none is there"
+        )
+        if self.stop():
+            self.say(f"stopped, and not saved after step {file.stem[5:]}: {why}; {before}")
+            raise Stopped
+        if not self.full:  # said once, until there is room again
+            self.say(f"not saved after step {file.stem[5:]}: {why}; {before}, and the run goes on")
+        self.full = True
 
     def load(self, like: TrainState) -> Saved | None:
         """The last checkpoint that is not damaged, on the device, where a step may donate it; None without one.
@@ -134,6 +168,10 @@ class Checkpoints:
                 continue
             self.say(f"goes on after step {saved.step}")
             return saved
+        if self.origin is not None:
+            saved = self._read(self.origin, like, own=False)
+            self.say(f"goes on after step {saved.step} of the shorter run")
+            return saved
         return None
 
     def clear(self) -> None:
@@ -142,11 +180,11 @@ class Checkpoints:
         with contextlib.suppress(OSError):  # the last one closes the door
             self.folder.parent.rmdir()
 
-    def _read(self, file: Path, like: TrainState) -> Saved:
+    def _read(self, file: Path, like: TrainState, own: bool = True) -> Saved:
         from safetensors.numpy import load
 
         content = read_checkpoint(file)
-        if content["runs"] != self.runs:
+        if own and content["runs"] != self.runs:
             raise UserError(f"{file} is of another run")
         path = file.with_suffix(".safetensors")
         try:
@@ -157,17 +195,17 @@ class Checkpoints:
             raise UserError(f"{path} is damaged: its hash is not the one that was saved")
         tensors = load(data)
         losses = [tensors.pop(f"losses.{number}", None) for number in range(len(self.runs))]
-        losses = [None if own is None else own.astype(np.float64) for own in losses]  # as `evaluate` gives them
+        losses = [None if each is None else each.astype(np.float64) for each in losses]  # as `evaluate` gives them
         mean = like.params if content["averaged"] else None
         found = fill({"state": _plain(like), "mean": mean}, tensors, path)
         # Copies: what `fill` brought may lie in the file's own memory, and a step donates what it is given.
         found = jax.block_until_ready(jax.tree.map(jnp.copy, found))
         state = jax.tree.map(_like, found["state"], like)
         records = []
-        for run, evals, own, digest in zip(
+        for run, evals, last, digest in zip(
             self.runs, content["evaluations"], losses, content["stream_hashes"], strict=True
         ):
-            record = RunRecord(run["seed"], run["learning_rate"], [Evaluation.of(each) for each in evals], own)
+            record = RunRecord(run["seed"], run["learning_rate"], [Evaluation.of(each) for each in evals], last)
             record.stream_hash = digest
             records.append(record)
         return Saved(state, found["mean"], content["step"], content["seconds"], content["counted"], records)

@@ -45,14 +45,16 @@ class TrainState(NamedTuple):
 class Metrics(NamedTuple):
     """Of one step, still on the device: `loss` in nats a token, and the gradient's global norm before clipping.
 
-    `gradient_norms` and `update_norms` are those of every group of leaves (see `guard.group`), the update's with the
-    learning rate in it; `skipped` and `in_a_row` are the state's after the step.
+    `gradient_norms`, `update_norms` and `parameter_norms` are those of every group of leaves (see `guard.group`), the
+    update's with the learning rate in it, the parameters' before the update; `skipped` and
+    `in_a_row` are the state's after the step.
     """
 
     loss: Float[Array, ""]
     gradient_norm: Float[Array, ""]
     gradient_norms: dict[str, Float[Array, ""]]
     update_norms: dict[str, Float[Array, ""]]
+    parameter_norms: dict[str, Float[Array, ""]]
     skipped: Int32[Array, ""]
     in_a_row: Int32[Array, ""]
 
@@ -89,8 +91,8 @@ class Program:
         state = states[0] if self.replicates == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
         return self.place(state)
 
-    def place(self, state: TrainState) -> TrainState:
-        """A state where the step wants it: split over the mesh, if there is one."""
+    def place(self, state: Any) -> Any:
+        """A state, or its parameters, where the step wants them: split over the mesh, if there is one."""
         shapes = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(state))
         return state if self.placed is None or shapes else self.placed.place(state)
 
@@ -188,7 +190,7 @@ def make_program(
         params = jax.tree.map(jnp.subtract, state.params, updates)
         params, optimizer_state = chosen(fine, (params, optimizer_state), (state.params, state.optimizer))
         skipped, in_a_row = state.skipped + jnp.where(fine, 0, 1), jnp.where(fine, 0, state.in_a_row + 1)
-        metrics = Metrics(value, norm, norms, group_norms(updates), skipped, in_a_row)
+        metrics = Metrics(value, norm, norms, group_norms(updates), group_norms(state.params), skipped, in_a_row)
         new = TrainState(params, optimizer_state, state.step + 1, skipped, in_a_row, state.key)
         return new if placed is None else placed.kept(new), metrics
 
