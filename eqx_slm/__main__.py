@@ -14,6 +14,8 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...], str]] = {
     "pair": ("study.command", "main", (), "train a matched pair and get a verdict with an interval"),
     "report": ("study.finished", "main", ("report",), "write a finished study's report again"),
     "compare": ("study.finished", "main", ("compare",), "put finished studies side by side"),
+    "generate": ("study.text", "generate_main", (), "continue a prompt with a trained model"),
+    "eval": ("study.text", "evaluate_main", (), "the loss of a trained model on a text file"),
     "data": ("data.command", "main", (), "describe text, prepare it into shards, export a tokenizer"),
 }
 

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from ..checks import real, whole
+from ..checks import whole
 from ..errors import UserError
 from ..nn.lm import LanguageModel
 from ..nn.table import TableEmbedding
+from .sampling import Sampling, draw, sampling
 
 
 class MaterializedEmbedding(TableEmbedding):
@@ -46,6 +47,11 @@ def generate(
     tokens: int,
     context: int,
     temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    vocab_size: int | None = None,
     key: PRNGKeyArray,
 ) -> Int[Array, " n"]:
     """Continues a prompt by sampling, `tokens` times, from the model's next-token distribution.
@@ -61,6 +67,9 @@ def generate(
     - `tokens`: how many to sample.
     - `context`: the window, at most what the model was built for.
     - `temperature`: divides the logits; 0 takes the most likely token.
+    - `top_k`, `top_p`, `min_p`, `repetition_penalty`: see `Sampling`; the defaults leave everything as it is. No value
+      of these or of the temperature compiles anything anew.
+    - `vocab_size`: how many ids stand for something, where the model's vocabulary is padded: others are never drawn.
     - `key`: for the sampling.
 
     **Returns:** the sampled ids, without the prompt.
@@ -73,9 +82,18 @@ def generate(
     if prompt.ndim != 1 or not jnp.issubdtype(prompt.dtype, jnp.integer):
         raise UserError(f"the prompt is {prompt.dtype} of shape {prompt.shape}: give the ids of one sequence, integers")
     tokens, context = whole("tokens", tokens, least=0), whole("context", context)
-    real("temperature", temperature)
     model = materialize(model) if hasattr(model, "embedding") else model
-    prompt, length, hot = prompt.astype(jnp.int32), prompt.shape[0], float(temperature)
+    prompt, length = prompt.astype(jnp.int32), prompt.shape[0]
+    shape = eqx.filter_eval_shape(lambda m: m.logits(m.features(m.embed(jnp.zeros(1, jnp.int32)))), model).shape
+    how = sampling(
+        shape[-1] if vocab_size is None else vocab_size,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+    )
+    seen = jnp.zeros(shape[-1], bool).at[prompt].set(True)
     # Sizes in steps of 64 tokens: a program then serves many lengths of prompt and answer.
     keys = jax.random.split(key, 64 * max(1, -(-tokens // 64)))
     if length + tokens <= context and getattr(model, "decodes", False):
@@ -85,15 +103,10 @@ def generate(
             piece = 1 << ((length - taken).bit_length() - 1)
             last, state = _read(model, prompt[taken : taken + piece], state)
             taken += piece
-        return _decode(model, last, state, keys, jnp.asarray(tokens), hot)[:tokens]
+        return _decode(model, last, state, keys, jnp.asarray(tokens), how, seen)[:tokens]
     kept = prompt[-context:]
     window = jnp.zeros(context, jnp.int32).at[: kept.shape[0]].set(kept)
-    return _slide(model, window, jnp.asarray(kept.shape[0]), keys, jnp.asarray(tokens), hot)[:tokens]
-
-
-def _draw(logits: Float[Array, " v"], temperature: float, key: PRNGKeyArray) -> Int[Array, ""]:
-    token = jax.random.categorical(key, logits / temperature) if temperature > 0 else jnp.argmax(logits)
-    return token.astype(jnp.int32)
+    return _slide(model, window, jnp.asarray(kept.shape[0]), keys, jnp.asarray(tokens), how, seen)[:tokens]
 
 
 @eqx.filter_jit
@@ -104,31 +117,31 @@ def _read(model: Any, piece: Array, state: Any) -> tuple[Array, Any]:
 
 
 @eqx.filter_jit
-def _decode(model: Any, last: Any, state: Any, keys: Array, tokens: Array, temperature: float) -> Array:
+def _decode(model: Any, last: Any, state: Any, keys: Array, tokens: Array, how: Sampling, seen: Array) -> Array:
     """A token at a time from the decode state."""
 
-    def step(i: Array, carry: tuple[Array, Any, Array]) -> tuple[Array, Any, Array]:
-        last, state, drawn = carry
-        token = _draw(model.logits(last[None])[0], temperature, keys[i])
+    def step(i: Array, carry: tuple[Array, Any, Array, Array]) -> tuple[Array, Any, Array, Array]:
+        last, state, drawn, seen = carry
+        token, seen = draw(model.logits(last[None])[0], seen, how, keys[i])
         features, state = model.step(token, state)
-        return features, state, drawn.at[i].set(token)
+        return features, state, drawn.at[i].set(token), seen
 
-    return jax.lax.fori_loop(0, tokens, step, (last, state, jnp.zeros(keys.shape[0], jnp.int32)))[2]
+    return jax.lax.fori_loop(0, tokens, step, (last, state, jnp.zeros(keys.shape[0], jnp.int32), seen))[2]
 
 
 @eqx.filter_jit
-def _slide(model: Any, window: Array, length: Array, keys: Array, tokens: Array, temperature: float) -> Array:
+def _slide(model: Any, window: Array, length: Array, keys: Array, tokens: Array, how: Sampling, seen: Array) -> Array:
     """The whole window again for every token."""
 
-    def step(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        window, length, drawn = carry
+    def step(i: Array, carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        window, length, drawn, seen = carry
         features = model.features(model.embed(window))
         # Causality lets the unused tail of the window hold anything.
         last = jax.lax.dynamic_slice_in_dim(features, length - 1, 1)
-        token = _draw(model.logits(last)[0], temperature, keys[i])
+        token, seen = draw(model.logits(last)[0], seen, how, keys[i])
         full = length == window.shape[0]
         window = jnp.where(full, jnp.roll(window, -1), window)
         length = jnp.where(full, length, length + 1)
-        return window.at[length - 1].set(token), length, drawn.at[i].set(token)
+        return window.at[length - 1].set(token), length, drawn.at[i].set(token), seen
 
-    return jax.lax.fori_loop(0, tokens, step, (window, length, jnp.zeros(keys.shape[0], jnp.int32)))[2]
+    return jax.lax.fori_loop(0, tokens, step, (window, length, jnp.zeros(keys.shape[0], jnp.int32), seen))[2]

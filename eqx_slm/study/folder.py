@@ -193,12 +193,16 @@ def load_run(path: str | Path, *, arm: str | None = None, seed: int | None = Non
     - `arm`, `seed`, `rate`: which model of a run folder; None is the first arm, seed 0, and the learning rate that the
       study chose for the arm.
 
-    **Returns:** the `LanguageModel`.
+    **Returns:** the `LanguageModel`. `open_run` gives its config and tokenizer too.
 
     **Raises:** `UserError` where there is no such model, naming those there are, where the arm was a function, and
     where model.json or the weights are not what was saved together.
     """
-    folder = Path(path)
+    return load_model_of(Path(path), model_folder(Path(path), arm=arm, seed=seed, rate=rate))
+
+
+def model_folder(folder: Path, *, arm: str | None, seed: int | None, rate: float | None) -> Path:
+    """The folder of the one model that is meant, as `load_run` says."""
     models = {file.parent.relative_to(folder).as_posix(): file.parent for file in folder.glob("**/model.safetensors")}
     if not models:
         raise UserError(f"{folder} holds no run: no <arm>/seed-<n>/lr-<rate>/model.safetensors in it")
@@ -218,19 +222,26 @@ def load_run(path: str | Path, *, arm: str | None = None, seed: int | None = Non
         raise UserError(f"{folder}: {len(chosen)} models fit; say which of {', '.join(sorted(models))}")
     if not (chosen[0] / "model.json").exists():
         raise UserError(f"{chosen[0]}: its arm was a function, use eqx_slm.train.load_model(file, like)")
-    document = read_json(chosen[0] / "model.json")
+    return chosen[0]
+
+
+def load_model_of(folder: Path, at: Path) -> Any:
+    """The model in a folder `at`, held against its model.json and, inside of a run folder, against where it lies."""
+    document = read_json(at / "model.json")
     # What shows in no shape (a window, a rotary base) makes another function of the same weights.
-    expected = {"config": json_hash(document)}
+    expected: dict[str, Any] = {"config": json_hash(document)}
     if (folder / "config.json").exists():
-        *_, seed_folder, rate_folder = chosen[0].parts
-        expected |= {"seed": int(seed_folder[5:]), "learning_rate": float(rate_folder[3:]), "arm": arm}
+        *_, seed_folder, rate_folder = at.parts
+        names = {folder_name(row.arm): row.arm for row in read_rows(folder / "runs.jsonl")}
+        expected |= {"seed": int(seed_folder[5:]), "learning_rate": float(rate_folder[3:])}
+        expected |= {"arm": names[at.parts[-3]]} if at.parts[-3] in names else {}
     config = from_dict(ModelConfig, document)
     side = side_like(config)  # its values come from the file
     like = eqx.filter_eval_shape(lambda key: build(config, key=key, **side), jax.random.key(0))
-    model = load_model(chosen[0] / "model.safetensors", like, expected=expected)
+    model = load_model(at / "model.safetensors", like, expected=expected)
     for name, leaf in named_arrays(model).items():
         if not bool(jax.numpy.isfinite(leaf).all()):
-            raise UserError(f"{chosen[0]}: {name} holds numbers that are not finite: the run diverged")
+            raise UserError(f"{at}: {name} holds numbers that are not finite: the run diverged")
     return model
 
 

@@ -285,7 +285,8 @@ class Runner:
             return ""
         self.tell(Event("sampling", name, seed, rate))
         start, size = jax.numpy.asarray(prompt), self.stream.sequence_length
-        ids = generate(model, start, tokens=tokens, context=size, temperature=0.8, key=jax.random.key(0))
+        how: dict[str, Any] = {"temperature": 0.8, "vocab_size": self.stream.vocab_size - self.stream.padding}
+        ids = generate(model, start, tokens=tokens, context=size, **how, key=jax.random.key(0))
         return f"{self.stream.decode(prompt)}⟦…⟧{self.stream.decode(np.asarray(ids))}"
 
 

@@ -17,6 +17,7 @@ import jax
 from ..account.facts import Facts, facts
 from ..configs import to_dict
 from ..data import Stream
+from ..data.vocabulary import save_tokenizer
 from ..errors import UserError
 from ..files import write_json_atomic
 from ..model import ModelConfig
@@ -34,6 +35,7 @@ from .report import PAIR
 from .results import ArmResult, Comparison, Results, Row, best_rate
 from .runner import Arms, Event, MakeModel, Run, Runner, distinct_share
 from .saved import write_report
+from .text import VOCABULARY
 
 Analysis = Callable[[Mapping[str, ArmResult]], list[Comparison]]
 Section = Callable[[Results], list[Block]]
@@ -174,6 +176,8 @@ def run_study(
     with Folder(out, study.document(), name=study.name, runs=runs or Path("runs")) as folder:
         study = begun(study, folder.rows, arms)
         there = folder.begin(keys)
+        if stream.tokenizer is not None:
+            save_tokenizer(folder.path / VOCABULARY, stream.tokenizer)
         if on_folder:
             on_folder(folder.path)
 

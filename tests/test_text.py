@@ -1,0 +1,120 @@
+"""A finished run put to use: its tokenizer with it, text from a prompt, the loss on a text as training has it."""
+
+import json
+import shutil
+
+import equinox as eqx
+import jax
+import numpy as np
+import pytest
+from tiny import tiny_config
+
+from eqx_slm import UserError, make_stream
+from eqx_slm.__main__ import main
+from eqx_slm.study import Study, open_run, paired, text_loss
+from eqx_slm.study.study import run_study
+from eqx_slm.train import RunConfig
+
+LENGTH = 16
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "dogs", "ran", "and", "then"]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """(the run folder, its stream, its results): two arms on a text by characters, some ids of padding."""
+    folder, rng = tmp_path_factory.mktemp("text"), np.random.default_rng(0)
+    for name, size in (("train", 3000), ("valid", 600), ("test", 100)):
+        (folder / f"{name}.txt").write_text(" ".join(rng.choice(WORDS, size)))
+    stream = make_stream(str(folder), "char", sequence_length=LENGTH, batch_size=4, eval_tokens=512, vocab_size=32)
+    arms = {name: tiny_config(vocab_size=32, norm=norm) for name, norm in (("one", "rms"), ("two", "layer"))}
+    run = RunConfig(steps=30, evaluations=2)
+    plan = Study("text", arms, 1, (1e-2,), (paired("one"),), report=(), run=run)
+    out, results = run_study(plan, stream, out=folder / "run")
+    return out, stream, results
+
+
+def test_a_run_carries_its_tokenizer(study):
+    folder, stream, _ = study
+    run = open_run(folder, arm="two")
+    text = "the cat sat on a mat"
+    np.testing.assert_array_equal(run.encode(text), stream.encode(text))
+    assert run.decode(run.encode(text)) == text and run.config.norm == "layer"
+    inside = open_run(folder / "one" / "seed-0" / "lr-0.01")
+    assert inside.config.norm == "rms" and inside.tokenizer.hash == stream.tokenizer.hash
+
+
+def test_the_loss_on_a_text_is_what_training_measured(study):
+    """The very tokens of the validation batches, one window after the other: the same loss and the same bits."""
+    folder, stream, results = study
+    for name, arm in results.arms.items():
+        rows = np.concatenate(stream.eval_batches())
+        run, losses = open_run(folder, arm=name), []
+        for row in rows:
+            losses.append(text_loss(run, stream.decode(row)))
+        assert all(loss.tokens == LENGTH for loss in losses)
+        last = arm.runs[0].evals[-1]
+        np.testing.assert_allclose(np.mean([loss.nll for loss in losses]), last.nll, rtol=1e-5)
+        np.testing.assert_allclose(np.mean([loss.bits_per_byte for loss in losses]), last.bits_per_byte, rtol=1e-5)
+        assert losses[0].perplexity == pytest.approx(np.exp(losses[0].nll))
+
+
+@pytest.mark.parametrize("length", [2, 3, LENGTH, LENGTH + 1, LENGTH + 2, 3 * LENGTH, 200])
+@pytest.mark.parametrize("stride", [None, 1, 5, LENGTH])
+def test_every_token_but_the_first_is_a_target_once(study, length, stride):
+    run = open_run(study[0])
+    text = ("the cat sat on a mat and then dogs ran " * 8)[:length]
+    assert text_loss(run, text, stride=stride).tokens == length - 1
+
+
+def test_a_stride_of_one_gives_every_target_all_the_context_there_is(study):
+    run = open_run(study[0])
+    text = "the cat sat on a mat and then dogs ran "
+    ids, model = run.encode(text), eqx.filter_jit(run.model)
+    losses = [-jax.nn.log_softmax(model(ids[max(0, i - LENGTH) : i])[-1])[ids[i]] for i in range(1, len(ids))]
+    np.testing.assert_allclose(text_loss(run, text, stride=1).nll, np.mean(losses), rtol=1e-5)
+
+
+def test_generated_text_has_no_padding(study):
+    run = open_run(study[0])
+    texts = {run.generate("the ", tokens=40, seed=seed, temperature=5.0) for seed in range(3)}
+    assert len(texts) == 3 and all(len(text) == 40 and "\ufffd" not in text for text in texts)
+    assert run.generate("the ", tokens=8, temperature=0.0) == run.generate("the ", tokens=8, temperature=0.0, seed=7)
+
+
+def test_the_commands(study, tmp_path, capsys):
+    folder = str(study[0])
+    assert main(["generate", folder, "the cat", "--tokens", "12", "--temperature", "0"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("the cat") and len(out.rstrip("\n")) >= len("the cat") + 10
+    (tmp_path / "t.txt").write_text("the cat sat on a mat")
+    assert main(["eval", folder, str(tmp_path / "t.txt"), "--arm", "two"]) == 0
+    loss = text_loss(open_run(folder, arm="two"), "the cat sat on a mat")
+    assert capsys.readouterr().out.startswith(f"{loss.nll:.4f} nats a token over 19 tokens, perplexity ")
+
+
+def test_what_cannot_be_is_one_line(study, tmp_path, capsys):
+    folder = str(study[0])
+    (tmp_path / "one.txt").write_text("t")
+    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe")
+    bare = shutil.copytree(folder, tmp_path / "bare")
+    (bare / "vocabulary.json").unlink()
+    damaged = shutil.copytree(folder, tmp_path / "damaged")
+    told = json.loads((damaged / "vocabulary.json").read_text())
+    (damaged / "vocabulary.json").write_text(json.dumps({**told, "hash": "0"}))
+    for words, said in (
+        (["generate", str(tmp_path / "no"), "x"], "holds no run"),
+        (["generate", folder, ""], "the prompt has no tokens"),
+        (["generate", folder, "the", "--top-p", "0"], "top_p=0.0: it must be a share above 0"),
+        (["generate", folder, "the", "--arm", "three"], "has no model three/seed-0; there are: one/seed-0"),
+        (["generate", str(bare), "the"], "holds no tokenizer (vocabulary.json): run its study again"),
+        (["generate", str(damaged), "the"], "is damaged"),
+        (["eval", folder, str(tmp_path / "no.txt")], "no.txt as text: No such file"),
+        (["eval", folder, str(tmp_path / "bad.txt")], "bad.txt as text"),
+        (["eval", folder, str(tmp_path / "one.txt")], "the text has 1 tokens: at least two are needed"),
+        (["eval", folder, str(tmp_path / "one.txt"), "--stride", "99"], "stride=99: it must be at most 16"),
+    ):
+        assert main(words) == 2
+        output = capsys.readouterr()
+        assert output.err.count("\n") == 1 and said in output.err and output.out == "", output.err
+    with pytest.raises(UserError, match="at most 16"):
+        text_loss(open_run(folder), "the cat", stride=17)
