@@ -18,7 +18,7 @@ from tiny import tiny_config, tiny_model, tiny_stream
 from eqx_slm import OptimizerConfig, UserError, make_program
 from eqx_slm.study import Study, paired, run_study
 from eqx_slm.study.folder import read_rows
-from eqx_slm.train import Checkpoints, RunConfig, Stopped, train_runs
+from eqx_slm.train import Checkpoints, RunConfig, Stopped, resume, train_runs
 
 STREAM, STEPS = tiny_stream(), 9
 OPTIMIZER = OptimizerConfig()
@@ -92,6 +92,16 @@ def test_a_run_that_was_stopped_is_the_straight_one(tmp_path_factory, at, many):
     assert said[-1] == f"goes on after step {at[-1]}"
     last.clear()
     assert not folder.parent.exists()
+
+
+def test_another_number_of_cores_is_said(tmp_path, monkeypatch):
+    folder, said = tmp_path / "kept" / "one", []
+    with pytest.raises(Stopped):
+        train(checkpoints=checkpoints(folder, (3,), 2))
+    begun = resume.usable_cores()
+    monkeypatch.setattr(resume, "usable_cores", lambda: begun + 1)
+    train(checkpoints=checkpoints(folder, (3,), say=said.append))
+    assert said[1] == f"it was begun on {begun} cores and goes on on {begun + 1}: its sums come in another order"
 
 
 def test_the_last_two_are_kept_and_one_that_is_damaged_is_not_used(tmp_path):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
+from ..cores import usable_cores
 from ..errors import UserError
 from .documents import Document, Item, Problem
 from .tokenizer import Tokenizer
@@ -32,7 +32,7 @@ def tokenized(
 
     **Arguments:** `items`: of a source; `workers`: threads; None is one a core, 0 tokenizes in the caller's.
     """
-    workers = cores() if workers is None else workers
+    workers = usable_cores() if workers is None else workers
     check_sizes(0, workers=workers)
     groups = _groups(item for item in items if isinstance(item, Problem) or wanted(item))
 
@@ -76,8 +76,3 @@ def _groups(items: Iterable[Item]) -> Iterator[list[Item]]:
             group, size = [], 0
     if group:
         yield group
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

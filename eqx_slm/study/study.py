@@ -1,7 +1,6 @@
 """One idea for all studies: arms x seeds x learning rates -> rows -> analyses -> blocks -> a report."""
 
 import dataclasses
-import os
 import platform
 import shlex
 import time
@@ -16,6 +15,7 @@ import jax
 
 from ..account.facts import Facts, facts
 from ..configs import to_dict
+from ..cores import usable_cores
 from ..data import Stream
 from ..data.vocabulary import save_tokenizer
 from ..errors import UserError
@@ -322,6 +322,6 @@ def machine() -> dict[str, Any]:
         **{name: version(name) for name in packages},
         "platform": jax.default_backend(),
         "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "system": f"{platform.system()} {platform.machine()}",
     }

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from ..cores import usable_cores
 from ..errors import UserError
 from ..files import FULL, check_space, json_ready, sealed, unsealed, write_bytes_atomic, write_json_atomic
 from ..version import __version__
@@ -24,7 +25,7 @@ from .checkpoint import fill, save_model
 from .record import Evaluation, RunRecord
 from .step import TrainState
 
-FORMAT = 2
+FORMAT = 3
 KEPT = 2  # checkpoints of a run: of the last one a bit may be flipped
 
 
@@ -34,8 +35,8 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Saved:
-    """A run on its way: its state after `step` steps, the `mean` of its last weights, its records so far, and the
-    `seconds` that `counted` of its steps took."""
+    """A run on its way: its state after `step` steps, the `mean` of its last weights, its records so far, the
+    `seconds` that `counted` of its steps took, and how many `cores` it had."""
 
     state: TrainState
     mean: PyTree[Array] | None
@@ -43,6 +44,7 @@ class Saved:
     seconds: float
     counted: int
     records: list[RunRecord]
+    cores: int
 
 
 class Checkpoints:
@@ -119,6 +121,7 @@ class Checkpoints:
                 "stream_hashes": list(hashes),
                 "averaged": mean is not None,
                 "versions": {"eqx_slm": __version__, "jax": jax.__version__, "numpy": version("numpy")},
+                "cores": usable_cores(),
                 "tensors": digest,
             }
             write_json_atomic(file.with_suffix(".json"), sealed(content))
@@ -167,6 +170,8 @@ class Checkpoints:
                 self.say(f"not used: {error}")
                 continue
             self.say(f"goes on after step {saved.step}")
+            if saved.cores != (now := usable_cores()):
+                self.say(f"it was begun on {saved.cores} cores and goes on on {now}: its sums come in another order")
             return saved
         if self.origin is not None:
             saved = self._read(self.origin, like, own=False)
@@ -208,7 +213,9 @@ class Checkpoints:
             record = RunRecord(run["seed"], run["learning_rate"], [Evaluation.of(each) for each in evals], last)
             record.stream_hash = digest
             records.append(record)
-        return Saved(state, found["mean"], content["step"], content["seconds"], content["counted"], records)
+        return Saved(
+            state, found["mean"], content["step"], content["seconds"], content["counted"], records, content["cores"]
+        )
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
