@@ -22,9 +22,9 @@ from pathlib import Path
 
 import tiktoken
 
+from eqx_slm.cores import usable_cores
 from eqx_slm.data import open_prepared, open_source
 from eqx_slm.data.documents import Document
-from eqx_slm.data.tokenizing import cores
 from eqx_slm.errors import UserError
 
 from .data_set import made_set, options
@@ -102,10 +102,10 @@ def main() -> None:
 
 def measure(folder: Path, out: Path, chosen: argparse.Namespace) -> dict[str, float]:
     """Both sides in turns."""
-    result: dict[str, float] = {"cores": cores(), "megabytes": chosen.megabytes, "rounds": chosen.rounds}
+    result: dict[str, float] = {"cores": usable_cores(), "megabytes": chosen.megabytes, "rounds": chosen.rounds}
     peers, ours, peaks = [], [], []
     for _ in range(chosen.rounds):
-        peers.append(peer_seconds(folder, chosen.tokenizer, cores()))
+        peers.append(peer_seconds(folder, chosen.tokenizer, usable_cores()))
         seconds, peak = prepare_seconds(folder, out, chosen.tokenizer)
         ours.append(seconds)
         peaks.append(peak)

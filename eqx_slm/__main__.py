@@ -16,6 +16,8 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...], str]] = {
     "compare": ("study.finished", "main", ("compare",), "put finished studies side by side"),
     "generate": ("study.text", "generate_main", (), "continue a prompt with a trained model"),
     "eval": ("study.text", "evaluate_main", (), "the loss of a trained model on a text file"),
+    "export": ("study.exchange", "export_main", (), "a trained model to Hugging Face's files"),
+    "import": ("study.exchange", "import_main", (), "a Llama or GPT-2 of transformers to a folder of ours"),
     "data": ("data.command", "main", (), "describe text, prepare it into shards, export a tokenizer"),
 }
 

@@ -45,6 +45,17 @@ def parse(options: Any, arguments: Sequence[str] | None, prog: str, values: Valu
         raise
 
 
+def command(options: Any, arguments: Sequence[str] | None, prog: str, run: Callable[[Any], None]) -> int:
+    """Runs a command that ends at once; returns its exit code: 0, or 2 for what the user can mend."""
+    with patient_streams():
+        try:
+            run(parse(options, arguments, prog))
+        except UserError as error:
+            complain(error)
+            return 2
+    return 0
+
+
 def _gathered(options: Any, arguments: list[str], prog: str) -> list[str]:
     """The arguments, with all values of an option that is given several times behind its first place.
 

@@ -21,7 +21,7 @@ PAGES = {
     "docs/devices.md": 12,
     "docs/sharding.md": 12,
     "docs/studies.md": 10,
-    "docs/using.md": 11,
+    "docs/using.md": 17,
     "docs/scaling.md": 13,
     "docs/embeddings.md": 9,
     "docs/ladder.md": 7,

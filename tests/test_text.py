@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
-from eqx_slm import UserError, make_stream
+from eqx_slm import UserError, load_run, make_stream
 from eqx_slm.__main__ import main
 from eqx_slm.study import Study, open_run, paired, text_loss
 from eqx_slm.study.study import run_study
@@ -90,6 +90,22 @@ def test_the_commands(study, tmp_path, capsys):
     assert main(["eval", folder, str(tmp_path / "t.txt"), "--arm", "two"]) == 0
     loss = text_loss(open_run(folder, arm="two"), "the cat sat on a mat")
     assert capsys.readouterr().out.startswith(f"{loss.nll:.4f} nats a token over 19 tokens, perplexity ")
+
+
+def test_a_model_goes_out_and_comes_back(study, tmp_path, capsys):
+    folder, out, plain, back = str(study[0]), *(str(tmp_path / name) for name in ("hf", "plain", "back"))
+    assert main(["export", folder, out, "--arm", "one"]) == 0 and main(["import", out, back]) == 0
+    assert main(["export", folder, plain, "--arm", "two", "--to", "safetensors"]) == 0
+    assert capsys.readouterr().out.split() == [out, back, plain]
+    ids = np.arange(10, dtype=np.int32)
+    one, two = (eqx.filter_jit(open_run(folder, arm=arm).model)(ids) for arm in ("one", "two"))
+    np.testing.assert_allclose(eqx.filter_jit(load_run(back))(ids), one, rtol=1e-4, atol=1e-5)
+    again = open_run(plain)
+    np.testing.assert_array_equal(eqx.filter_jit(again.model)(ids), two)
+    assert again.decode(again.encode("the cat")) == "the cat"
+    assert main(["export", folder, out]) == 2 and "is there already" in capsys.readouterr().err
+    assert main(["export", folder, str(tmp_path / "no"), "--arm", "two"]) == 2
+    assert "Llama's layout has no place for norm 'layer'" in capsys.readouterr().err
 
 
 def test_what_cannot_be_is_one_line(study, tmp_path, capsys):

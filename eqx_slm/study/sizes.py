@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tyro.conf import Positional
 
-from ..commandline import complain, parse, patient_streams
+from ..commandline import command
 from ..errors import UserError
 
 if TYPE_CHECKING:  # --help is answered without loading jax
@@ -78,22 +78,12 @@ class Ledger:
 
 def budget_main(arguments: Sequence[str] | None = None) -> int:
     """`budget`; returns the exit code."""
-    return _guarded(Budget, arguments, "eqx-slm budget", _budget)
+    return command(Budget, arguments, "eqx-slm budget", _budget)
 
 
 def ledger_main(arguments: Sequence[str] | None = None) -> int:
     """`ledger`; returns the exit code."""
-    return _guarded(Ledger, arguments, "eqx-slm ledger", _ledger)
-
-
-def _guarded(options: Any, arguments: Sequence[str] | None, prog: str, run: Any) -> int:
-    with patient_streams():
-        try:
-            run(parse(options, arguments, prog))
-        except UserError as error:
-            complain(error)
-            return 2
-    return 0
+    return command(Ledger, arguments, "eqx-slm ledger", _ledger)
 
 
 def fits(options: Budget) -> dict[str, Fit]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tyro.conf import Positional
 
-from ..commandline import complain, parse, patient_streams
+from ..commandline import command
 from ..errors import UserError
 
 if TYPE_CHECKING:  # --help is answered without loading jax
@@ -204,7 +203,7 @@ def generate_main(arguments: Sequence[str] | None = None) -> int:
         text = found.generate(o.prompt, seed=o.sample, **{name: getattr(o, name) for name in names})
         print(_shown(o.prompt + text))
 
-    return _guarded(Generate, arguments, "eqx-slm generate", run)
+    return command(Generate, arguments, "eqx-slm generate", run)
 
 
 def evaluate_main(arguments: Sequence[str] | None = None) -> int:
@@ -219,20 +218,10 @@ def evaluate_main(arguments: Sequence[str] | None = None) -> int:
         bits = "" if found.bits_per_byte is None else f", {found.bits_per_byte:.4f} bits a byte"
         print(f"{found.nll:.4f} nats a token over {found.tokens:,} tokens, perplexity {found.perplexity:.2f}{bits}")
 
-    return _guarded(Evaluate, arguments, "eqx-slm eval", run)
+    return command(Evaluate, arguments, "eqx-slm eval", run)
 
 
 def _shown(text: str) -> str:
     from ..visible import visible
 
     return visible(text, keep="\n\t")
-
-
-def _guarded(options: Any, arguments: Sequence[str] | None, prog: str, run: Any) -> int:
-    with patient_streams():
-        try:
-            run(parse(options, sys.argv[1:] if arguments is None else arguments, prog))
-        except UserError as error:
-            complain(error)
-            return 2
-    return 0

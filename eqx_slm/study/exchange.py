@@ -1,0 +1,93 @@
+"""`eqx-slm export` and `import`: a run's model to Hugging Face's files, and theirs to a folder of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from tyro.conf import Positional
+
+from ..commandline import command
+from ..errors import UserError
+from .text import VOCABULARY, Which, open_run
+
+
+@dataclass(frozen=True)
+class Export(Which):
+    """Write a trained model for other programs: Hugging Face's Llama, or plain safetensors with the config."""
+
+    examples: ClassVar = (
+        "eqx-slm export runs/quick-1 llama --arm dense            # transformers' from_pretrained reads it",
+        "eqx-slm export runs/quick-1 plain --to safetensors       # the weights by their own names, and model.json",
+    )
+
+    out: Positional[Path] = Path("exported")
+    """A new or empty folder."""
+    to: Literal["hf", "safetensors"] = "hf"
+    """hf: LlamaForCausalLM, a generator as its table. safetensors: model.safetensors, model.json, vocabulary.json."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """Read a Llama or a GPT-2 of transformers into a folder that `load_run` reads."""
+
+    examples: ClassVar = ("eqx-slm import ~/models/tiny-llama imported",)
+
+    folder: Positional[Path]
+    """With config.json and .safetensors files."""
+    out: Positional[Path] = Path("imported")
+    """A new or empty folder."""
+
+
+def save_plain(folder: Path, model: Any, config: Any, tokenizer: Any = None) -> None:
+    """Writes model.json, model.safetensors and, with a tokenizer, vocabulary.json, as a run folder has them."""
+    from ..configs import to_dict
+    from ..data.vocabulary import save_tokenizer
+    from ..files import json_hash, json_ready, write_json_atomic
+    from ..train.checkpoint import save_model
+
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already: name a new or an empty folder")
+    document = json_ready(to_dict(config))
+    try:
+        if tokenizer is not None:
+            save_tokenizer(folder / VOCABULARY, tokenizer)
+        write_json_atomic(folder / "model.json", document)
+        save_model(folder / "model.safetensors", model, metadata={"config": json_hash(document)})
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {error.strerror}") from None
+
+
+def export_main(arguments: Sequence[str] | None = None) -> int:
+    """`export`; returns the exit code."""
+
+    def run(o: Export) -> None:
+        from ..infer.hugging_face import export_llama
+
+        found = open_run(o.run, arm=o.arm, seed=o.seed, rate=o.rate)
+        save = export_llama if o.to == "hf" else save_plain
+        save(o.out, found.model, found.config, found.tokenizer)
+        print(o.out)
+
+    return command(Export, arguments, "eqx-slm export", run)
+
+
+def import_main(arguments: Sequence[str] | None = None) -> int:
+    """`import`; returns the exit code."""
+
+    def run(o: Import) -> None:
+        from ..infer.hugging_face import import_hugging_face
+        from ..nn.norm import make_norm
+
+        model, config = import_hugging_face(o.folder)
+        if model.norm.eps != (own := make_norm(config.norm, config.d_model).eps):
+            raise UserError(
+                f"{o.folder}: its norms add {model.norm.eps:g}, and a config of ours says {own:g}: use "
+                "eqx_slm.infer.hugging_face.import_hugging_face in Python, which keeps it"
+            )
+        save_plain(o.out, model, config)
+        print(o.out)
+
+    return command(Import, arguments, "eqx-slm import", run)

@@ -1,0 +1,171 @@
+"""Models in Hugging Face's files: the same logits in numpy, and, where they are installed, in transformers."""
+
+import dataclasses
+import json
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import GENERATOR, tiny_config, tiny_model
+
+from eqx_slm import AttentionConfig, HeadConfig, MLPConfig, TaperConfig, UserError, build, generate
+from eqx_slm.infer.hugging_face import export_llama, import_hugging_face, to_llama
+
+IDS = np.array([3, 60, 1, 1, 17, 42, 8, 9, 63, 0])
+CONFIGS = {
+    "dense": tiny_config(depth=2),
+    "grouped": tiny_config(mixer=AttentionConfig(n_heads=4, n_kv_heads=2, d_head=6, rotary_base=500.0)),
+    "tied": tiny_config(head=HeadConfig("tied", scale=0.25)),
+    "zero-centred": tiny_config(norm="zero-centred", channel=MLPConfig(d_ff=24)),
+    "leviathan": tiny_config(embedding=GENERATOR),
+    "generated": tiny_config(embedding=GENERATOR, head=HeadConfig("generated")),
+}
+
+
+def moved(config, seed=0):
+    """A model whose norms are not at their start and whose logits are large enough to tell mistakes."""
+    model = build(config, key=jax.random.key(seed))
+    key = jax.random.key(seed + 1)
+    arrays, rest = eqx.partition(model, eqx.is_inexact_array)
+    arrays = jax.tree.map(lambda x: 3 * x + 0.2 * jax.random.normal(key, x.shape), arrays)
+    return eqx.combine(arrays, rest)
+
+
+def llama_in_numpy(tensors, told, ids):
+    """The forward pass of a Llama, from the published equations."""
+    eps, heads, groups = told["rms_norm_eps"], told["num_attention_heads"], told["num_key_value_heads"]
+    width, count = told["head_dim"], len(ids)
+    t = {name: array.astype(np.float64) for name, array in tensors.items()}
+
+    def norm(x, name):
+        return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + eps) * t[name]
+
+    frequency = told["rope_theta"] ** (-np.arange(0, width, 2) / width)
+    angle = np.concatenate([np.outer(np.arange(count), frequency)] * 2, axis=-1)[:, None]
+
+    def turn(x):
+        half = np.concatenate([-x[..., width // 2 :], x[..., : width // 2]], axis=-1)
+        return x * np.cos(angle) + half * np.sin(angle)
+
+    x = t["model.embed_tokens.weight"][ids]
+    for i in range(told["num_hidden_layers"]):
+        at = f"model.layers.{i}."
+        y = norm(x, at + "input_layernorm.weight")
+        q, k, v = (
+            (y @ t[f"{at}self_attn.{n}_proj.weight"].T).reshape(count, -1, width).astype(np.float64) for n in "qkv"
+        )
+        q, k, v = turn(q), np.repeat(turn(k), heads // groups, axis=1), np.repeat(v, heads // groups, axis=1)
+        scores = np.einsum("tnh,unh->ntu", q, k) / np.sqrt(width)
+        scores = np.where(np.tril(np.ones((count, count), bool)), scores, -np.inf)
+        shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        shares /= shares.sum(axis=-1, keepdims=True)
+        x = x + np.einsum("ntu,unh->tnh", shares, v).reshape(count, -1) @ t[at + "self_attn.o_proj.weight"].T
+        y = norm(x, at + "post_attention_layernorm.weight")
+        gate = y @ t[at + "mlp.gate_proj.weight"].T
+        x = x + (gate / (1 + np.exp(-gate)) * (y @ t[at + "mlp.up_proj.weight"].T)) @ t[at + "mlp.down_proj.weight"].T
+    tied = told["tie_word_embeddings"]
+    return norm(x, "model.norm.weight") @ t["model.embed_tokens.weight" if tied else "lm_head.weight"].T
+
+
+def logits_of(model):
+    return np.asarray(eqx.filter_jit(model)(jnp.asarray(IDS, jnp.int32)))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_llamas_equations_on_the_exported_tensors_give_the_models_logits(name, tmp_path):
+    model = moved(CONFIGS[name])
+    wanted = logits_of(model)
+    np.testing.assert_allclose(llama_in_numpy(*to_llama(model, CONFIGS[name]), IDS), wanted, rtol=1e-3, atol=1e-4)
+    back, config = import_hugging_face(export_llama(tmp_path / "out", model, CONFIGS[name]))
+    np.testing.assert_allclose(logits_of(back), wanted, rtol=1e-4, atol=1e-4)
+    assert config.widths == CONFIGS[name].widths and config.head.kind in ("tied", "untied")
+
+
+@settings(max_examples=5)
+@given(st.sampled_from([1, 2, 4]), st.sampled_from([1, 2]), st.integers(1, 3), st.booleans(), st.integers(0, 99))
+def test_transformers_gives_the_same_logits(tmp_path_factory, heads, groups, depth, tied, seed):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    mixer = AttentionConfig(n_heads=2 * heads, n_kv_heads=groups)
+    config = tiny_config(depth=depth, mixer=mixer, head=HeadConfig("tied" if tied else "untied"))
+    model = moved(config, seed)
+    folder = export_llama(tmp_path_factory.mktemp("hf") / "out", model, config)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        found = theirs(torch.tensor(IDS)[None]).logits[0].numpy()
+    np.testing.assert_allclose(found, logits_of(model), atol=1e-4 * max(1, np.abs(found).max()))
+    ours = generate(model, IDS[:3].astype(np.int32), tokens=12, context=16, temperature=0.0, key=jax.random.key(0))
+    sampled = theirs.generate(torch.tensor(IDS[:3])[None], max_new_tokens=12, do_sample=False, pad_token_id=0)
+    assert sampled[0, 3:].tolist() == np.asarray(ours).tolist()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_what_transformers_saved_gives_the_same_logits_here(kind, tmp_path):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    if kind == "llama":
+        shapes = transformers.LlamaConfig(
+            vocab_size=64, hidden_size=16, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=32, rms_norm_eps=1e-4, rope_theta=700.0,
+        )  # fmt: skip
+        theirs = transformers.LlamaForCausalLM(shapes)
+    else:
+        shapes = transformers.GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=2, n_head=4)
+        theirs = transformers.GPT2LMHeadModel(shapes)
+    with torch.no_grad():
+        for each in theirs.parameters():
+            each += 0.3 * torch.randn_like(each)
+        wanted = theirs.eval()(torch.tensor(IDS)[None]).logits[0].numpy()
+    theirs.save_pretrained(tmp_path / "saved")
+    model, config = import_hugging_face(tmp_path / "saved")
+    np.testing.assert_allclose(logits_of(model), wanted, atol=1e-4 * max(1, np.abs(wanted).max()))
+    assert config.context == 32
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"norm": "layer"}, "norm 'layer'"),
+        ({"positions": "learned"}, "positions 'learned'"),
+        ({"placement": "post"}, "placement 'post'"),
+        ({"channel": MLPConfig(d_ff=32, activation="gelu")}, "activation 'gelu'"),
+        ({"mixer": AttentionConfig(n_heads=2, window=4)}, "a window"),
+        ({"mixer": AttentionConfig(n_heads=2, qk_norm="rms")}, "qk_norm 'rms'"),
+        ({"depth": 3, "channel": MLPConfig(d_ff=64), "taper": TaperConfig("cosine")}, "widths that differ by layer"),
+    ],
+)
+def test_what_llama_cannot_say_is_named(change, said, tmp_path):
+    config = tiny_config(**change)
+    with pytest.raises(UserError, match=f"Llama's layout has no place for .*{said}"):
+        export_llama(tmp_path / "out", tiny_model(config), config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_that_hold_something_else_are_refused(tmp_path):
+    config = tiny_config()
+    out = export_llama(tmp_path / "out", tiny_model(), config)
+    with pytest.raises(UserError, match="is there already"):
+        export_llama(out, tiny_model(), config)
+    told = json.loads((out / "config.json").read_text())
+    for change, said in (
+        ({"model_type": "mamba"}, "model_type 'mamba': llama and gpt2"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling"),
+        ({"intermediate_size": 48}, "has shape"),
+        ({"num_hidden_layers": 2}, "it lacks"),
+    ):
+        (out / "config.json").write_text(json.dumps({**told, **change}))
+        with pytest.raises(UserError, match=said) as error:
+            import_hugging_face(out)
+        assert "\n" not in str(error.value)
+    (out / "model.safetensors").write_bytes(b"x")
+    (out / "config.json").write_text(json.dumps(told))
+    with pytest.raises(UserError, match="cannot be read"):
+        import_hugging_face(out)
+    (out / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="holds no .safetensors"):
+        import_hugging_face(out)
+    assert dataclasses.is_dataclass(config)
