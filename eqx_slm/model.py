@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Array, Int32, PRNGKeyArray
 
-from .checks import INT32, check_choices, check_whole, finite, lr_factors
+from .checks import check_choices, check_whole, finite, lr_factors
 from .errors import UserError
 from .nn.bigrams import BigramConfig
 from .nn.block import Block, ChannelConfig, MixerConfig, Placement
@@ -122,7 +122,7 @@ class ModelConfig:
     def __post_init__(self):
         check_choices(self)
         lr_factors(self.lr_multipliers)
-        check_whole(self, "vocab_size", "d_model", "context", most=INT32)
+        check_whole(self, "vocab_size", "d_model", "context", most=2**53)  # a float holds it
         check_whole(self, "depth", most=10_000)  # every layer is looked at, whatever is asked of a config
         check_whole(self, "padding_ids", least=0)
         if self.padding_ids >= self.vocab_size:

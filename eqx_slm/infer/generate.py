@@ -82,17 +82,13 @@ def generate(
     if prompt.ndim != 1 or not jnp.issubdtype(prompt.dtype, jnp.integer):
         raise UserError(f"the prompt is {prompt.dtype} of shape {prompt.shape}: give the ids of one sequence, integers")
     tokens, context = whole("tokens", tokens, least=0), whole("context", context)
+    filters: Any = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty}
+    how = sampling(1 if vocab_size is None else vocab_size, temperature=temperature, **filters)
     model = materialize(model) if hasattr(model, "embedding") else model
     prompt, length = prompt.astype(jnp.int32), prompt.shape[0]
     shape = eqx.filter_eval_shape(lambda m: m.logits(m.features(m.embed(jnp.zeros(1, jnp.int32)))), model).shape
-    how = sampling(
-        shape[-1] if vocab_size is None else vocab_size,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-    )
+    if vocab_size is None:
+        how = how._replace(vocab_size=jnp.asarray(shape[-1], jnp.int32))
     seen = jnp.zeros(shape[-1], bool).at[prompt].set(True)
     # Sizes in steps of 64 tokens: a program then serves many lengths of prompt and answer.
     keys = jax.random.split(key, 64 * max(1, -(-tokens // 64)))
