@@ -261,7 +261,7 @@ def read_config(path: Path) -> PairConfig:
 # replaces. This one is sized so that one more layer brings Leviathan, and two the tied table, within 0.2% of dense.
 # Scales, learning rates and their multipliers are the best of coarse sweeps for each kind of arm (experiments/LOG.md):
 # rows of one unit that move fast, a generator whose codebooks and W_in begin ten and seven times the published size.
-SMALL = Tuned(
+TUNED = Tuned(
     generator=LeviathanConfig(
         coordinates=2, seed_size=47, n_heads=4, rank=16, output_std=0.15, codebook_std=0.2, input_std=0.14
     ),
@@ -287,7 +287,7 @@ QUICK = PairConfig(
         embedding=TableConfig(std=1.0),
         lr_multipliers="embedding=13, head=4",
     ),
-    tuned=SMALL,
+    tuned=TUNED,
     stream=StreamConfig(tokenizer="bpe:2048", batch_size=2, eval_tokens=8192),
     optimizer=OptimizerConfig(floor=0.0),
     seeds=5,
@@ -305,9 +305,30 @@ CPU = dataclasses.replace(
     learning_rates=(5e-3,),
 )
 
+# Twice the width and the vocabulary, and again one more layer for the generator's parameters, two for the tied table's.
+SMALL = dataclasses.replace(
+    QUICK,
+    name="small",
+    model=dataclasses.replace(QUICK.model, vocab_size=4096, d_model=128),
+    tuned=dataclasses.replace(
+        QUICK.tuned,
+        generator=dataclasses.replace(QUICK.tuned.generator, seed_size=96, rank=32, input_std=0.1),
+        spelled=dataclasses.replace(QUICK.tuned.spelled, size=256),
+        composed=dataclasses.replace(QUICK.tuned.composed, pieces=1024),
+        hybrid_rows=512,
+        bigrams=BigramConfig(rows=8192, rank=16),
+    ),
+    stream=StreamConfig(tokenizer="bpe:4096", batch_size=16, eval_tokens=65536),
+    steps=1200,
+    evaluations=8,
+    learning_rates=(2e-3, 4e-3),
+)
+PRESETS = {"quick": QUICK, "cpu": CPU, "small": SMALL}
+
 
 def preset(name: str) -> PairConfig:
-    """A named starting point: "quick", "cpu", or a shape `d_model x depth` such as "256x6" for an accelerator.
+    """A named starting point: "quick", "cpu", "small" (1.6M parameters, 2.5M tokens: minutes on an accelerator), or a
+    shape `d_model x depth` such as "256x6".
 
     A shape takes the published recipe: o200k_base, SwiGLU of 4 d_model, heads of 64, sequences of 512 tokens in
     batches of 512, bfloat16 compute, the published generator (arXiv 2601.22040). The learning rate was not published;
@@ -315,11 +336,13 @@ def preset(name: str) -> PairConfig:
 
     **Raises:** `UserError` for another name.
     """
-    if name in ("quick", "cpu"):
-        return {"quick": QUICK, "cpu": CPU}[name]
+    if name in PRESETS:
+        return PRESETS[name]
     match = re.fullmatch(r"([1-9]\d{0,8})x([1-9]\d{0,8})", name)
     if match is None:
-        raise UserError(f"unknown preset {name!r}; allowed: quick, cpu, or d_model x depth such as 256x6 or 768x12")
+        raise UserError(
+            f"unknown preset {name!r}; allowed: {', '.join(PRESETS)}, or d_model x depth such as 256x6 or 768x12"
+        )
     d_model, depth = int(match[1]), int(match[2])
     try:
         mixer = AttentionConfig(n_heads=max(1, d_model // 64))
