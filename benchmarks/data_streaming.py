@@ -49,7 +49,7 @@ def training_speed(steps: int = 60) -> float:
     """Tokens a second of the default pair's dense arm."""
     from eqx_slm.model import build
     from eqx_slm.study.arms import make_arm
-    from eqx_slm.study.config import QUICK
+    from eqx_slm.study.presets import QUICK
     from eqx_slm.train.step import compile_step, make_program
 
     stream = QUICK.stream.open()

@@ -25,7 +25,7 @@ import numpy as np
 from eqx_slm.account import flops
 from eqx_slm.model import ModelConfig, build
 from eqx_slm.nn import AttentionConfig, LeviathanConfig
-from eqx_slm.study.config import preset
+from eqx_slm.study.presets import preset
 from eqx_slm.train import make_program
 
 from .harness import Row, fresh, parser, show

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from eqx_slm.model import build
-from eqx_slm.study.config import QUICK
+from eqx_slm.study.presets import QUICK
 from eqx_slm.train import Program, TrainState, keep_freed_memory, make_program
 from eqx_slm.train.step import compile_step
 

@@ -12,7 +12,7 @@ import dataclasses
 from eqx_slm.model import ModelConfig
 from eqx_slm.nn import AttentionConfig, LeviathanConfig
 from eqx_slm.study.arms import make_arm
-from eqx_slm.study.config import QUICK
+from eqx_slm.study.presets import QUICK
 
 from .harness import Row, interleave, show
 from .training import stepper, zipf_batches

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eqx_slm.model import ModelConfig, build
-from eqx_slm.study.config import QUICK
+from eqx_slm.study.presets import QUICK
 from eqx_slm.train import Program, TrainState, keep_freed_memory, make_program
 
 from .harness import Row, interleave, parser, show

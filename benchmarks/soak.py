@@ -19,7 +19,7 @@ import jax
 from eqx_slm import pair
 from eqx_slm.model import build
 from eqx_slm.study.arms import make_arm
-from eqx_slm.study.config import QUICK
+from eqx_slm.study.presets import QUICK
 from eqx_slm.train import Checkpoints, make_program, train_runs
 from eqx_slm.train.step import compile_step
 

@@ -33,7 +33,7 @@ def first_step() -> float:
 
     from eqx_slm.model import build
     from eqx_slm.study.arms import make_arm
-    from eqx_slm.study.config import QUICK
+    from eqx_slm.study.presets import QUICK
     from eqx_slm.train import make_program
 
     config = make_arm("leviathan-deep", QUICK.model, QUICK.tuned).config

@@ -47,7 +47,7 @@ REGISTERED = {
         "Allocation: does dense-bigrams beat dense, and tied-bigrams dense-tied-deep, each at equal parameters and no "
         "more FLOPs, by 0.03 nat with an interval clear of zero? Then hashed bigrams win here."
     ),
-    "corpora": "The same on a text that the search did not see; verdicts that differ from the default corpus are named.",
+    "corpora": "The same on a text that the search did not see; verdicts that differ are named.",
     "taper": (
         "Tapered LMs: do widths that fall from 1.5x to 0.5x on a cosine beat equal ones at equal parameters, under "
         "each mixer? Falling better and rising not: the claim holds. Both better: unequal widths help. "

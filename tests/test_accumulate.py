@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny import GENERATOR, LENGTH, VOCAB, tiny_config, tiny_model
 
 from eqx_slm import OptimizerConfig, UserError, make_program, memory
-from eqx_slm.study.config import preset
+from eqx_slm.study.presets import preset
 
 ROWS = 6
 RATE = np.float32(1e-2)

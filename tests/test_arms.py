@@ -21,7 +21,7 @@ from eqx_slm import (
 from eqx_slm.configs import differences
 from eqx_slm.model import side_like
 from eqx_slm.study.arms import RECIPES, make_arm
-from eqx_slm.study.config import preset
+from eqx_slm.study.presets import preset
 from eqx_slm.train.checkpoint import named_arrays
 
 QUICK = preset("quick")

@@ -16,7 +16,7 @@ from eqx_slm.__main__ import COMMANDS, main
 from eqx_slm.account.budget import fit_shape
 from eqx_slm.commandline import count_of
 from eqx_slm.configs import to_dict
-from eqx_slm.study.config import preset
+from eqx_slm.study.presets import preset
 from eqx_slm.testing import vocab_sizes
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from eqx_slm import AttentionConfig, HeadConfig, LeviathanConfig, MLPConfig, ModelConfig, OptimizerConfig, TaperConfig
 from eqx_slm.checks import check_choices
-from eqx_slm.study.config import preset
+from eqx_slm.study.presets import preset
 
 CONFIG = ModelConfig(embedding=LeviathanConfig())
 WRONG = {

@@ -33,7 +33,8 @@ from eqx_slm import (
 )
 from eqx_slm.configs import differences, from_dict, set_field, to_dict
 from eqx_slm.study.arms import RECIPES, Tuned
-from eqx_slm.study.config import StreamConfig, preset
+from eqx_slm.study.config import StreamConfig
+from eqx_slm.study.presets import preset
 
 count = st.integers(1, 2**40)
 share = st.floats(0, 1)

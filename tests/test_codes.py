@@ -39,7 +39,7 @@ from eqx_slm.data import Corpus, TokenStream, make_tokenizer
 from eqx_slm.model import side_like
 from eqx_slm.nn.spelled import frequencies
 from eqx_slm.nn.spelling import padded_spelling
-from eqx_slm.study.config import preset
+from eqx_slm.study.presets import preset
 from eqx_slm.train import load_model, save_model
 
 CORPUS = Corpus("x", ("the cat sat on the mat, the naïve 日本 cat " * 40,), ("v",), (), split_rule="", hash="codes")

@@ -151,7 +151,7 @@ def test_bad_arguments_are_refused_in_one_line(arguments, told, here, capsys):
 
 def test_a_setting_that_reaches_every_arm_is_taken():
     """By its match too, whatever that comes out at: a base of one layer where the matched depth is one either way."""
-    from eqx_slm.study.config import preset
+    from eqx_slm.study.presets import preset
 
     for settings in (SMALL, ["all.depth=3", "dense.depth=4"], ["all.taper.schedule=cosine"], ["all.depth=2"]):
         config = dataclasses.replace(preset("quick"), settings=tuple(settings))
@@ -283,7 +283,7 @@ def test_a_real_run_ends_with_a_verdict(here, text, monkeypatch, capsys):
 
 def test_options_change_a_preset_or_a_config():
     from eqx_slm.study.command import Options, resolve
-    from eqx_slm.study.config import preset
+    from eqx_slm.study.presets import preset
 
     assert resolve(Options()) == preset("quick")
     changed = resolve(Options(tokens=1000, batch_size=2, sequence_length=100, lr=(0.1, 0.2), schedule="wsd", seeds=5))
@@ -302,7 +302,7 @@ def changed(tmp_path, text, name="config.json"):
 @pytest.fixture(scope="module")
 def config():
     from eqx_slm.configs import to_dict
-    from eqx_slm.study.config import preset
+    from eqx_slm.study.presets import preset
 
     return to_dict(preset("quick"))
 
@@ -361,7 +361,8 @@ def test_json_that_python_reads_and_nobody_means_is_refused(change, told, config
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_a_byte_order_mark_before_a_config_is_none(mark, config, tmp_path):
-    from eqx_slm.study.config import preset, read_config
+    from eqx_slm.study.config import read_config
+    from eqx_slm.study.presets import preset
 
     _, path = changed(tmp_path, mark + json.dumps(config).encode())
     assert read_config(Path(path)) == preset("quick")

@@ -10,7 +10,8 @@ from eqx_slm.data import Corpus, prepare
 from eqx_slm.data.shards import Manifest
 from eqx_slm.data.splits import SplitRule
 from eqx_slm.data.tokenizer import ByteTokenizer
-from eqx_slm.study.config import preset, read_config
+from eqx_slm.study.config import read_config
+from eqx_slm.study.presets import preset
 
 
 @pytest.fixture

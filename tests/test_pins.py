@@ -19,7 +19,7 @@ from eqx_slm import build, open_data, parameter_ledger
 from eqx_slm.data import open_source, prepare, split_rule
 from eqx_slm.data.tokenizer import ByteTokenizer
 from eqx_slm.study.arms import RECIPES
-from eqx_slm.study.config import preset
+from eqx_slm.study.presets import preset
 
 PINS = Path(__file__).with_name("pins.json")
 STDLIB_HASH = "dd40c712"  # of the corpus that the quick pair reads under Python 3.11.7

@@ -14,7 +14,6 @@ from .compare import paired as paired
 from .config import PairConfig as PairConfig
 from .config import StreamConfig as StreamConfig
 from .config import WindowConfig as WindowConfig
-from .config import preset as preset
 from .figures import differences as differences
 from .fits import Ladder as Ladder
 from .fits import fit_laws as fit_laws
@@ -29,6 +28,7 @@ from .pictures import curves as curves
 from .pictures import forest as forest
 from .pictures import ledger_bars as ledger_bars
 from .pictures import loss_against as loss_against
+from .presets import preset as preset
 from .report import PAIR as PAIR
 from .report import budgets as budgets
 from .report import losses as losses

@@ -28,7 +28,8 @@ Again = Callable[[Path], str | None]  # the command that goes on in a folder
 
 def resolve(options: Options) -> "PairConfig":
     """The full config of a command line; raises `UserError` for options that do not fit."""
-    from .config import preset, read_config, replaced_settings
+    from .config import read_config, replaced_settings
+    from .presets import preset
 
     if options.config is not None and not options.config.strip():
         raise UserError("--config is empty: name a config.json, or leave it out")

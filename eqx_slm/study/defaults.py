@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # jax is loaded for the help of a preset, not for every comma
 
 def of_preset(given: Sequence[str]) -> Mapping[str, str]:
     """Of the preset that is among the words of a command line, by option."""
-    from .config import preset
+    from .presets import preset
 
     asked = [after for word, after in zip(given, [*given[1:], ""], strict=True) if word == "--preset"]
     asked += [word.partition("=")[2] for word in given if word.startswith("--preset=")]

@@ -194,7 +194,8 @@ def _configs(options: Ledger) -> tuple[dict[str, ModelConfig], int, int]:
     """Configs by arm, the context, and sequences a batch."""
     from ..configs import from_dict, read_json
     from ..model import ModelConfig
-    from .config import preset, read_config
+    from .config import read_config
+    from .presets import preset
 
     path = Path(options.config)
     if not (path.suffix == ".json" or path.exists()):

@@ -26,11 +26,12 @@ from ..train.loop import RunConfig
 from ..train.step import share_of
 from .blocks import Block
 from .compare import Control, paired
-from .config import QUICK, StreamConfig, check_design, check_until, run_of
+from .config import StreamConfig, check_design, check_until, run_of
 from .first_weights import FirstWeights
 from .folder import Folder, load_run
 from .grids import Grid
 from .longer import KEPT, Shorter, can_go_on
+from .presets import QUICK
 from .report import PAIR
 from .results import ArmResult, Comparison, Results, Row, best_rate
 from .runner import Arms, Event, MakeModel, Run, Runner, distinct_share
