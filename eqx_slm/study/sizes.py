@@ -71,7 +71,7 @@ class Ledger:
     )
 
     config: Positional[str]
-    """quick, cpu, a shape such as 256x6, a run's config.json, or the model.json of a saved model."""
+    """quick, cpu, small, a shape such as 256x6, a run's config.json, or the model.json of a saved model."""
     arms: tuple[str, ...] | None = None
     """Named arms instead of the study's own."""
 

@@ -1,0 +1,77 @@
+"""The tables of RESULTS.md, from the rows in experiments/rows; nothing is trained.
+
+python experiments/results.py            # writes RESULTS.md's tables again, between its two marks
+python experiments/results.py --print    # only shows them
+"""
+
+import sys
+from pathlib import Path
+
+from eqx_slm.files import write_text_atomic
+from eqx_slm.study import load_results
+from eqx_slm.study.blocks import Heading, Paragraph, Table, markdown
+
+HERE = Path(__file__).parent
+PAGE, BEGIN, END = HERE.parent / "RESULTS.md", "<!-- tables -->", "<!-- /tables -->"
+STUDIES = ("embedding-stdlib", "embedding-wikitext-2", "taper-attention", "taper-gated", "scaling-1200")
+
+
+def differences(results):
+    """A row an arm: size, cost, loss, paired difference with both intervals, verdict."""
+    rows = []
+    compared = {each.arm: each for each in results.comparisons}
+    for name, arm in results.arms.items():
+        facts, found = arm.facts, compared.get(name)
+        flops = (facts.flops_per_token or {}).get("total")
+        row = [name, f"{facts.parameters['total']:,}", "" if flops is None else f"{flops / 1e6:.2f}M"]
+        row.append(f"{arm.mean('final_nll'):.4f}")
+        if found is None:
+            rows.append([*row, "", "", "reference"])
+            continue
+        wide = f"{found.corrected_low:+.4f} to {found.corrected_high:+.4f}"
+        rows.append([*row, f"{found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f})", wide, found.verdict])
+    header = ["arm", "parameters", "FLOPs a token", "loss", "difference (95%)", "Holm-corrected", "verdict"]
+    return Table(header, rows, left=1)
+
+
+def rare(results):
+    """Differences to the first arm by how frequent the target is: tenths of the training tokens."""
+    mean = {}
+    for name, arm in results.arms.items():
+        parts = [[loss for loss, _ in run.by_frequency["target by mass"][:10]] for run in arm.runs]
+        mean[name] = [sum(each) / len(each) for each in zip(*parts, strict=True)]
+    first = mean.pop(results.reference)
+    picked = (0, 4, 7, 9)
+    rows = [[name, *(f"{own[i] - first[i]:+.3f}" for i in picked)] for name, own in mean.items()]
+    return Table(["arm", *(f"tenth {i + 1}" for i in picked)], rows, left=1)
+
+
+def tables():
+    """All of them, as Markdown."""
+    blocks = []
+    for name in STUDIES:
+        results = load_results(HERE / "rows" / name)
+        seeds, tokens = results.settings["seeds"], results.settings["tokens"]
+        blocks.append(Heading(name, 3))
+        said = f"{tokens:,} tokens a run, seeds {', '.join(map(str, seeds))}, {results.machine['device']}, "
+        blocks.append(Paragraph(f"{said}jax {results.machine['jax']}; nats a token of validation text."))
+        blocks.append(differences(results))
+        if name.startswith("embedding"):
+            blocks.append(
+                Paragraph("Differences to dense by tenths of the training tokens, targets of the most frequent first:")
+            )
+            blocks.append(rare(results))
+    return markdown(blocks).strip()
+
+
+def page(text):
+    """The page with its tables written anew."""
+    head, _, rest = text.partition(BEGIN)
+    return f"{head}{BEGIN}\n\n{tables()}\n\n{END}{rest.partition(END)[2]}"
+
+
+if __name__ == "__main__":
+    if "--print" in sys.argv:
+        print(tables())
+    else:
+        write_text_atomic(PAGE, page(PAGE.read_text("utf-8")))
