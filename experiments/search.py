@@ -84,9 +84,9 @@ def layers(change, depth):
     return lambda base: dataclasses.replace(change(base), depth=depth)
 
 
-def tapered(change, schedule="cosine", start=1.5, end: float | None = 0.5, multiple=16):
+def tapered(change, start=1.5, end=0.5, multiple=16):
     """A change with widths that run over depth."""
-    taper = TaperConfig(schedule, start=start, end=end, multiple=multiple)
+    taper = TaperConfig("cosine", start=start, end=end, multiple=multiple)
     return lambda base: dataclasses.replace(change(base), taper=taper)
 
 
