@@ -82,6 +82,12 @@ def json_ready(value: Any) -> Any:
     raise ValueError(f"cannot write a {type(value).__name__} as JSON; give dicts, lists, strings, numbers or None")
 
 
+def check_new(folder: Path) -> None:
+    """Raises `UserError` for a folder that holds something."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already: name a new or an empty folder")
+
+
 def sealed(content: dict[str, Any]) -> dict[str, Any]:
     """`json_ready(content)` with the hash of all of it under "sha256", so that one flipped bit shows."""
     content = json_ready(content)

@@ -36,9 +36,9 @@ def presented(options: Any, values: Mapping[str, str]) -> tuple[Any, Callable[[A
     inside = {name for names in groups.values() for name in names}
     parts: list[Any] = [spec(name) for name in fields if name not in inside]
     for title, names in groups.items():
-        group = dataclasses.make_dataclass(title, [spec(name) for name in names if name in fields])
+        group = dataclasses.make_dataclass(title, [spec(name) for name in names if name in fields], kw_only=True)
         parts.append((title, OmitArgPrefixes[group], dataclasses.field(default_factory=group)))
-    made = dataclasses.make_dataclass(options.__name__, parts)
+    made = dataclasses.make_dataclass(options.__name__, parts, kw_only=True)
     made.__doc__ = options.__doc__
 
     def back(parsed: Any) -> Any:

@@ -15,7 +15,7 @@ SCAN_COPIES = 1.3
 @dataclass(frozen=True)
 class Memory:
     """Bytes of one training step. `activations` is a closed-form estimate (chunked loss), near what XLA plans on a CPU
-    for float32: within 15% with the gradients at 256x6 (tests/test_flops.py)."""
+    for float32: within 15% with the gradients at 256x6 (tests/test_memory.py)."""
 
     parameters: int
     gradients: int

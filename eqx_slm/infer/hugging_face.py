@@ -11,7 +11,7 @@ import numpy as np
 
 from ..configs import read_json
 from ..errors import UserError
-from ..files import write_bytes_atomic, write_json_atomic
+from ..files import check_new, write_bytes_atomic, write_json_atomic
 from ..model import ModelConfig, build
 from ..nn.attention import AttentionConfig
 from ..nn.head import HeadConfig
@@ -120,8 +120,7 @@ def export_llama(folder: str | Path, model: Any, config: ModelConfig, tokenizer:
     from ..data.vocabulary import export_tokenizer
 
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already: name a new or an empty folder")
+    check_new(folder)
     tensors, told = to_llama(model, config)
     try:
         write_bytes_atomic(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))

@@ -165,13 +165,13 @@ def _run(
     """Opens the data, makes the study at its vocabulary, and runs or only plans it, until it is told to stop."""
     from ..train.host import keep_freed_memory, use_compile_cache
     from ..train.resume import Stopped
+    from . import terminal
     from .folder import check_folder
     from .noise import outlook
     from .progress import Progress
     from .report import summary
     from .runner import distinct_share
     from .study import check_compiling, run_study
-    from .terminal import print_blocks
     from .trackers import Tracker, check_tracker
 
     out, dry_run = options.out, options.dry_run
@@ -181,7 +181,7 @@ def _run(
     check_compiling()
     keep_freed_memory()
     use_compile_cache()
-    console, started = _console(), time.perf_counter()
+    console, started = terminal.console(), time.perf_counter()
     if out is not None and not out.strip():
         raise UserError("--out is empty: name a folder, or leave it out")
     if out is not None and not dry_run:
@@ -198,7 +198,9 @@ def _run(
     if dry_run:
         return _show_plan(study, stream.vocab_size, stream.padding, distinct_share(stream))
     arms = len(study.resolve(stream.vocab_size, stream.sequence_length, stream.padding)[0])
-    print_blocks(outlook(study, stream.vocab_size, stream.sequence_length, stream.batch_size, stream.padding), console)
+    terminal.print_blocks(
+        outlook(study, stream.vocab_size, stream.sequence_length, stream.batch_size, stream.padding), console
+    )
     folders: list[Path] = []
     trackers: list[Tracker] = []
 
@@ -227,7 +229,7 @@ def _run(
             raise KeyboardInterrupt from None
         print(f"stopped; go on with: {command(folders[0])}", file=sys.stderr)
         return STOPPED
-    print_blocks(summary(results), console)
+    terminal.print_blocks(summary(results), console)
     _say(console, f"{folder}/report.md, report.html  ({time.perf_counter() - started:.0f} s)")
     if ended := [f"{arm.name}, seed {run.seed}" for arm in results.arms.values() for run in arm.runs if run.diverged]:
         complain(f"diverged: {'; '.join(ended)}: no verdict is drawn from these; take a lower --lr")
@@ -250,16 +252,10 @@ def again(typed: Sequence[str] | None) -> Callable[[Path], str]:
 
 def _show_plan(study: "Study", vocab_size: int, padding: int, share: float | None) -> int:
     from .dry_run import plan
-    from .terminal import print_blocks
+    from .terminal import console, print_blocks
 
-    print_blocks(plan(study, vocab_size, padding, share), _console())
+    print_blocks(plan(study, vocab_size, padding, share), console())
     return 0
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 120)
 
 
 def _say(console: Any, line: str) -> None:

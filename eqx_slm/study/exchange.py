@@ -45,11 +45,10 @@ def save_plain(folder: Path, model: Any, config: Any, tokenizer: Any = None) -> 
     """Writes model.json, model.safetensors and, with a tokenizer, vocabulary.json, as a run folder has them."""
     from ..configs import to_dict
     from ..data.vocabulary import save_tokenizer
-    from ..files import json_hash, json_ready, write_json_atomic
+    from ..files import check_new, json_hash, json_ready, write_json_atomic
     from ..train.checkpoint import save_model
 
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already: name a new or an empty folder")
+    check_new(folder)
     document = json_ready(to_dict(config))
     try:
         if tokenizer is not None:

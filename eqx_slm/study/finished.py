@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,11 +72,9 @@ def _report(options: Report) -> None:
 
 
 def _compare(options: Compare) -> None:
-    from rich.console import Console
-
     from .beside import beside, headline, labels, sections
     from .saved import load_results, write_report
-    from .terminal import print_blocks
+    from .terminal import console, print_blocks
 
     folders = options.folders
     if len(folders) < 2:
@@ -92,7 +89,7 @@ def _compare(options: Compare) -> None:
     if out is not None:
         _writing(out, lambda: out.mkdir(parents=True, exist_ok=True))  # before pictures are drawn in vain
         _writing(out, lambda: write_report(sections(both), out))
-    print_blocks(headline(both, short=True), Console(width=None if sys.stdout.isatty() else 120))
+    print_blocks(headline(both, short=True), console())
     if out is not None:
         print(visible(f"{out}/report.html"))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,10 +117,11 @@ def _budget(options: Budget) -> None:
     from .pictures import draw_ledger
     from .plot import render
     from .sentences import human
+    from .terminal import console, print_blocks
 
     found = fits(options)
     planned = _planned({arm: fit.config for arm, fit in found.items()}, options.context)
-    console = _console()
+    out = console()
     rows = []
     for arm, fit in found.items():
         config, total = fit.config, planned.arms[arm].facts.parameters["total"]
@@ -139,19 +139,17 @@ def _budget(options: Budget) -> None:
             ]
         )
     header = ["arm", "d_model", "layers", "d_ff", "parameters", "off by", "in token tables", "FLOPs/token"]
-    from .terminal import print_blocks
-
-    print_blocks([Table(header, rows)], console)
+    print_blocks([Table(header, rows)], out)
     for line in _bars(planned):
-        console.print(line)
+        out.print(line)
     note = f"SwiGLU, d_ff about 4 d_model, heads of {options.multiple}; the generator's sizes are the published ones"
-    print_blocks([Paragraph(note)], console)
+    print_blocks([Paragraph(note)], out)
     if options.png is not None:
         try:
             options.png.write_bytes(render(draw_ledger, planned)["png"])
         except OSError as error:
             raise UserError(f"--png {options.png} cannot be written: {error.strerror}") from None
-        print_blocks([Paragraph(f"{options.png}")], console)
+        print_blocks([Paragraph(f"{options.png}")], out)
 
 
 def _bars(planned: Results) -> list[Text]:
@@ -179,15 +177,15 @@ def _ledger(options: Ledger) -> None:
     from ..account import parameter_ledger
     from .blocks import Heading
     from .report import budgets
-    from .terminal import print_blocks
+    from .terminal import console, print_blocks
 
     arms, context, batch = _configs(options)
-    console = _console()
+    out = console()
     for name, config in arms.items():
-        print_blocks([Heading(name)], console)
-        console.print(str(parameter_ledger(config)), highlight=False, markup=False)
-        console.print("")
-    print_blocks(budgets(_planned(arms, context, batch))[2:], console)
+        print_blocks([Heading(name)], out)
+        out.print(str(parameter_ledger(config)), highlight=False, markup=False)
+        out.print("")
+    print_blocks(budgets(_planned(arms, context, batch))[2:], out)
 
 
 def _configs(options: Ledger) -> tuple[dict[str, ModelConfig], int, int]:
@@ -229,9 +227,3 @@ def _planned(configs: dict[str, ModelConfig], context: int, batch_size: int = 1)
     sizes: dict[str, Any] = {"batch_size": batch_size, "context": context}
     arms = {name: ArmResult(name, facts(config, **sizes), 0.0, made_of=config) for name, config in configs.items()}
     return Results("budget", arms, {"steps": 0, "batch_size": batch_size, "sequence_length": context, "tokens": 0})
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 120)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,13 @@ STYLES = {
     "not resolved": "bold yellow",
     "identical arms": "bold cyan",
 }
+
+
+def console() -> Console:
+    """Standard output, 120 columns wide where it is no terminal."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120)
 
 
 def print_blocks(blocks: Sequence[Block], console: Console) -> None:

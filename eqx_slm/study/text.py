@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -116,7 +117,7 @@ def text_loss(run: OpenRun, text: str, *, stride: int | None = None) -> TextLoss
             own = ids[start : start + context + 1]
             rows[row, : len(own)] = own
             masks[row, (context - stride if start else 0) : len(own) - 1] = True
-        found = np.asarray(_losses(run.model, rows), np.float64)
+        found = np.asarray(_losses()(run.model, rows), np.float64)
         losses.append(found[masks])
         counted.append(rows[:, 1:][masks])
     nats, targets = np.concatenate(losses), np.concatenate(counted)
@@ -126,7 +127,9 @@ def text_loss(run: OpenRun, text: str, *, stride: int | None = None) -> TextLoss
     return TextLoss(float(nats.mean()), len(nats), bits)
 
 
-def _losses(model: Any, rows: Any) -> Any:
+@functools.cache
+def _losses() -> Any:
+    """The compiled losses of windows: one function, so that only another model or shape compiles again."""
     import equinox as eqx
 
     from ..train.loss import token_losses
@@ -135,7 +138,7 @@ def _losses(model: Any, rows: Any) -> Any:
     def losses(model: Any, rows: Any) -> Any:
         return token_losses(model.batch_features(rows[:, :-1]), model.read_out(), rows[:, 1:])
 
-    return losses(model, rows)
+    return losses
 
 
 @dataclass(frozen=True)
@@ -144,11 +147,11 @@ class Which:
 
     run: Positional[Path]
     """The run folder of a finished study, or a folder in it that holds one model."""
-    arm: str | None = None
+    arm: str | None = field(default=None, kw_only=True)
     """The arm; the first one without it."""
-    seed: int | None = None
+    seed: int | None = field(default=None, kw_only=True)
     """The seed; 0 without it."""
-    rate: float | None = None
+    rate: float | None = field(default=None, kw_only=True)
     """The learning rate; the one that the study chose without it."""
 
 
@@ -188,7 +191,7 @@ class Evaluate(Which):
         "eqx-slm eval runs/quick-1 book.txt --arm dense --stride 32",
     )
 
-    file: Positional[Path] = Path("text.txt")
+    file: Positional[Path]
     """A text file in UTF-8."""
     stride: int | None = None
     """Windows begin every so many tokens; the model's context, so that none overlap, without it."""

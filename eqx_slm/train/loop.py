@@ -72,7 +72,7 @@ class RunConfig:
         whole("steps", self.steps, most=INT32)
         whole("seeds_at_once (--seeds-at-once)", self.seeds_at_once, most=10_000)
         whole("accumulate (--accumulate)", self.accumulate, most=INT32)
-        whole("patience (--patience)", self.patience, most=INT32)
+        whole("patience", self.patience, most=INT32)
         whole("evaluations", self.evaluations, most=10_000)
         if self.mesh:
             Layout.of(self.mesh)
@@ -282,10 +282,10 @@ def train_runs(
     for digest, feed in zip(digests, feeds, strict=True):  # all arms see the same batches, also one that ends early
         for _, batch in zip(range(done, steps), feed, strict=False):
             digest.update(np.ascontiguousarray(batch).tobytes())
-    if mean is not None and not stuck.any():
+    if mean is not None and not stuck.all():
         found = evaluate(program, mean, stream, step=done, tokens=done * tokens_a_step)
-        for record, (evaluation, _) in zip(records, found, strict=True):
-            record.averaged_nll = evaluation.nll
+        for record, own, (evaluation, _) in zip(records, stuck, found, strict=True):
+            record.averaged_nll = record.averaged_nll if own else evaluation.nll
     for record, own, skipped in zip(records, stuck, np.atleast_1d(np.asarray(state.skipped)), strict=True):
         record.skipped = int(skipped)
         if own:
