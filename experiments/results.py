@@ -1,7 +1,9 @@
 """The tables of RESULTS.md, from the rows in experiments/rows; nothing is trained.
 
-python experiments/results.py            # writes RESULTS.md's tables again, between its two marks
-python experiments/results.py --print    # only shows them
+    python experiments/results.py            # writes RESULTS.md's tables again, between its two marks
+    python experiments/results.py --print    # only shows them
+
+A study that is to be on the page needs its folder there, and its name in `STUDIES`.
 """
 
 import sys

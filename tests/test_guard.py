@@ -69,6 +69,23 @@ def trained(bad, steps=8, patience=25, evaluate_at=()):
     return record, told
 
 
+class OneBad(Batches):
+    """All batches of seed 1 are bad, and no other's."""
+
+    def batches(self, seed, *, start=0):
+        return Batches(range(99) if seed == 1 else ()).batches(seed, start=start)
+
+
+def test_of_seeds_together_only_the_stuck_one_has_no_averaged_loss():
+    model = Poisoned(tiny_model())
+    program = make_program(model, CONSTANT, replicates=2)
+    how = {"learning_rate": 1e-2, "optimizer": CONSTANT, "evaluate_at": (8,), "average": 0.5, "patience": 2}
+    good, stuck = train_runs(program, [model, model], OneBad(()), seeds=[0, 1], steps=8, **how)
+    alone = train_runs(PROGRAM, [model], Batches(()), seeds=[0], steps=8, **how)[0]
+    assert stuck.averaged_nll is None and stuck.diverged
+    np.testing.assert_allclose(good.averaged_nll, alone.averaged_nll, rtol=1e-5)
+
+
 @settings(max_examples=5)
 @given(st.sets(st.integers(0, 38), max_size=9))
 def test_a_bad_step_leaves_nothing_behind(bad):

@@ -32,6 +32,17 @@ def test_a_study_is_of_paired_seeds_with_its_verdicts(study):
     assert len(seeds) >= (3 if study.startswith("scaling") else 5) and results.comparisons
 
 
+def test_the_page_quotes_what_was_registered():
+    said = " ".join((ROOT / "RESULTS.md").read_text("utf-8").replace("\n> ", " ").split())
+    sys.path.insert(0, str(ROOT / "experiments"))
+    try:
+        from claims import REGISTERED
+    finally:
+        sys.path.pop(0)
+    for text in REGISTERED.values():
+        assert text in said
+
+
 def test_what_the_page_says_in_words():
     default, other = (load_results(ROWS / f"embedding-{name}") for name in ("stdlib", "wikitext-2"))
     for results, mean, low, high in ((default, -0.049, -0.064, -0.033), (other, -0.061, -0.068, -0.054)):
@@ -41,4 +52,4 @@ def test_what_the_page_says_in_words():
 
 
 def test_rows_are_small():
-    assert sum(path.stat().st_size for path in ROWS.rglob("*") if path.is_file()) < 5_000_000
+    assert sum(path.stat().st_size for path in ROWS.rglob("*.json*")) < 5_000_000

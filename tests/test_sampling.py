@@ -46,11 +46,20 @@ def test_filters_are_what_their_names_say(x, seen, how):
     mask = np.isin(np.arange(SIZE), list(seen))
     got = np.asarray(allowed_jit(jnp.asarray(x), jnp.asarray(mask), sampling(SIZE, **how)))
     wanted = transcribed(x, mask, **how)
-    # An edge that falls within rounding of a share may go either way.
-    clear = np.abs(np.cumsum(np.sort(np.exp(wanted - wanted.max())))[:, None] - how["top_p"]).min() > 1e-6
-    if clear:
+    # An edge that falls within rounding of a share may go either way; at 1 and at 0 there is no edge.
+    before = transcribed(x, mask, **how | {"top_p": 1.0, "min_p": 0.0})
+    powers = np.sort(np.exp(before - before.max()))[::-1]
+    shares = np.cumsum(powers) / powers.sum()
+    clear = how["top_p"] == 1 or np.abs(shares - how["top_p"]).min() > 1e-6
+    if clear and (how["min_p"] == 0 or np.abs(powers - how["min_p"]).min() > 1e-6):
         np.testing.assert_array_equal(np.isfinite(got), np.isfinite(wanted))
         np.testing.assert_allclose(got[np.isfinite(got)], wanted[np.isfinite(wanted)], rtol=1e-5)
+
+
+def test_with_top_k_a_top_p_of_one_keeps_what_is_far_below_a_rounding():
+    x = jnp.asarray([0.0, -1.0, -40.0, -41.0])
+    got = allowed_jit(x, jnp.zeros(4, bool), sampling(4, top_k=3, top_p=1.0))
+    np.testing.assert_array_equal(np.isfinite(np.asarray(got)), [True, True, True, False])
 
 
 @settings(max_examples=30)

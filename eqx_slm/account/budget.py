@@ -52,6 +52,8 @@ def fit_shape(
     - `aspect`: the wanted d_model / depth. Of shapes within `tolerance` of the target the one whose proportion is
       nearest to it, by ratio, is taken; where there is none, the one nearest to the target.
 
+    **Returns:** a `Fit`, the config and how far it is off.
+
     **Raises:** `UserError` where the smallest shape is above twice the target, and for sizes that are none.
     """
     check_sizes(target=target, multiple=multiple)

@@ -1,4 +1,4 @@
-"""Models to and from Hugging Face's files: Llama's layout both ways, GPT-2's one way; neither needs torch."""
+"""Models to and from Hugging Face's files: Llama's layout (arXiv 2302.13971) both ways, GPT-2's in; without torch."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -16,7 +16,8 @@ class Sampling(NamedTuple):
     the most likely ones until their probabilities reach p (1: all), `min_p` those at least so many times as likely as
     the most likely (0: all). `repetition_penalty` divides a positive logit, and multiplies a negative one, of every
     token that was seen (1: none). Ids from `vocab_size` on are never drawn. In the order, and with the meaning, that
-    transformers gives them.
+    transformers gives them. Top-k is of arXiv 1805.04833, top-p (nucleus) of 1904.09751, min-p of 2407.01082, the
+    penalty of 1909.05858.
     """
 
     temperature: Float[Array, ""]
@@ -73,7 +74,8 @@ def _most_likely(logits: Float[Array, " v"], s: Sampling) -> Float[Array, " v"]:
     order = jnp.argsort(logits, descending=True)
     shares = jax.nn.softmax(logits[order])
     before = jnp.cumsum(shares) - shares  # what is more likely; the first is always kept
-    kept = jnp.zeros(size, bool).at[order].set((before < s.top_p) | (jnp.arange(size) == 0))
+    # At 1 all stay, also what is so unlikely that `before` is rounded to 1.
+    kept = jnp.zeros(size, bool).at[order].set((before < s.top_p) | (s.top_p >= 1) | (jnp.arange(size) == 0))
     return jnp.where(kept, logits, -jnp.inf)
 
 

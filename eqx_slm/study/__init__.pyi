@@ -22,6 +22,7 @@ from .frequency import by_frequency as by_frequency
 from .frequency import frequency_classes as frequency_classes
 from .grids import Grid as Grid
 from .grids import grid as grid
+from .grids import made_arms as made_arms
 from .grids import named_arms as named_arms
 from .pareto import on_the_front as on_the_front
 from .pictures import curves as curves

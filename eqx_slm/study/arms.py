@@ -91,18 +91,19 @@ def _compositional(base: ModelConfig, tuned: Tuned) -> ModelConfig:
 
 
 def _generator(base: ModelConfig, tuned: Tuned) -> ModelConfig:
-    return _trained(dataclasses.replace(base, embedding=tuned.generator), tuned.generator_lr)
+    return with_multipliers(dataclasses.replace(base, embedding=tuned.generator), tuned.generator_lr)
 
 
 def _tied(base: ModelConfig, tuned: Tuned) -> ModelConfig:
     tied = dataclasses.replace(base, head=HeadConfig("tied", scale=tuned.tied_scale))
     if tuned.tied_std is not None:
         tied = set_field(tied, "embedding.std", str(tuned.tied_std))
-    return _trained(tied, tuned.tied_lr)
+    return with_multipliers(tied, tuned.tied_lr)
 
 
-def _trained(config: ModelConfig, multipliers: str) -> ModelConfig:
-    """The config with learning-rate multipliers beside its own, of which one for the same path is replaced."""
+def with_multipliers(config: ModelConfig, multipliers: str) -> ModelConfig:
+    """The config with learning-rate multipliers, such as "embedding=13, head=4", beside its own: one for a path that
+    has its own takes its place. **Raises:** `UserError` for what is no list of paths and positive factors."""
     own = lr_factors(config.lr_multipliers) | lr_factors(multipliers)
     return dataclasses.replace(config, lr_multipliers=", ".join(f"{path}={factor:g}" for path, factor in own.items()))
 
@@ -115,7 +116,7 @@ def _hybrid(base: ModelConfig, tuned: Tuned) -> ModelConfig:
     rows = min(tuned.hybrid_rows, base.vocab_size)
     part = HybridConfig(rows=rows, generator=tuned.generator, std=tuned.hybrid_std)
     inside = tuned.generator_lr.replace("embedding", "embedding.generator")
-    return _trained(dataclasses.replace(base, embedding=part), inside)
+    return with_multipliers(dataclasses.replace(base, embedding=part), inside)
 
 
 def _bigrams(base: ModelConfig, tuned: Tuned) -> ModelConfig:

@@ -71,6 +71,11 @@ def grid(field: str, levels: Iterable[Any] | Mapping[str, Any]) -> Grid:
     return Grid(tuple(((name, str(label), field, value),) for label, value in levels.items()))
 
 
+def made_arms(changes: Iterable[tuple[str, Callable[[ModelConfig], ModelConfig]]]) -> Grid:
+    """A grid of one factor, "arm": names, each with a function from the base, the fields before it set, to a config."""
+    return Grid(tuple((("arm", name, "", Change(change)),) for name, change in changes))
+
+
 def named_arms(names: Iterable[str], tuned: Tuned) -> Grid:
     """A grid of one factor, "arm": the named arms (`RECIPES` in arms.py), each made from the fields set before it.
 
@@ -78,7 +83,7 @@ def named_arms(names: Iterable[str], tuned: Tuned) -> Grid:
     named_arms(("dense", "leviathan"), tuned)` has both arms at both widths, budgets matched at each.
     """
 
-    def change(name: str) -> Change:
-        return Change(lambda base: make_arm(name, base, tuned).config)
+    def change(name: str) -> Callable[[ModelConfig], ModelConfig]:
+        return lambda base: make_arm(name, base, tuned).config
 
-    return Grid(tuple((("arm", name, "", change(name)),) for name in names))
+    return made_arms((name, change(name)) for name in names)

@@ -64,13 +64,17 @@ CPU = dataclasses.replace(
 )
 
 # Twice the width and the vocabulary, and again one more layer for the generator's parameters, two for the tied table's.
+# Table and tied table have scales and multipliers of their own here (the search in experiments/LOG.md).
 SMALL = dataclasses.replace(
     QUICK,
     name="small",
-    model=dataclasses.replace(QUICK.model, vocab_size=4096, d_model=128),
+    model=dataclasses.replace(QUICK.model, vocab_size=4096, d_model=128, lr_multipliers="embedding=26, head=4"),
     tuned=dataclasses.replace(
         QUICK.tuned,
         generator=dataclasses.replace(QUICK.tuned.generator, seed_size=96, rank=32, input_std=0.1),
+        tied_scale=1.0,
+        tied_std=0.1,
+        tied_lr="embedding=12",
         spelled=dataclasses.replace(QUICK.tuned.spelled, size=256),
         composed=dataclasses.replace(QUICK.tuned.composed, pieces=1024),
         hybrid_rows=512,

@@ -29,7 +29,8 @@ class Layout:
 
     `data` splits a batch's rows. `fsdp` splits rows too, and every parameter and its moments along its largest axis
     that divides: a device keeps its share, and has the whole of the parameters only while a step runs. `model` splits
-    the rows of the token table and of the head's weight, and with them the loss over the vocabulary.
+    the rows of the token table and of the head's weight, and with them the loss over the vocabulary. `fsdp` is the
+    third stage of ZeRO (arXiv 1910.02054).
     """
 
     data: int = 1
