@@ -84,7 +84,9 @@ def test_a_published_vocabulary_with_gaps(data_root, monkeypatch, tmp_path):
 )
 def test_damaged_descriptions(made, change, message, tmp_path):
     path = save_tokenizer(tmp_path / "t.json", made["bpe:310"])
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}), "utf-8-sig")  # the mark is no damage
+    told = {**json.loads(path.read_text()), **change}
+    del told["sha256"]  # as an earlier version wrote it
+    path.write_text(json.dumps(told), "utf-8-sig")  # the mark is no damage
     with pytest.raises(UserError, match=message) as error:
         load_tokenizer(path)
     assert "\n" not in str(error.value)

@@ -71,15 +71,7 @@ class TiktokenTokenizer(Tokenizer):
 
     def spell(self, pieces: int = 256) -> list[list[int]]:
         special = {self.encoding.encode_single_token(text) for text in self.encoding.special_tokens_set}
-        merges = [token for i, token in enumerate(self._table) if len(token) > 1 and i not in special]
-        if not 256 <= pieces <= 256 + len(merges):
-            raise UserError(
-                f"pieces={pieces}: {self.name} has the 256 bytes and {len(merges)} merges; take 256 to "
-                f"{256 + len(merges)} pieces"
-            )
-        # Merges stand in the order of their ids, as they do in every published vocabulary.
-        ranks = {token: 256 + i for i, token in enumerate(merges[: pieces - 256])}
-        return [[ranks.get(part, part[0]) for part in merge(token, ranks) if part] for token in self._table]
+        return spelled(self.name, self._table, special, pieces)
 
     def content(self) -> dict[str, Any]:
         encoding: Any = self.encoding
@@ -206,6 +198,18 @@ def merge(piece: bytes, ranks: dict[bytes, int]) -> list[bytes]:
     return parts
 
 
+def spelled(name: str, table: list[bytes], special: set[int], pieces: int) -> list[list[int]]:
+    """Every token's bytes in the 256 bytes and the first merges of its own vocabulary (see `Tokenizer.spell`)."""
+    merges = [token for i, token in enumerate(table) if len(token) > 1 and i not in special]
+    if not 256 <= pieces <= 256 + len(merges):
+        raise UserError(
+            f"pieces={pieces}: {name} has the 256 bytes and {len(merges)} merges; take 256 to {256 + len(merges)}"
+        )
+    # Merges stand in the order of their ids, as they do in every published vocabulary.
+    ranks = {token: 256 + i for i, token in enumerate(merges[: pieces - 256])}
+    return [[ranks.get(part, part[0]) for part in merge(token, ranks) if part] for token in table]
+
+
 def bytes_of_characters() -> dict[str, int]:
     """GPT-2's printable character of each byte, inverted: the trainer's alphabet."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
@@ -225,7 +229,11 @@ def make(
 ) -> TiktokenTokenizer:
     """The tokenizer of what `TiktokenTokenizer.content` says."""
     whole = len(ranks) + len(special) == size  # published vocabularies have gaps
-    encoding = tiktoken.Encoding(
-        name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special, explicit_n_vocab=size if whole else None
-    )
+    sizes = {"explicit_n_vocab": size} if whole else {}
+    try:
+        encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special, **sizes)
+    except BaseException as error:  # its own assertions, or a panic of its Rust, which is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"the tokenizer {name} cannot be made: {(str(error).splitlines() or ['damaged'])[0]}") from None
     return TiktokenTokenizer(encoding, label=label)

@@ -30,7 +30,7 @@ class Text:
     # parquet, or hf:NAME; several are read one after another.
     data: Positional[tuple[str, ...]]
     data_root: str | None = None  # The folder that holds the named corpora.
-    tokenizer: str = "o200k_base"  # bpe:N (trained here), char, byte, word (word:eos=none), or a tiktoken name.
+    tokenizer: str = "o200k_base"  # bpe:N (trained here), char, byte, word (word:eos=none), a tiktoken name, or a file (tokenizer.json, x.tiktoken).
     text_field: str = "text"  # The field of JSON lines, or the column of parquet, that is the text.
     group_field: str = "meta.pile_set_name"  # The field with the name of a document's set; counts are kept by set.
     unit: Literal["file", "line"] = "file"  # What a document of a text file is.

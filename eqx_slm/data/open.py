@@ -15,7 +15,7 @@ from .sources import load_corpus, open_source
 from .splits import SPLITS, split_rule
 from .stream import Stream, TokenStream
 from .tokenizer import padded_vocab
-from .vocabulary import load_tokenizer, make_tokenizer, tokenizer_for
+from .vocabulary import is_file_spec, load_tokenizer, make_tokenizer, tokenizer_file, tokenizer_for
 
 
 def make_stream(
@@ -154,7 +154,7 @@ def open_data(
     """
     own = prepared_tokenizer(data)
     if own is not None:
-        if tokenizer not in (None, own):
+        if tokenizer not in (None, own) and not (is_file_spec(tokenizer) and _is_of(data, tokenizer)):
             raise UserError(f"{data} was prepared with {own}, not {tokenizer}: give {own}, or prepare it again")
         if text_field is not None:
             raise UserError(f"{data} is prepared, so that --text-field {text_field} can choose nothing: leave it out")
@@ -172,6 +172,11 @@ def open_data(
         made = tokenizer_for(spec, source, rule, on_error=on_error, cache_dir=cache_dir)
         return StreamingStream(source, made, rule=rule, workers=workers, on_error=on_error, **options)
     return make_stream(data, spec, data_root=data_root, text_field=text_field, cache_dir=cache_dir, **options)
+
+
+def _is_of(data: str, spec: str) -> bool:
+    """Whether prepared data is of the tokenizer in a file."""
+    return Manifest.read(parse_mix(data)[0][0]).tokenizer["hash"] == tokenizer_file(spec).hash
 
 
 def _check_name(data: str) -> None:

@@ -11,8 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..configs import read_json
 from ..errors import UserError
-from ..files import write_bytes_atomic
+from ..files import json_hash, write_bytes_atomic
 from .corpora import Corpus
 from .documents import OnError, Problem, Skipped, Source
 from .sources import spec_hash
@@ -20,7 +21,12 @@ from .splits import SPLITS, SplitRule
 from .tokenizer import ByteTokenizer, ListTokenizer, Tokenizer
 
 FORMAT = 1
-SPECS = "'bpe:N', 'char', 'byte', 'word:eos=newline', 'word:eos=none' or a tiktoken name such as 'o200k_base'"
+DIGEST = "sha256"  # of all else in the file
+SPECS = (
+    "'bpe:N', 'char', 'byte', 'word:eos=newline', 'word:eos=none', a tiktoken name such as 'o200k_base', or a file: "
+    "path/tokenizer.json, path/x.tiktoken, or vocabulary.json of a run"
+)
+LISTS = ("char", "word", "word:eos=newline", "word:eos=none")
 TRAINING_BYTES = 64 << 20  # of text that merges are learned from; a corpus in memory is used whole
 WHOLE_BYTES = 256 << 20  # of text that a vocabulary of characters or words may be read from
 
@@ -31,16 +37,19 @@ def make_tokenizer(spec: str, corpus: Corpus, *, cache_dir: str | Path | None = 
     **Arguments:**
 
     - `spec`: `bpe:N` (byte-level BPE with exactly N ids, one of them the end of a text), `char`, `byte`,
-        `word:eos=newline` (`word` for short; each line ends with `<eos>`), `word:eos=none`, or any tiktoken name.
+        `word:eos=newline` (`word` for short; each line ends with `<eos>`), `word:eos=none`, any tiktoken name, or a
+        file: Hugging Face's tokenizer.json, a .tiktoken file, a folder with one, or a run's vocabulary.json.
     - `corpus`: what to train on; its other splits decide whether `char` needs an id for unknown characters.
     - `cache_dir`: where trained ranks are kept; by default `$EQX_SLM_CACHE`, or `~/.cache/eqx_slm`.
 
     Raises `UserError` for an unknown specification, for more ids than the text supports, or if a tiktoken file can be
     neither found nor downloaded.
     """
+    if is_file_spec(spec):
+        return tokenizer_file(spec)
     if spec == "byte":
         return ByteTokenizer()
-    if spec in ("char", "word", "word:eos=newline", "word:eos=none"):
+    if spec in LISTS:
         name = "word:eos=newline" if spec == "word" else spec
         return ListTokenizer.of_text(name, corpus.train, (*corpus.valid, *corpus.test))
     import tiktoken
@@ -52,6 +61,24 @@ def make_tokenizer(spec: str, corpus: Corpus, *, cache_dir: str | Path | None = 
     if spec in tiktoken.list_encoding_names():
         return bpe.load_tiktoken(spec)
     raise UserError(f"unknown tokenizer {spec!r}: give {SPECS}")
+
+
+def tokenizer_file(spec: str) -> Tokenizer:
+    """The tokenizer of a file: ours (`save_tokenizer`), Hugging Face's or tiktoken's (see `open_tokenizer_file`)."""
+    path = Path(spec).expanduser()
+    ours = path / "vocabulary.json" if path.is_dir() else path
+    if ours.suffix == ".json" and ours.is_file():
+        told = read_json(ours)
+        if isinstance(told, dict) and "format" in told and "kind" in told:
+            return load_tokenizer(ours)
+    from .tokenizer_files import open_tokenizer_file
+
+    return open_tokenizer_file(spec)
+
+
+def is_file_spec(spec: str) -> bool:
+    """Whether a tokenizer's specification is a file, or a folder (written with a slash), not a name."""
+    return spec.endswith((".json", ".tiktoken", ".model")) or "/" in spec or os.sep in spec
 
 
 def _trained(spec: str, corpus: Corpus, cache_dir: str | Path | None) -> Tokenizer:
@@ -97,7 +124,7 @@ def tokenizer_for(
     merges = spec.startswith("bpe:")
     texts: dict[str, list[str]] = {split: [] for split in SPLITS}
     size, skipped = 0, Skipped(on_error)
-    for item in source.items() if merges or spec.startswith(("char", "word")) else ():
+    for item in source.items() if merges or spec in LISTS else ():
         if isinstance(item, Problem):
             skipped.see(item)
             continue
@@ -121,8 +148,9 @@ def tokenizer_for(
 
 def save_tokenizer(path: str | Path, tokenizer: Tokenizer) -> Path:
     """Writes everything that decides a tokenizer's ids; the file appears whole or not at all."""
-    head = {"format": FORMAT, "name": tokenizer.name, "hash": tokenizer.hash}
-    return write_bytes_atomic(path, json.dumps({**head, **tokenizer.content()}).encode("ascii"))
+    document = {"format": FORMAT, "name": tokenizer.name, "hash": tokenizer.hash, **tokenizer.content()}
+    # `hash` is of the tokens alone, so that a pattern or a special id that was changed would not show in it.
+    return write_bytes_atomic(path, json.dumps({**document, DIGEST: json_hash(document)}).encode("ascii"))
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -136,15 +164,17 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             raise UserError(
                 f"{path} is of format {data['format']}, this version reads {FORMAT}: prepare the data again"
             )
-        tokenizer = _of(data)
-        sound = tokenizer.hash == data["hash"]
+        digest = data.pop(DIGEST, None)  # earlier versions wrote none
+        sound = digest in (None, json_hash(data))
+        tokenizer = _of(data) if sound else None
+        sound = tokenizer is not None and tokenizer.hash == data["hash"]
     except OSError as error:
         raise UserError(f"cannot read the tokenizer {path}: {error.strerror}") from None
     except UserError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a tokenizer's description ({type(error).__name__}: {error})") from None
-    if not sound:
+    if tokenizer is None or not sound:
         raise UserError(f"{path}: the description of the tokenizer {data['name']} is damaged: its hash is another")
     return tokenizer
 
@@ -154,8 +184,12 @@ def _of(data: dict[str, Any]) -> Tokenizer:
         return ByteTokenizer()
     if data["kind"] == "list":
         return ListTokenizer(data["name"], data["entries"])
+    if data["kind"] == "hub":
+        from .tokenizer_files import HubTokenizer
+
+        return HubTokenizer(data["name"], data["json"], data["separator"])
     if data["kind"] != "tiktoken":
-        raise ValueError(f"a tokenizer of kind {data['kind']!r}; allowed is byte, list or tiktoken")
+        raise ValueError(f"a tokenizer of kind {data['kind']!r}; allowed is byte, list, hub or tiktoken")
     from .bpe import make
 
     ranks = dict(zip(map(base64.b64decode, data["tokens"]), data["ids"], strict=True))
@@ -171,6 +205,8 @@ def export_tokenizer(path: str | Path, tokenizer: Tokenizer) -> Path:
     data = tokenizer.content()
     if Path(path).suffix != ".json":
         raise UserError(f"{path}: end the name in .json (Hugging Face's tokenizer.json)")
+    if data["kind"] == "hub":
+        return write_bytes_atomic(path, data["json"].encode("utf-8"))
     if data["kind"] != "tiktoken":
         raise UserError(f"the tokenizer {tokenizer.name} has no merges to write; give bpe:N or a tiktoken name")
     from tokenizers import AddedToken, decoders, models

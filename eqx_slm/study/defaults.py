@@ -35,7 +35,7 @@ def of_study(study: Study) -> Callable[[Sequence[str]], Mapping[str, str]]:
 
 
 def _of(run: RunConfig, stream: StreamConfig) -> dict[str, Any]:
-    names = ("steps", "pairing", "accumulate", "loop", "remat", "seeds_at_once", "frequency", "mesh")
+    names = ("steps", "pairing", "accumulate", "compute_dtype", "loop", "remat", "seeds_at_once", "frequency", "mesh")
     data = ("data", "tokenizer", "text_field", "sequence_length", "batch_size", "vocab_size", "pad_vocab_to")
     optimizer = {"schedule": run.optimizer.schedule, "optimizer": run.optimizer.kind}
     return {name: getattr(run, name) for name in names} | {name: getattr(stream, name) for name in data} | optimizer

@@ -15,7 +15,7 @@ class StudyOptions:
         "data": ("data", "data_root", "text_field", "tokenizer", "sequence_length", "batch_size", "vocab_size")
         + ("pad_vocab_to",),
         "training": ("steps", "tokens", "schedule", "optimizer", "accumulate", "mesh", "loop", "remat")
-        + ("seeds_at_once",),
+        + ("compute_dtype", "seeds_at_once"),
         "run": ("out", "name", "dry_run", "stop_after", "keep_checkpoints", "go_on_from", "init_from", "track")
         + ("frequency",),
     }
@@ -40,7 +40,7 @@ class StudyOptions:
     text_field: str | None = None
     """The field of a record that holds its text, where files hold records (JSON lines, Parquet)."""
     tokenizer: str | None = None
-    """bpe:N, char, byte, word (word:eos=none), o200k_base, r50k_base."""
+    """bpe:N, char, byte, word (word:eos=none), o200k_base, r50k_base; or a file: tokenizer.json, x.tiktoken."""
     sequence_length: int | None = None
     """Tokens a sequence."""
     batch_size: int | None = None
@@ -98,6 +98,8 @@ class Options(StudyOptions):
     """Learning-rate schedule after warm-up."""
     optimizer: Literal["adamw", "muon"] | None = None
     """adamw, or muon: hidden matrices by Muon, everything else by AdamW."""
+    compute_dtype: Literal["float32", "bfloat16"] | None = None
+    """What parameters are cast to inside the step; masters, moments and sums stay float32."""
     accumulate: int | None = None
     """In how many parts a step takes its batch, for less memory; the same mean gradient."""
     mesh: str | None = None
