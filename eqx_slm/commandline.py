@@ -5,7 +5,9 @@ import dataclasses
 import io
 import os
 import re
+import signal
 import sys
+import threading
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
@@ -45,15 +47,71 @@ def parse(options: Any, arguments: Sequence[str] | None, prog: str, values: Valu
         raise
 
 
-def command(options: Any, arguments: Sequence[str] | None, prog: str, run: Callable[[Any], None]) -> int:
+def command(options: Any, arguments: Sequence[str] | None, prog: str, run: Callable[[Any], object]) -> int:
     """Runs a command that ends at once; returns its exit code: 0, or 2 for what the user can mend."""
-    with patient_streams():
+    with patient_streams(), at_once_on_interrupt():
         try:
             run(parse(options, arguments, prog))
         except UserError as error:
             complain(error)
             return 2
     return 0
+
+
+def subcommands(
+    known: Mapping[str, tuple[Any, Callable[[Any], object]]], arguments: Sequence[str] | None, prog: str, what: str
+) -> int:
+    """Runs the one of several commands that the first word names, as `command` does; `what`: a line for the help."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0] in known:
+        options, run = known[given[0]]
+        return command(options, given[1:], f"{prog} {given[0]}", run)
+    with patient_streams():
+        if given and given[0] not in ("-h", "--help"):
+            complain(f"no command {given[0]!r}: it is one of {', '.join(known)} (see {prog} --help)")
+            return 2
+        print(f"usage: {prog} COMMAND [OPTIONS]\n\n{what}\n")
+        width = max(map(len, known))
+        for name, (options, _) in known.items():
+            print(f"  {name:{width}}  {options.__doc__.strip().splitlines()[0]}")
+        print(f"\n{prog} COMMAND --help says what a command takes.")
+    return 0
+
+
+@contextlib.contextmanager
+def at_once_on_interrupt() -> Iterator[None]:
+    """Ctrl-C ends the process at once, as it ends a program that knows nothing of it: no traceback, exit code 130 in a
+    shell. For what keeps nothing to go on with; an exception into XLA while it compiles could end in a fault.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def raising_on_signals() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP raise `KeyboardInterrupt`: for what can go on later and runs no XLA."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    if threading.current_thread() is not threading.main_thread():
+        numbers = ()
+    heard = {number: signal.getsignal(number) for number in numbers}
+    heard = {number: before for number, before in heard.items() if before not in (signal.SIG_IGN, None)}
+    for number in heard:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, before in heard.items():
+            signal.signal(number, before)
 
 
 def _gathered(options: Any, arguments: list[str], prog: str) -> list[str]:

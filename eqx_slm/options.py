@@ -72,6 +72,8 @@ def _presented(hint: Any, text: str, default: Any, value: str | None) -> Any:
     told: dict[str, Any] = {"help": text}
     if default is None or default is False or default == ():
         told["help_behavior_hint"] = f"({value})" if value else ""
+    elif default is dataclasses.MISSING and "tuple" in str(hint):  # the parser would take none of them
+        told["help_behavior_hint"] = "(required)"
     if (word := _word(hint)) is not None:
         told["metavar"] = word
     return Annotated[hint, arg(**told)]

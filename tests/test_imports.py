@@ -2,8 +2,10 @@
 
 import importlib
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -54,3 +56,30 @@ def test_every_public_name_is_there():
 def test_a_name_that_is_not_there():
     with pytest.raises(AttributeError, match="levithan"):
         _ = eqx_slm.levithan
+
+
+@pytest.mark.parametrize("words", ["data prepare", "report", "compare", "generate", "eval", "export", "import"])
+def test_help_is_answered_without_jax(words):
+    """`pair --help` shows what its preset says, for which configs are made."""
+    run = f"import sys\nsys.argv[1:] = {[*words.split(), '--help']!r}\nfrom eqx_slm.__main__ import main\n"
+    code = f"{run}try:\n    main()\nexcept SystemExit:\n    pass\nprint(sorted(sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    assert "show this help message" in done.stdout and "'tyro'" in done.stderr
+    assert "'jax'" not in done.stderr and "{None}" not in done.stdout
+    assert "examples:" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_modules_are_imported_is_one_line(number, tmp_path):
+    """From the moment that our own code runs; before it Python itself starts, some 40 ms."""
+    script = "import sys, time; from eqx_slm.study.command import main; print('here', flush=True); sys.exit(main())"
+    for seconds in (0.0, 0.1, 0.4, 0.8):
+        words = [sys.executable, "-c", script, "--steps", "1", "--seeds", "1", "--data", "nowhere.txt"]
+        running = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path)
+        assert running.stdout.readline() == b"here\n"
+        time.sleep(0.03 + seconds)  # main has set its handlers
+        running.send_signal(number)
+        said = running.communicate(timeout=60)[1].decode()
+        assert "Traceback" not in said and said.count("\n") == 1, (seconds, said)
+        assert running.returncode in (75, 2), (seconds, said)  # 2: the file is not there, found before the signal

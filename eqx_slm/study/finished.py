@@ -6,12 +6,11 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import ClassVar
 
-import tyro
 from tyro.conf import Positional
 
-from ..commandline import complain, parse, patient_streams
+from ..commandline import subcommands
 from ..errors import UserError
 from ..visible import visible
 
@@ -20,35 +19,28 @@ from ..visible import visible
 class Report:
     """Write report.md and report.html of a finished study again, from its rows; nothing is trained."""
 
-    folder: Positional[Path]  # The run folder.
+    examples: ClassVar = ("eqx-slm report runs/quick-1",)
+
+    folder: Positional[Path]
+    """The run folder."""
 
 
 @dataclass(frozen=True)
 class Compare:
     """Put finished studies side by side: verdicts, curves, what differs; paired where they read the same batches."""
 
-    folders: Positional[tuple[Path, ...]]  # The run folders, two or more; the first one's first arm is the reference.
-    out: Path | None = None  # A folder for report.md, report.html and the pictures; without it only lines are printed.
+    examples: ClassVar = ("eqx-slm compare runs/quick-1 runs/quick-2 --out compared",)
 
-
-Command = (
-    Annotated[Report, tyro.conf.subcommand("report", prefix_name=False)]
-    | Annotated[Compare, tyro.conf.subcommand("compare", prefix_name=False)]
-)
+    folders: Positional[tuple[Path, ...]]
+    """The run folders, two or more; the first one's first arm is the reference."""
+    out: Path | None = None
+    """A folder for report.md, report.html and the pictures; only lines are printed without it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, or 2 for what the user can mend (one line on standard error)."""
-    with patient_streams():
-        try:
-            options = parse(Command, arguments, "python -m eqx_slm.study")
-            _report(options) if isinstance(options, Report) else _compare(options)
-        except UserError as error:
-            complain(error)
-            return 2
-        except KeyboardInterrupt:
-            return 130
-    return 0
+    known = {"report": (Report, _report), "compare": (Compare, _compare)}
+    return subcommands(known, arguments, "eqx-slm", "Finished studies: their reports, and several side by side.")
 
 
 def _report(options: Report) -> None:

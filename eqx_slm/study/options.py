@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from ..train.stack import Loop, Remat
+from ..train.choices import ComputeDtype, Loop, Remat
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Options(StudyOptions):
     """Learning-rate schedule after warm-up."""
     optimizer: Literal["adamw", "muon"] | None = None
     """adamw, or muon: hidden matrices by Muon, everything else by AdamW."""
-    compute_dtype: Literal["float32", "bfloat16"] | None = None
+    compute_dtype: ComputeDtype | None = None
     """What parameters are cast to inside the step; masters, moments and sums stay float32."""
     accumulate: int | None = None
     """In how many parts a step takes its batch, for less memory; the same mean gradient."""

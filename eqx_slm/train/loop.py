@@ -14,13 +14,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int32, PyTree
 
 from ..checks import INT32, check_choices, share, whole
+from .choices import ComputeDtype, Loop, Remat
 from .host import keep_freed_memory
 from .mesh import Layout
 from .optimizer import OptimizerConfig
 from .record import Evaluation, Progress, RunRecord, of_each
 from .resume import Checkpoints, reread
-from .stack import Loop, Remat, auto_loop
-from .step import ComputeDtype, Metrics, Program, TrainState
+from .stack import auto_loop
+from .step import Metrics, Program, TrainState
 
 # Steps left out of a run's speed: the first ones pay for warming caches up.
 WARM_STEPS = 3

@@ -1,15 +1,14 @@
 """Depth: runs of equal blocks stacked for a scan, and rematerialisation, as a form of the model that training uses."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-Loop = Literal["auto", "unrolled", "runs"]
-Remat = Literal["none", "full", "dots"]
+from .choices import Loop, Remat
 
 # "auto" scans from so many equal neighbours on: fewer compile as fast written out, and keep less memory.
 SCANNED = 8

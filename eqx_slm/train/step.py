@@ -4,7 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -17,13 +17,12 @@ from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray, PyTree
 from ..checks import one_of, whole
 from ..errors import UserError
 from ..nn.init import subkey
+from .choices import ComputeDtype, Loop, Remat
 from .guard import chosen, group_norms, whole_norm
 from .loss import cross_entropy, token_losses
 from .mesh import Placed
 from .optimizer import OptimizerConfig, make_optimizer
-from .stack import Loop, Remat, loop_of, stack_blocks, unstack_blocks
-
-ComputeDtype = Literal["float32", "bfloat16"]
+from .stack import loop_of, stack_blocks, unstack_blocks
 
 
 class TrainState(NamedTuple):

@@ -1,0 +1,25 @@
+# The names of eqx_slm.train, each once; `__init__.py` loads them when they are first used. ASCII only.
+from .checkpoint import load_model as load_model
+from .checkpoint import save_model as save_model
+from .host import keep_freed_memory as keep_freed_memory
+from .host import use_compile_cache as use_compile_cache
+from .loop import RunConfig as RunConfig
+from .loop import eval_steps as eval_steps
+from .loop import train_run as train_run
+from .loop import train_runs as train_runs
+from .loss import CrossEntropy as CrossEntropy
+from .loss import cross_entropy as cross_entropy
+from .loss import token_losses as token_losses
+from .mesh import Layout as Layout
+from .mesh import place_on as place_on
+from .optimizer import OptimizerConfig as OptimizerConfig
+from .optimizer import make_optimizer as make_optimizer
+from .optimizer import parameter_groups as parameter_groups
+from .record import Evaluation as Evaluation
+from .record import RunRecord as RunRecord
+from .resume import Checkpoints as Checkpoints
+from .resume import Stopped as Stopped
+from .step import Metrics as Metrics
+from .step import Program as Program
+from .step import TrainState as TrainState
+from .step import make_program as make_program
