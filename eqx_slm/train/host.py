@@ -10,6 +10,8 @@ from typing import Any, cast
 
 import jax
 
+from .programs import keep_verified
+
 # glibc's mallopt parameters (malloc.h).
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
@@ -42,7 +44,7 @@ def use_compile_cache(folder: str | os.PathLike[str] | None = None) -> Path:
     **Arguments:**
 
     - `folder`: None is `$EQX_SLM_CACHE` or `~/.cache/eqx_slm`, and in it a folder for this kind of processor: programs
-      compiled for one may not run on another.
+      compiled for one may not run on another. In either, every program carries a hash (see `keep_verified`).
 
     **Returns:** the folder in use.
     """
@@ -51,11 +53,12 @@ def use_compile_cache(folder: str | os.PathLike[str] | None = None) -> Path:
         return Path(known)
     if folder is None:
         root = os.environ.get("EQX_SLM_CACHE") or Path.home() / ".cache" / "eqx_slm"
-        folder = Path(root) / "compiled" / hashlib.sha256(_processor()).hexdigest()[:12]
+        folder = Path(root) / "programs" / hashlib.sha256(_processor()).hexdigest()[:12]
     jax.config.update("jax_compilation_cache_dir", str(folder))
     # The many small programs that build a model take longer together than the step.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    keep_verified(Path(folder))
     return Path(folder)
 
 
