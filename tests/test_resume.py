@@ -94,14 +94,19 @@ def test_a_run_that_was_stopped_is_the_straight_one(tmp_path_factory, at, many):
     assert not folder.parent.exists()
 
 
-def test_another_number_of_cores_is_said(tmp_path, monkeypatch):
+def test_another_number_of_cores_is_refused_or_said(tmp_path, monkeypatch):
     folder, said = tmp_path / "kept" / "one", []
     with pytest.raises(Stopped):
         train(checkpoints=checkpoints(folder, (3,), 2))
     begun = resume.usable_cores()
     monkeypatch.setattr(resume, "usable_cores", lambda: begun + 1)
-    train(checkpoints=checkpoints(folder, (3,), say=said.append))
-    assert said[1] == f"it was begun on {begun} cores and goes on on {begun + 1}: its sums come in another order"
+    with pytest.raises(
+        UserError, match=f"saved on {begun} usable cores, and this process has {begun + 1}.*--other-cores"
+    ):
+        train(checkpoints=checkpoints(folder, (3,), say=said.append))
+    assert not said
+    train(checkpoints=checkpoints(folder, (3,), say=said.append, other_cores=True))
+    assert said[0] == f"it was begun on {begun} cores and goes on on {begun + 1}: its sums come in another order"
 
 
 def test_the_last_two_are_kept_and_one_that_is_damaged_is_not_used(tmp_path):

@@ -21,6 +21,7 @@ from eqx_slm.study.config import read_config
 from eqx_slm.study.finished import main as finished_main
 from eqx_slm.study.folder import Folder, check_folder, config_hash, read_rows
 from eqx_slm.study.saved import load_results
+from eqx_slm.train import resume
 from eqx_slm.train.checkpoint import named_arrays
 
 
@@ -155,6 +156,20 @@ def test_a_study_is_extended(run, copy, changes, new):
         mine, old = ([r for r in arm["all_runs"] or arm["runs"] if r["learning_rate"] == 1e-2][0] for arm in arms)
         assert mine == old  # to the digit, its seconds too: it was not run again
     assert len(more.result.data["arms"]["dense"]["runs"]) == changes.get("seeds", 2)
+
+
+def test_runs_on_another_number_of_cores_do_not_join_in_silence(run, copy, monkeypatch):
+    """Losses of a CPU depend on it: more runs are refused unless that is allowed, a report of those there is not."""
+    begun = resume.usable_cores()
+    monkeypatch.setattr(resume, "usable_cores", lambda: begun + 2)
+    assert Finished(copy).kinds.count("kept") == 4
+    more = dataclasses.replace(CONFIG, seeds=3)
+    told = f"were made on {begun} usable cores, and this process has {begun + 2}: .*--other-cores"
+    refused(told, run_pair, more, out=copy, stream=STREAM)
+    assert len(read_rows(copy / "runs.jsonl")) == 4
+    run_pair(more, out=copy, stream=STREAM, other_cores=True)
+    cores = [load_results(folder).machine["cores"] for folder in (copy, run.folder)]
+    assert cores == [[begun, begun + 2], begun]
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,7 @@ def _run(
             try:
                 how = {"out": out, "on_event": on_event, "on_folder": on_folder, "stop": stopping}
                 longer = {"keep_checkpoints": options.keep_checkpoints, "go_on_from": options.go_on_from}
-                longer["init_from"] = options.init_from
+                longer |= {"init_from": options.init_from, "other_cores": options.other_cores}
                 folder, results = run_study(study, stream, **how, **longer)
             finally:
                 for tracker in trackers:

@@ -16,8 +16,8 @@ class StudyOptions:
         + ("pad_vocab_to",),
         "training": ("steps", "tokens", "schedule", "optimizer", "accumulate", "mesh", "loop", "remat")
         + ("compute_dtype", "seeds_at_once"),
-        "run": ("out", "name", "dry_run", "stop_after", "keep_checkpoints", "go_on_from", "init_from", "track")
-        + ("frequency",),
+        "run": ("out", "name", "dry_run", "stop_after", "keep_checkpoints", "go_on_from", "init_from")
+        + ("other_cores", "track", "frequency"),
     }
 
     out: str | None = None
@@ -55,6 +55,8 @@ class StudyOptions:
     """A finished run folder of fewer --steps with --keep-checkpoints: its runs go on from there, in a new folder."""
     init_from: str | None = None
     """A finished run folder of the same models: each run begins with the weights of its arm and seed there."""
+    other_cores: Annotated[bool, "flag"] = field(default=False)
+    """Go on with runs that were begun on another number of CPU cores, though sums then come in another order."""
     track: Literal["tensorboard", "trackio", "wandb"] | None = None
     """Tells a tracker too what metrics.jsonl has (pip install 'eqx_slm[track]'); on this machine alone, unless the
     tracker's own variables say otherwise."""

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from ..configs import to_dict
+from ..cores import check_cores
 from ..data import Stream
 from ..errors import UserError
 from ..infer.generate import generate
@@ -25,7 +26,7 @@ from ..nn.probe import channel_cosines
 from ..train.checkpoint import named_arrays
 from ..train.loop import Progress, RunConfig, eval_steps, train_runs
 from ..train.mesh import one_process, place_on
-from ..train.resume import Checkpoints, Stopped
+from ..train.resume import Checkpoints, Stopped, cpu_cores
 from ..train.stack import stack_blocks
 from ..train.step import CompileReport, Program, compile_step, make_program
 from .first_weights import FirstWeights
@@ -65,7 +66,8 @@ class Runner:
 
     `checkpoints`: the folder in which runs on their way are saved, every `every` seconds; None for none. `keep`: the
     folder for those that a longer run can begin with. `shorter`: what the runs begin with, of a study of fewer steps;
-    `weights`: the same, of a finished study, weights alone.
+    `weights`: the same, of a finished study, weights alone. `other_cores`: whether runs may be made on another number
+    of CPU cores than those that are there.
     """
 
     checkpoints: Path | None = None
@@ -73,6 +75,7 @@ class Runner:
     keep: Path | None = None
     shorter: Shorter | None = None
     weights: FirstWeights | None = None
+    other_cores: bool = False
 
     def __init__(
         self,
@@ -112,11 +115,14 @@ class Runner:
     def run(self, seeds: Sequence[int], keys: Mapping[Run, str], there: Sequence[Row] = ()) -> list[Row]:
         """All runs but those that are `there`, a group of seeds after the other: a study that stops has whole pairs.
 
-        **Returns:** the rows of all of them. **Raises:** `RuntimeError` if two arms saw different tokens.
+        **Returns:** the rows of all of them. **Raises:** `RuntimeError` if two arms saw different tokens; `UserError`
+        where something is missing, and what is there was made on another number of cores.
         """
         rows = {(row.arm, row.seed, row.learning_rate): row for row in there if row.key in keys.values()}
         for row in rows.values():
             self._check_tokens(row.arm, row.seed, row.stream_hash)
+            if len(rows) < len(keys):
+                check_cores(row.cores, cpu_cores(), self.other_cores, "the folder's runs were made")
             self.tell(Event("kept", row.arm, row.seed, row.learning_rate, row=row))
         at_once = self.config.seeds_at_once
         self.first = seeds[0] if self.first is None else self.first
@@ -207,6 +213,7 @@ class Runner:
                 compile_seconds=compiled.seconds,
                 temporary_bytes=compiled.temporary_bytes,
                 seeds_at_once=len(seeds),
+                cores=cpu_cores(),
                 by_frequency=self.split.means(record.losses) if self.split and record.losses is not None else {},
                 sample=self._sample(name, model, rate, first) if record.seed == first else "",
             )
@@ -230,7 +237,7 @@ class Runner:
         def say(line: str) -> None:
             self.tell(Event("said", name, seeds[0], rate, text=line, runs=len(seeds)))
 
-        how: dict[str, Any] = {"seconds": self.every, "stop": self.stop, "say": say}
+        how: dict[str, Any] = {"seconds": self.every, "stop": self.stop, "say": say, "other_cores": self.other_cores}
         if self.keep is not None or self.shorter is not None:
             trunks = self.keys(seeds, [rate], trunk=True)
             for run in runs:

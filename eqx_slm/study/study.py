@@ -134,6 +134,7 @@ def run_study(
     keep_checkpoints: bool = False,
     go_on_from: str | Path | None = None,
     init_from: str | Path | None = None,
+    other_cores: bool = False,
 ) -> tuple[Path | None, Results]:
     """Runs what is missing of a study, analyses its rows and writes its folder.
 
@@ -148,6 +149,7 @@ def run_study(
     - `go_on_from`: the folder of a study of fewer steps that kept them: its runs go on from there.
     - `init_from`: the folder of a finished study of the same models: each run begins with the weights of its arm and
       seed there, and with nothing else of it.
+    - `other_cores`: whether runs may go on on another number of CPU cores than they were begun on: by other sums.
 
     **Returns:** the folder, which holds what docs/studies.md lists, and the results.
 
@@ -160,6 +162,7 @@ def run_study(
     arms, levels = study.resolve(stream.vocab_size, stream.sequence_length, stream.padding)
     tell = on_event or (lambda event: None)
     runner = Runner(arms, stream, study.run, tell, stop)
+    runner.other_cores = other_cores
     most = range(study.until) if study.until else study.which
     if init_from is not None:
         if go_on_from is not None:
@@ -274,7 +277,7 @@ def _results(study: Study, runner: Runner, rows: Sequence[Row], levels: Mapping[
         settings=settings_of(study, stream.batch_size, stream.sequence_length)
         | {"eval_tokens": sum(batch[:, 1:].size for batch in stream.eval_batches())},
         stream={**stream.info, "stream_hash": {str(seed): digest for seed, digest in runner.hashes.items()}},
-        machine=machine(),
+        machine=machine() | _cores_of(rows),
         comparisons=tuple(each for control, said in found for each in said if not control),
         controls=tuple(each for control, said in found for each in said if control),
         version=__version__,
@@ -313,6 +316,12 @@ def settings_of(study: Study, batch_size: int, sequence_length: int) -> dict[str
         "tokens": study.run.steps * batch_size * sequence_length,
         "sections": [getattr(section, "__name__", "a section") for section in study.report],
     }
+
+
+def _cores_of(rows: Sequence[Row]) -> dict[str, Any]:
+    """How many cores the runs had; nothing where rows do not say it."""
+    known = sorted({row.cores for row in rows if row.cores is not None})
+    return {"cores": known[0] if len(known) == 1 else known} if known else {}
 
 
 def machine() -> dict[str, Any]:

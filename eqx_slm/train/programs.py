@@ -64,7 +64,7 @@ def read_verified(path: Path) -> bytes | None:
 
 
 def write_verified(path: Path, data: bytes) -> None:
-    """Writes data with its hash before it; nothing where the disk is full or read-only: what is kept only saves time."""
+    """Writes data with its hash before it; nothing where the disk is full or read-only, since it only saves time."""
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

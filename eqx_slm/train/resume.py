@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from ..cores import usable_cores
+from ..cores import check_cores, usable_cores
 from ..errors import UserError
 from ..files import FULL, check_space, json_ready, sealed, unsealed, write_bytes_atomic, write_json_atomic
 from ..version import __version__
@@ -36,7 +36,7 @@ class Stopped(Exception):
 @dataclass(frozen=True)
 class Saved:
     """A run on its way: its state after `step` steps, the `mean` of its last weights, its records so far, the
-    `seconds` that `counted` of its steps took, and how many `cores` it had."""
+    `seconds` that `counted` of its steps took, and how many CPU `cores` it had (None on another device)."""
 
     state: TrainState
     mean: PyTree[Array] | None
@@ -44,7 +44,12 @@ class Saved:
     seconds: float
     counted: int
     records: list[RunRecord]
-    cores: int
+    cores: int | None
+
+
+def cpu_cores() -> int | None:
+    """The usable cores where they decide the order of sums: on a CPU."""
+    return usable_cores() if jax.default_backend() == "cpu" else None
 
 
 class Checkpoints:
@@ -65,6 +70,7 @@ class Checkpoints:
     - `stop`: asked after every step whether the run is to be saved and to end, by `Stopped`.
     - `say`: told in a line where a run goes on, and what is damaged.
     - `keep`: a folder for the checkpoint after step `keep_at`, which stays when the run is done.
+    - `other_cores`: whether a run may go on on another number of CPU cores than it was saved on, by other sums.
     - `origin`: the JSON file of a shorter run's checkpoint, to begin with where this run has none of its own.
     """
 
@@ -79,10 +85,11 @@ class Checkpoints:
         keep: Path | None = None,
         keep_at: int | None = None,
         origin: Path | None = None,
+        other_cores: bool = False,
     ):
         self.folder, self.runs, self.seconds, self.stop, self.say = folder, json_ready(runs), seconds, stop, say
         self.keep, self.keep_at, self.origin = keep, keep_at, origin
-        self.last, self.full = time.monotonic(), False
+        self.last, self.full, self.other_cores = time.monotonic(), False, other_cores
 
     def due(self) -> bool:
         """Whether the run is to be saved now."""
@@ -121,7 +128,7 @@ class Checkpoints:
                 "stream_hashes": list(hashes),
                 "averaged": mean is not None,
                 "versions": {"eqx_slm": __version__, "jax": jax.__version__, "numpy": version("numpy")},
-                "cores": usable_cores(),
+                "cores": cpu_cores(),
                 "tensors": digest,
             }
             write_json_atomic(file.with_suffix(".json"), sealed(content))
@@ -162,6 +169,8 @@ class Checkpoints:
         """The last checkpoint that is not damaged, on the device, where a step may donate it; None without one.
 
         **Arguments:** `like`: the state that the run would start with.
+
+        **Raises:** `UserError` where it was saved on another number of CPU cores, unless `other_cores` allows it.
         """
         for file in _steps(self.folder):
             try:
@@ -169,9 +178,9 @@ class Checkpoints:
             except UserError as error:
                 self.say(f"not used: {error}")
                 continue
-            self.say(f"goes on after step {saved.step}")
-            if saved.cores != (now := usable_cores()):
+            if check_cores(saved.cores, now := cpu_cores(), self.other_cores, "the run was saved"):
                 self.say(f"it was begun on {saved.cores} cores and goes on on {now}: its sums come in another order")
+            self.say(f"goes on after step {saved.step}")
             return saved
         if self.origin is not None:
             saved = self._read(self.origin, like, own=False)
