@@ -5,6 +5,8 @@
     python experiments/claims.py taper-attention --dry-run       # also taper-gated, taper-hope, taper-titans
     python experiments/claims.py scaling-600                     # also 300 and 1200: three sizes at three lengths
     python experiments/claims.py adam --steps 600                # also muon: losses by frequency under two optimizers
+    python experiments/claims.py quick-titans                    # minutes on a CPU: also quick-hope, quick-profiles,
+                                                                 # quick-positions, quick-ptb (--data ptb --data-root)
 
 Shape `small` (V = 4,096, d = 128, two layers, 1.57M parameters), 2.46M tokens a run, seeds 10 to 14, which the search
 did not see. One rate, 4e-3: of 4e-3 and 8e-3 the better for tied tables and generators, and within 0.02 nat of it for
@@ -19,7 +21,7 @@ import sys
 import jax
 from search import SMALL, deep, layers, made, multiplied, plain, tapered, tied
 
-from eqx_slm import BigramConfig, build
+from eqx_slm import BigramConfig, TaperConfig, build
 from eqx_slm.account.match import match_parameters
 from eqx_slm.nn.continuum import ContinuumConfig
 from eqx_slm.nn.gated import GatedAttentionConfig
@@ -35,10 +37,13 @@ from eqx_slm.study import (
     made_arms,
     origin,
     paired,
+    preset,
     scope,
     study_main,
     verdicts,
 )
+from eqx_slm.study.arms import make_arm
+from eqx_slm.train import RunConfig
 
 REGISTERED = {
     "embedding": (
@@ -61,6 +66,13 @@ REGISTERED = {
     "adam": (
         "Is a gain on rare tokens the embedding's, or Adam's? If the generator's gain on the rarest tenth over dense "
         "is there under AdamW and not under Muon or beta2 = 0.999, it is the optimizer's."
+    ),
+    "quick": (
+        "The quick preset's size and recipe (2,048 ids, d = 64, 0.29M tokens, rate 3.5e-3), what a CPU can run. Hope "
+        "and Titans: the taper question under these two, four layers. Profiles: is the cosine better than the linear "
+        "and the sigmoid fall at 1.5, and 1.5 better than 1.25 and 1.75? Then each is behind it. Positions: are "
+        "learned ones better than rotary ones, and is either better than none? PTB: the embedding question on words "
+        "of news, each kind of input with the multipliers of the preset, which were chosen on another text."
     ),
 }
 SEEDS = (10, 11, 12, 13, 14)
@@ -167,6 +179,36 @@ def under(name, **optimizer):
     return study(name, {each: MAIN[each] for each in names}, run=run, null=False)
 
 
+QUICK = preset("quick")
+QUICK_RUN = RunConfig(**{field.name: getattr(QUICK, field.name) for field in dataclasses.fields(RunConfig)})
+
+
+def quick(name, changes, *, depth=4, against="uniform", **part):
+    """Arms at the quick preset's size."""
+    base = dataclasses.replace(QUICK.model, depth=depth, **part)
+    made = study(f"quick-{name}", changes, base=base, against=against, run=QUICK_RUN)
+    return dataclasses.replace(made, stream=QUICK.stream, rates=QUICK.learning_rates)
+
+
+def profile(schedule, start):
+    """Widths from `start` to 2 - `start` times the mean."""
+    return lambda base: dataclasses.replace(base, taper=TaperConfig(schedule, start=start, end=2 - start))
+
+
+QUICK_PROFILES = {
+    "cosine-1.5": profile("cosine", 1.5),
+    "uniform": plain,
+    **{f"{schedule}-1.5": profile(schedule, 1.5) for schedule in ("linear", "sigmoid")},
+    **{f"cosine-{start}": profile("cosine", start) for start in (1.25, 1.75)},
+}
+POSITIONS = {
+    where: lambda base, where=where: dataclasses.replace(base, positions=where)
+    for where in ("rotary", "learned", "none")
+}
+NAMES = ("dense", "dense-tied", "dense-tied-deep", "low-rank-deep", "leviathan", "leviathan-deep", "leviathan-flop")
+INPUTS = {name: lambda base, name=name: make_arm(name, base, QUICK.tuned).config for name in (*NAMES, "bigrams")}
+
+
 GATED, TITANS = GatedAttentionConfig(n_heads=2), TitansConfig(n_heads=2)
 STUDIES = {
     "embedding": study("embedding", MAIN | MORE),
@@ -178,6 +220,11 @@ STUDIES = {
     **{f"scaling-{steps}": scaling(steps) for steps in (300, 600, 1200)},
     "adam": under("adam", beta2=0.999),
     "muon": under("muon", kind="muon"),
+    "quick-hope": quick("hope", PROFILES, channel=ContinuumConfig()),
+    "quick-titans": quick("titans", PROFILES, mixer=TITANS),
+    "quick-profiles": quick("profiles", QUICK_PROFILES, against="cosine-1.5"),
+    "quick-positions": quick("positions", POSITIONS, against="rotary"),
+    "quick-ptb": quick("ptb", INPUTS, depth=2, against="dense"),
 }
 
 if __name__ == "__main__":
