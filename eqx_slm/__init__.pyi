@@ -25,6 +25,7 @@ from .data import make_tokenizer as make_tokenizer
 from .data import open_data as open_data
 from .errors import UserError as UserError
 from .infer import generate as generate
+from .infer import generate_batch as generate_batch
 from .infer import materialize as materialize
 from .model import ModelConfig as ModelConfig
 from .model import TaperConfig as TaperConfig

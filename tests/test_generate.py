@@ -13,7 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import GENERATOR, LENGTH, VOCAB, tiny_config, tiny_model
 
-from eqx_slm import CompositionalConfig, HeadConfig, LowRankConfig, TableEmbedding, generate, materialize
+from eqx_slm import (
+    CompositionalConfig,
+    HeadConfig,
+    LowRankConfig,
+    TableEmbedding,
+    generate,
+    generate_batch,
+    materialize,
+)
+from eqx_slm.infer import Continuation
 
 KEY = jax.random.key(0)
 ORDERED = dataclasses.replace(GENERATOR, order="random")
@@ -100,6 +109,42 @@ def test_learned_positions_end():
     rest, state = model.prefill(ids[:4], state)
     np.testing.assert_allclose(rest, whole[12:], rtol=1e-4, atol=1e-5)
     assert np.isnan(model.step(ids[0], state).y).all() and np.isnan(model.prefill(ids[:2], state).y).all()
+
+
+PROMPTS = ([5, 9, 60], [1], [7, 7, 2, 30, 4, 4])
+
+
+@pytest.mark.parametrize("name", ["table", "generated", "learned"])
+@pytest.mark.parametrize("context", [LENGTH, 4])
+def test_a_batch_is_its_prompts_one_by_one(name, context):
+    """Prompts of unequal length, from decode states and from windows; three rows run as four."""
+    model = sharp(CONFIGS[name])
+    many = generate_batch(model, PROMPTS, tokens=9, context=context, top_k=20, key=KEY)
+    assert many.shape == (3, 9)
+    for i, prompt in enumerate(PROMPTS):
+        one = generate(model, prompt, tokens=9, context=context, top_k=20, key=jax.random.fold_in(KEY, i))
+        np.testing.assert_array_equal(many[i], one)
+
+
+@given(
+    context=st.sampled_from([LENGTH, 4]), rows=st.sampled_from([1, 3]), counts=st.lists(st.integers(0, 5), max_size=4)
+)
+def test_tokens_drawn_in_parts_are_those_drawn_at_once(context, rows, counts):
+    model = tiny_model()
+    keys = [jax.random.key(i) for i in range(rows)]
+    how = {"tokens": 10, "context": context, "temperature": 1.0}
+    at_once = Continuation(model, PROMPTS[:rows], keys, **how).draw(10)
+    parts = Continuation(model, PROMPTS[:rows], keys, **how)
+    drawn = [parts.draw(count) for count in [*counts, 10]]
+    np.testing.assert_array_equal(np.concatenate(drawn, axis=1), at_once)
+    assert parts.draw(3).shape == (rows, 0)
+
+
+def test_no_prompts_are_refused():
+    with pytest.raises(ValueError, match="no prompt"):
+        generate_batch(tiny_model(), [], tokens=3, context=LENGTH, key=KEY)
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        generate_batch(tiny_model(), [[1], []], tokens=3, context=LENGTH, key=KEY)
 
 
 def test_lengths_share_programs():

@@ -81,11 +81,50 @@ def test_generated_text_has_no_padding(study):
     assert run.generate("the ", tokens=8, temperature=0.0) == run.generate("the ", tokens=8, temperature=0.0, seed=7)
 
 
+def test_text_ends_before_a_stop_string_wherever_tokens_begin(study):
+    run = open_run(study[0])
+    how = {"tokens": 60, "seed": 3, "temperature": 1.0}
+    whole = run.generate("the ", **how)
+    for stop in ("t", whole[8:11], whole[5:9], ["zzz", whole[20:23]], [whole[30:33], whole[31:32]]):
+        stops = [stop] if isinstance(stop, str) else stop
+        cut = run.generate("the ", stop=stop, **how)
+        assert whole.startswith(cut) and not any(each in cut for each in stops)
+        assert any(whole[len(cut) :].startswith(each) for each in stops) or cut == whole
+    assert run.generate("the ", stop=["zzz"], **how) == whole
+    with pytest.raises(UserError, match="strings that are not empty"):
+        run.generate("the ", stop=["a", ""], **how)
+
+
+@pytest.mark.parametrize("stop", [(), ("at", "zz"), ("cat ",)])
+def test_streamed_text_is_the_whole_text(study, stop):
+    run = open_run(study[0])
+    for seed in range(6):
+        how = {"tokens": 50, "seed": seed, "temperature": 1.0, "stop": stop}
+        pieces = list(run.stream("the ", **how))
+        assert "".join(pieces) == run.generate("the ", **how) and all(pieces)
+    assert len(list(run.stream("the ", tokens=50))) > 2
+
+
+def test_several_prompts_are_continued_together(study):
+    run = open_run(study[0])
+    prompts = ["the cat", "a", "and then dogs ran "]
+    texts = run.generate(prompts, tokens=20, temperature=0.0)
+    assert texts == [run.generate(each, tokens=20, temperature=0.0) for each in prompts]
+    cut = run.generate(prompts, tokens=20, temperature=0.0, stop=" ")
+    assert cut == [text.split(" ")[0] for text in texts]
+    with pytest.raises(UserError, match="no tokens"):
+        run.generate(["the", ""], tokens=3)
+    with pytest.raises(UserError, match="no prompt"):
+        run.generate([], tokens=3)
+
+
 def test_the_commands(study, tmp_path, capsys):
     folder = str(study[0])
     assert main(["generate", folder, "the cat", "--tokens", "12", "--temperature", "0"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("the cat") and len(out.rstrip("\n")) >= len("the cat") + 10
+    assert main(["generate", folder, "the cat", "--tokens", "30", "--temperature", "0", "--stop", "zz", " "]) == 0
+    assert capsys.readouterr().out == out.rstrip("\n")[: out.find(" ", len("the cat"))] + "\n"
     (tmp_path / "t.txt").write_text("the cat sat on a mat")
     assert main(["eval", folder, str(tmp_path / "t.txt"), "--arm", "two"]) == 0
     loss = text_loss(open_run(folder, arm="two"), "the cat sat on a mat")

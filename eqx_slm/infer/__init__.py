@@ -1,5 +1,5 @@
 """Using a trained model: generation, and generators turned into tables."""
 
-from .generate import MaterializedEmbedding, generate, materialize
+from .generate import Continuation, MaterializedEmbedding, generate, generate_batch, materialize
 
-__all__ = ["MaterializedEmbedding", "generate", "materialize"]
+__all__ = ["Continuation", "MaterializedEmbedding", "generate", "generate_batch", "materialize"]

@@ -1,5 +1,6 @@
-"""Sampling text from a model."""
+"""Sampling text from a model: a prompt, many at once, or a few tokens at a time."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -76,33 +77,109 @@ def generate(
 
     **Raises:** `ValueError` for an empty prompt, and for sizes out of range.
     """
+    how: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    how |= {"repetition_penalty": repetition_penalty, "vocab_size": vocab_size}
+    return Continuation(model, [prompt], [key], tokens=tokens, context=context, **how).draw(tokens)[0]
+
+
+def generate_batch(
+    model: Any, prompts: Sequence[Any], *, tokens: int, context: int, key: PRNGKeyArray, **how: Any
+) -> Int[Array, "b n"]:
+    """Continues prompts of any lengths together, each by `tokens` tokens.
+
+    **Arguments:** `prompts`: of each the ids; `how`: `temperature` and the rest of `generate`, the same for all.
+
+    **Returns:** the sampled ids; row i is what `generate` gives with `jax.random.fold_in(key, i)`, up to rounding of
+    the logits. **Raises:** as `generate`, and for no prompts.
+    """
+    keys = [jax.random.fold_in(key, i) for i in range(len(prompts))]
+    return Continuation(model, prompts, keys, tokens=tokens, context=context, **how).draw(tokens)
+
+
+class Continuation:
+    """Prompts that are being continued: every call of `draw` gives some more tokens of each, up to `tokens` in all."""
+
+    def __init__(
+        self,
+        model: Any,
+        prompts: Sequence[Any],
+        keys: Sequence[PRNGKeyArray],
+        *,
+        tokens: int,
+        context: int,
+        vocab_size: int | None = None,
+        **how: Any,
+    ):
+        """Runs the prompts.
+
+        **Arguments:** a key for each of the prompts; the rest as in `generate`. **Raises:** as `generate`.
+        """
+        if not len(prompts):
+            raise UserError("there is no prompt: give at least one")
+        rows = [_checked(prompt) for prompt in prompts]
+        self.left, context = whole("tokens", tokens, least=0), whole("context", context)
+        self.how = sampling(1 if vocab_size is None else vocab_size, **how)
+        self.model = model = materialize(model) if hasattr(model, "embedding") else model
+        shape = eqx.filter_eval_shape(lambda m: m.logits(m.features(m.embed(jnp.zeros(1, jnp.int32)))), model).shape
+        if vocab_size is None:
+            self.how = self.how._replace(vocab_size=jnp.asarray(shape[-1], jnp.int32))
+        # Sizes in steps of 64 tokens: a program then serves many lengths of prompt and answer.
+        size = 64 * max(1, -(-tokens // 64))
+        longest = max(row.shape[0] for row in rows) + tokens
+        fits = longest <= context and getattr(model, "decodes", False)
+        self.advance = _decode if fits else _slide
+        carries = []
+        for row in rows:
+            begun = _prefilled(model, row, min(context, -(-longest // 64) * 64)) if fits else _window(row, context)
+            seen = jnp.zeros(shape[-1], bool).at[row].set(True)
+            carries.append((*begun, jnp.zeros(size, jnp.int32), seen))
+        split = [jax.random.split(key, size) for key in keys]
+        self.at, self.rows = 0, None if len(rows) == 1 else len(rows)
+        self.carry, self.keys = carries[0], split[0]
+        if self.rows is not None:
+            # A program for each power of two: rows beyond those asked for are the first one again.
+            more = (1 << (len(rows) - 1).bit_length()) - len(rows)
+            self.carry = _stacked(carries + carries[:1] * more)
+            self.keys = jnp.stack(split + split[:1] * more)
+            self.advance = _decode_rows if fits else _slide_rows
+
+    def draw(self, count: int) -> Int[Array, "b n"]:
+        """The next tokens of every prompt: `count`, or as many as are left."""
+        count = min(whole("count", count, least=0), self.left)
+        last = self.at + count
+        self.carry = self.advance(self.model, self.carry, self.keys, jnp.asarray(self.at), jnp.asarray(last), self.how)
+        drawn = self.carry[-2] if self.rows is not None else self.carry[-2][None]
+        first, self.at, self.left = self.at, last, self.left - count
+        return drawn[: self.rows, first:last]
+
+
+def _checked(prompt: Any) -> Int[Array, " p"]:
     prompt = jnp.asarray(prompt)
     if prompt.size == 0:
         raise UserError("the prompt is empty: give at least one token")
     if prompt.ndim != 1 or not jnp.issubdtype(prompt.dtype, jnp.integer):
         raise UserError(f"the prompt is {prompt.dtype} of shape {prompt.shape}: give the ids of one sequence, integers")
-    tokens, context = whole("tokens", tokens, least=0), whole("context", context)
-    filters: Any = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty}
-    how = sampling(1 if vocab_size is None else vocab_size, temperature=temperature, **filters)
-    model = materialize(model) if hasattr(model, "embedding") else model
-    prompt, length = prompt.astype(jnp.int32), prompt.shape[0]
-    shape = eqx.filter_eval_shape(lambda m: m.logits(m.features(m.embed(jnp.zeros(1, jnp.int32)))), model).shape
-    if vocab_size is None:
-        how = how._replace(vocab_size=jnp.asarray(shape[-1], jnp.int32))
-    seen = jnp.zeros(shape[-1], bool).at[prompt].set(True)
-    # Sizes in steps of 64 tokens: a program then serves many lengths of prompt and answer.
-    keys = jax.random.split(key, 64 * max(1, -(-tokens // 64)))
-    if length + tokens <= context and getattr(model, "decodes", False):
-        state, taken = model.start(min(context, -(-(length + tokens) // 64) * 64)), 0
-        last = None
-        while taken < length:  # in pieces of ... 8, 4, 2, 1 tokens, for the same reason
-            piece = 1 << ((length - taken).bit_length() - 1)
-            last, state = _read(model, prompt[taken : taken + piece], state)
-            taken += piece
-        return _decode(model, last, state, keys, jnp.asarray(tokens), how, seen)[:tokens]
+    return prompt.astype(jnp.int32)
+
+
+def _prefilled(model: Any, prompt: Array, size: int) -> tuple[Any, Any]:
+    """The features of a prompt's last token, and the decode state after it, with room for `size` tokens."""
+    state, taken, last = model.start(size), 0, None
+    while taken < prompt.shape[0]:  # in pieces of ... 8, 4, 2, 1 tokens: a program for each serves all lengths
+        piece = 1 << ((prompt.shape[0] - taken).bit_length() - 1)
+        last, state = _read(model, prompt[taken : taken + piece], state)
+        taken += piece
+    return last, state
+
+
+def _window(prompt: Array, context: int) -> tuple[Array, Array]:
+    """The last `context` ids of a prompt, in a window of that size, and how many there are."""
     kept = prompt[-context:]
-    window = jnp.zeros(context, jnp.int32).at[: kept.shape[0]].set(kept)
-    return _slide(model, window, jnp.asarray(kept.shape[0]), keys, jnp.asarray(tokens), how, seen)[:tokens]
+    return jnp.zeros(context, jnp.int32).at[: kept.shape[0]].set(kept), jnp.asarray(kept.shape[0])
+
+
+def _stacked(carries: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0], *carries)
 
 
 @eqx.filter_jit
@@ -112,21 +189,19 @@ def _read(model: Any, piece: Array, state: Any) -> tuple[Array, Any]:
     return features[-1], state
 
 
-@eqx.filter_jit
-def _decode(model: Any, last: Any, state: Any, keys: Array, tokens: Array, how: Sampling, seen: Array) -> Array:
-    """A token at a time from the decode state."""
+def _decoding(model: Any, carry: Any, keys: Array, first: Array, last: Array, how: Sampling) -> Any:
+    """A token at a time from the decode state: the draws from `first` to `last`."""
 
     def step(i: Array, carry: tuple[Array, Any, Array, Array]) -> tuple[Array, Any, Array, Array]:
-        last, state, drawn, seen = carry
-        token, seen = draw(model.logits(last[None])[0], seen, how, keys[i])
+        features, state, drawn, seen = carry
+        token, seen = draw(model.logits(features[None])[0], seen, how, keys[i])
         features, state = model.step(token, state)
         return features, state, drawn.at[i].set(token), seen
 
-    return jax.lax.fori_loop(0, tokens, step, (last, state, jnp.zeros(keys.shape[0], jnp.int32), seen))[2]
+    return jax.lax.fori_loop(first, last, step, carry)
 
 
-@eqx.filter_jit
-def _slide(model: Any, window: Array, length: Array, keys: Array, tokens: Array, how: Sampling, seen: Array) -> Array:
+def _sliding(model: Any, carry: Any, keys: Array, first: Array, last: Array, how: Sampling) -> Any:
     """The whole window again for every token."""
 
     def step(i: Array, carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
@@ -140,4 +215,13 @@ def _slide(model: Any, window: Array, length: Array, keys: Array, tokens: Array,
         length = jnp.where(full, length, length + 1)
         return window.at[length - 1].set(token), length, drawn.at[i].set(token), seen
 
-    return jax.lax.fori_loop(0, tokens, step, (window, length, jnp.zeros(keys.shape[0], jnp.int32), seen))[2]
+    return jax.lax.fori_loop(first, last, step, carry)
+
+
+def _of_rows(advance: Any) -> Any:
+    in_axes: Any = (None, eqx.if_array(0), 0, None, None, None)
+    return eqx.filter_jit(eqx.filter_vmap(advance, in_axes=in_axes))
+
+
+_decode, _slide = eqx.filter_jit(_decoding), eqx.filter_jit(_sliding)
+_decode_rows, _slide_rows = _of_rows(_decoding), _of_rows(_sliding)

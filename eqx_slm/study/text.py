@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -39,18 +40,82 @@ class OpenRun:
 
         return self.tokenizer.decode(np.asarray(ids))
 
-    def generate(self, prompt: str, *, tokens: int, seed: int = 0, **how: Any) -> str:
-        """What follows a prompt, `tokens` of it; `how`: temperature, top_k, ... of `eqx_slm.generate`."""
+    def generate(
+        self, prompt: str | Sequence[str], *, tokens: int, seed: int = 0, stop: str | Sequence[str] = (), **how: Any
+    ) -> Any:
+        """What follows a prompt, or each of several.
+
+        **Arguments:**
+
+        - `tokens`: how many at most.
+        - `stop`: strings; the text ends before the first of them, wherever token boundaries are. A special token is
+          written as it stands in the vocabulary, such as `"<|endoftext|>"`.
+        - `how`: `temperature`, `top_k`, ... of `eqx_slm.generate`.
+
+        **Returns:** the text after the prompt; of a list of prompts, a list.
+
+        **Raises:** `UserError` for a prompt without tokens, an empty string in `stop`, and as `eqx_slm.generate`.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        found = list(self._texts(prompts, tokens, seed, stop, isinstance(prompt, str), how))
+        texts = found[-1] if found else [""] * len(prompts)
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def stream(
+        self, prompt: str, *, tokens: int, seed: int = 0, stop: str | Sequence[str] = (), **how: Any
+    ) -> Iterator[str]:
+        """The same text as `generate` gives, in pieces as they are drawn; a character is never cut."""
+        shown, text = "", ""
+        for (text,) in self._texts([prompt], tokens, seed, stop, True, how):
+            # What more tokens may still change: half a character, white space before a line, the begin of a stop.
+            sure = text.rstrip("\ufffd \n\t")
+            sure = sure[: len(sure) - max((len(each) - 1 for each in _stops(stop)), default=0)]
+            if len(sure) > len(shown) and sure.startswith(shown):
+                yield sure[len(shown) :]
+                shown = sure
+        if text != shown:
+            yield text[len(shown) :]
+
+    def _texts(
+        self, prompts: list[str], tokens: int, seed: int, stop: str | Sequence[str], single: bool, how: dict[str, Any]
+    ) -> Iterator[list[str]]:
+        """The texts so far, cut at what stops them, a few tokens longer each time."""
         import jax
+        import numpy as np
 
-        from ..infer.generate import generate
+        from ..infer.generate import Continuation
 
-        ids = self.encode(prompt)
-        if len(ids) == 0:
+        stops, key = _stops(stop), jax.random.key(seed)
+        rows = [self.encode(each) for each in prompts]
+        if any(len(ids) == 0 for ids in rows):
             raise UserError("the prompt has no tokens: give at least one character that the tokenizer knows")
-        sizes: dict[str, Any] = {"tokens": tokens, "context": self.config.context}
+        keys = [key] if single else [jax.random.fold_in(key, i) for i in range(len(rows))]
         how = {"vocab_size": self.tokenizer.vocab_size, **how}
-        return self.decode(generate(self.model, ids, key=jax.random.key(seed), **sizes, **how))
+        drawing = Continuation(self.model, rows, keys, tokens=tokens, context=self.config.context, **how)
+        drawn, texts = np.zeros((len(rows), 0), np.int32), [""] * len(rows)
+        done = [False] * len(rows)
+        while drawing.left and not all(done):
+            drawn = np.concatenate([drawn, np.asarray(drawing.draw(PIECE))], axis=1)
+            for i in range(len(rows)):
+                if not done[i]:
+                    texts[i], done[i] = _cut(self.decode(drawn[i]), stops)
+            yield list(texts)
+
+
+PIECE = 8  # tokens drawn between two looks at the text
+
+
+def _stops(stop: str | Sequence[str]) -> list[str]:
+    stops = [stop] if isinstance(stop, str) else list(stop)
+    if not all(isinstance(each, str) and each for each in stops):
+        raise UserError(f"stop={stop!r}: give strings that are not empty")
+    return stops
+
+
+def _cut(text: str, stops: list[str]) -> tuple[str, bool]:
+    """The text before the first of the strings, and whether one is there."""
+    places = [place for each in stops if (place := text.find(each)) >= 0]
+    return (text[: min(places)], True) if places else (text, False)
 
 
 @dataclass(frozen=True)
@@ -162,6 +227,7 @@ class Generate(Which):
     examples: ClassVar = (
         'eqx-slm generate runs/quick-1 "def read(" --tokens 64',
         'eqx-slm generate runs/quick-1 "import " --arm leviathan-deep --temperature 0.7 --top-p 0.9',
+        'eqx-slm generate runs/quick-1 "def f(x):" --temperature 0 --stop "\\ndef" "\\nclass"',
     )
 
     prompt: Positional[str] = "\n"
@@ -178,6 +244,8 @@ class Generate(Which):
     """Only tokens at least so many times as likely as the most likely one."""
     repetition_penalty: float = 1.0
     """Above 1 makes tokens less likely that were there before."""
+    stop: tuple[str, ...] = ()
+    """The text ends before the first of these; write a line feed as \\n."""
     sample: int = 0
     """Another number, another text."""
 
@@ -203,8 +271,13 @@ def generate_main(arguments: Sequence[str] | None = None) -> int:
     def run(o: Generate) -> None:
         found = open_run(o.run, arm=o.arm, seed=o.seed, rate=o.rate)
         names = ("tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-        text = found.generate(o.prompt, seed=o.sample, **{name: getattr(o, name) for name in names})
-        print(_shown(o.prompt + text))
+        how = {name: getattr(o, name) for name in names}
+        stop = [each.replace("\\n", "\n").replace("\\t", "\t") for each in o.stop]
+        pieces = found.stream(o.prompt, seed=o.sample, stop=stop, **how)
+        first = next(pieces, "")  # what cannot be is refused before anything is printed
+        for piece in itertools.chain((o.prompt, first), pieces):
+            print(_shown(piece), end="", flush=True)
+        print()
 
     return command(Generate, arguments, "eqx-slm generate", run)
 
