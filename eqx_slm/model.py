@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Array, Int32, PRNGKeyArray
 
-from .checks import check_choices, check_whole, finite, lr_factors
+from .checks import check_choices, check_whole, finite, lr_factors, real
 from .errors import UserError
 from .nn.bigrams import BigramConfig
 from .nn.block import Block, ChannelConfig, MixerConfig, Placement
@@ -99,7 +99,8 @@ class ModelConfig:
     the root of the number of branches (2 depth; more where a channel has several), after the draw. `padding_ids` of
     the vocabulary stand for nothing: the ledger says what they cost. `lr_multipliers` scale the learning rate
     of the leaves whose dotted path begins as said, `*` being any one name: "embedding.codebooks=0.1, blocks.*.mixer=2";
-    the last that fits a leaf counts. `bigrams` with rows are added to the embedding.
+    the last that fits a leaf counts. `bigrams` with rows are added to the embedding. `norm_eps`: of the norms of blocks
+    and of the last one; None is 1e-6 for RMSNorm, 1e-5 for LayerNorm.
     """
 
     vocab_size: int = 8192
@@ -118,9 +119,12 @@ class ModelConfig:
     padding_ids: int = 0
     lr_multipliers: str = ""
     bigrams: BigramConfig = BigramConfig()
+    norm_eps: float | None = None
 
     def __post_init__(self):
         check_choices(self)
+        if self.norm_eps is not None:
+            real("norm_eps", self.norm_eps)
         lr_factors(self.lr_multipliers)
         check_whole(self, "vocab_size", "d_model", "context", most=2**53)  # a float holds it
         check_whole(self, "depth", most=10_000)  # every layer is looked at, whatever is asked of a config
@@ -192,12 +196,13 @@ def build(
             key=subkey(block_key, "mixer"),
         )
         mlp = channel.build(config.d_model, output_scale=scale, key=subkey(block_key, "channel"))
-        blocks.append(Block(mixer, mlp, d_model=config.d_model, norm=config.norm, placement=config.placement))
+        norm: dict[str, Any] = {"norm": config.norm, "norm_eps": config.norm_eps}
+        blocks.append(Block(mixer, mlp, d_model=config.d_model, **norm, placement=config.placement))
     return LanguageModel(
         embedding=embedding,
         positions=positions,
         blocks=tuple(blocks),
-        norm=make_norm(config.norm, config.d_model),
+        norm=make_norm(config.norm, config.d_model, config.norm_eps),
         head=config.head.build(config.vocab_size, config.d_model, key=subkey(key, "head")),
         logit_scale=config.head.scale,
         lr_multipliers=config.lr_multipliers,

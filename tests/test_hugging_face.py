@@ -23,6 +23,8 @@ CONFIGS = {
     "zero-centred": tiny_config(norm="zero-centred", channel=MLPConfig(d_ff=24)),
     "leviathan": tiny_config(embedding=GENERATOR),
     "generated": tiny_config(embedding=GENERATOR, head=HeadConfig("generated")),
+    "tapered": tiny_config(depth=3, channel=MLPConfig(d_ff=64), taper=TaperConfig("cosine")),
+    "epsilon": tiny_config(norm_eps=3e-3),
 }
 
 
@@ -102,6 +104,54 @@ def test_transformers_gives_the_same_logits(tmp_path_factory, heads, groups, dep
     assert sampled[0, 3:].tolist() == np.asarray(ours).tolist()
 
 
+def loaded(transformers, folder):
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+
+
+def random_config(rng):
+    """Tied, untied, generated, tapered, with grouped heads: anything that can go out."""
+    kind = rng.choice(["untied", "tied", "leviathan", "generated"])
+    heads = int(rng.choice([2, 4]))
+    mixer = AttentionConfig(
+        n_heads=heads, n_kv_heads=int(rng.choice([1, 2])), rotary_base=float(rng.choice([500, 1e4]))
+    )
+    taper = TaperConfig("cosine", multiple=4) if rng.random() < 0.4 else TaperConfig()
+    return tiny_config(
+        d_model=int(rng.choice([16, 32])),
+        depth=int(rng.integers(1, 4)) + 2 * (taper.schedule != "uniform"),
+        context=256,
+        mixer=mixer,
+        channel=MLPConfig(d_ff=int(rng.choice([32, 48]))),
+        taper=taper,
+        norm=str(rng.choice(["rms", "zero-centred"])),
+        norm_eps=float(rng.choice([1e-6, 1e-5])),
+        head=HeadConfig({"leviathan": "untied"}.get(kind, kind), scale=float(rng.choice([1.0, 0.25]))),
+        **({"embedding": GENERATOR} if kind in ("leviathan", "generated") else {}),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_a_random_config_is_the_same_model_in_transformers(seed, tmp_path):
+    """Logits within 1e-4 of those in float64, of both and relative to the largest where that is above 1; 200 tokens."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    config = random_config(np.random.default_rng(seed))
+    for name, model in (("initial", build(config, key=jax.random.key(seed))), ("moved", moved(config, seed))):
+        theirs = loaded(transformers, export_llama(tmp_path / name, model, config))
+        assert [layer.mlp.up_proj.out_features for layer in theirs.model.layers] == list(config.widths)
+        back, _ = import_hugging_face(tmp_path / name)
+        with torch.no_grad():
+            found = theirs(torch.tensor(IDS)[None]).logits[0].numpy()
+            exact = theirs.double()(torch.tensor(IDS)[None]).logits[0].numpy()
+            theirs.float()
+        close = 1e-4 * max(1, np.abs(exact).max())
+        for each in (found, logits_of(model), logits_of(back)):
+            assert np.abs(each - exact).max() < close
+        ids = generate(model, IDS[:3].astype(np.int32), tokens=200, context=256, temperature=0.0, key=jax.random.key(0))
+        their_ids = theirs.generate(torch.tensor(IDS[:3])[None], max_new_tokens=200, do_sample=False, pad_token_id=0)
+        assert their_ids[0, 3:].tolist() == np.asarray(ids).tolist()
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_what_transformers_saved_gives_the_same_logits_here(kind, tmp_path):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
@@ -123,6 +173,41 @@ def test_what_transformers_saved_gives_the_same_logits_here(kind, tmp_path):
     model, config = import_hugging_face(tmp_path / "saved")
     np.testing.assert_allclose(logits_of(model), wanted, atol=1e-4 * max(1, np.abs(wanted).max()))
     assert config.context == 32
+    again = eqx.tree_at(jax.tree.leaves, build(config, key=jax.random.key(0)), jax.tree.leaves(model))
+    np.testing.assert_array_equal(logits_of(again), logits_of(model))  # the config says all that is not a weight
+
+
+def test_weights_in_bfloat16_and_a_mistral_come_in(tmp_path):
+    """As most published checkpoints are."""
+    from safetensors.flax import load_file, save_file
+
+    config = tiny_config(norm_eps=1e-5)
+    model = jax.tree.map(
+        lambda x: x.astype(jnp.bfloat16).astype(x.dtype) if eqx.is_inexact_array(x) else x, moved(config)
+    )
+    out = export_llama(tmp_path / "out", model, config)
+    tensors = {name: each.astype(jnp.bfloat16) for name, each in load_file(out / "model.safetensors").items()}
+    save_file(tensors, out / "model.safetensors")
+    told = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**told, "model_type": "mistral", "sliding_window": None}))
+    back, found = import_hugging_face(out)
+    np.testing.assert_allclose(logits_of(back), logits_of(model), rtol=1e-5, atol=1e-5)
+    assert found.norm_eps == 1e-5 and all(
+        x.dtype == jnp.float32 for x in jax.tree.leaves(eqx.filter(back, eqx.is_array))
+    )
+    (out / "config.json").write_text(json.dumps({**told, "sliding_window": 4}))
+    with pytest.raises(UserError, match="sliding_window 4"):
+        import_hugging_face(out)
+
+
+def test_widths_of_no_taper_are_refused(tmp_path):
+    config = CONFIGS["tapered"]
+    out = export_llama(tmp_path / "out", moved(config), config)
+    told = json.loads((out / "config.json").read_text())
+    assert (out / "modeling_tapered_llama.py").is_file()
+    (out / "config.json").write_text(json.dumps({**told, "intermediate_sizes": told["intermediate_sizes"][::-1]}))
+    with pytest.raises(UserError, match="are of no taper"):
+        import_hugging_face(out)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +219,6 @@ def test_what_transformers_saved_gives_the_same_logits_here(kind, tmp_path):
         ({"channel": MLPConfig(d_ff=32, activation="gelu")}, "activation 'gelu'"),
         ({"mixer": AttentionConfig(n_heads=2, window=4)}, "a window"),
         ({"mixer": AttentionConfig(n_heads=2, qk_norm="rms")}, "qk_norm 'rms'"),
-        ({"depth": 3, "channel": MLPConfig(d_ff=64), "taper": TaperConfig("cosine")}, "widths that differ by layer"),
     ],
 )
 def test_what_llama_cannot_say_is_named(change, said, tmp_path):
@@ -151,7 +235,7 @@ def test_folders_that_hold_something_else_are_refused(tmp_path):
         export_llama(out, tiny_model(), config)
     told = json.loads((out / "config.json").read_text())
     for change, said in (
-        ({"model_type": "mamba"}, "model_type 'mamba': llama and gpt2"),
+        ({"model_type": "mamba"}, "model_type 'mamba': llama, mistral"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling"),
         ({"intermediate_size": 48}, "has shape"),

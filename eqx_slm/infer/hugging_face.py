@@ -9,18 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..configs import read_json
+from ..configs import from_dict, read_json, to_dict
 from ..errors import UserError
 from ..files import check_new, write_bytes_atomic, write_json_atomic
-from ..model import ModelConfig, build
+from ..model import ModelConfig, TaperConfig, build
 from ..nn.attention import AttentionConfig
 from ..nn.head import HeadConfig
 from ..nn.mlp import MLPConfig
-from ..nn.norm import LayerNorm, RMSNorm
 from ..nn.table import TableConfig
 from .generate import materialize
 
 EPS = 1e-6
+TAPERED = Path(__file__).with_name("modeling_tapered_llama.py")
+LLAMAS = ("llama", "mistral", "tapered_llama")
 # Of a block: Llama's name and ours. Theirs are (out, in), ours (in, out).
 MATRICES = {
     "self_attn.q_proj": "mixer.w_q",
@@ -37,7 +38,8 @@ NORMS = {"input_layernorm": "mixer_norm", "post_attention_layernorm": "channel_n
 def to_llama(model: Any, config: ModelConfig) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The tensors and the config of transformers' `LlamaForCausalLM` that gives a model's logits.
 
-    A generator is evaluated into its table; a scale of the logits goes into the last norm.
+    A generator is evaluated into its table; a scale of the logits goes into the last norm. Widths that differ by layer
+    (a taper) are a `TaperedLlamaForCausalLM`, whose code `export_llama` writes beside.
 
     **Raises:** `UserError` for what Llama's layout cannot say, naming it.
     """
@@ -49,7 +51,6 @@ def to_llama(model: Any, config: ModelConfig) -> tuple[dict[str, np.ndarray], di
         f"positions {config.positions!r}": config.positions == "rotary",
         f"norm {config.norm!r}": config.norm in ("rms", "zero-centred"),
         f"placement {config.placement!r}": config.placement == "pre",
-        "widths that differ by layer (a taper)": len(set(config.widths)) == 1,
         f"a {head.kind} head": head.kind != "low-rank",
         "bigrams": not config.bigrams.rows,
     }
@@ -85,19 +86,32 @@ def to_llama(model: Any, config: ModelConfig) -> tuple[dict[str, np.ndarray], di
 
 def _llama_config(config: ModelConfig, mixer: Any, tied: bool) -> dict[str, Any]:
     heads, groups, width = mixer.head_sizes(config.d_model)
+    mean = config.channel.width(config.d_model)
+    kind: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    if len(set(config.widths)) > 1:
+        code = TAPERED.stem
+        kind = {
+            "architectures": ["TaperedLlamaForCausalLM"],
+            "model_type": "tapered_llama",
+            "auto_map": {
+                "AutoConfig": f"{code}.TaperedLlamaConfig",
+                "AutoModelForCausalLM": f"{code}.TaperedLlamaForCausalLM",
+            },
+            "intermediate_sizes": list(config.widths),
+            "taper": {**to_dict(config.taper), "width": mean},
+        }
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        **kind,
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
-        "intermediate_size": config.widths[0],
+        "intermediate_size": max(config.widths),
         "num_hidden_layers": config.depth,
         "num_attention_heads": heads,
         "num_key_value_heads": groups,
         "head_dim": width,
         "max_position_embeddings": config.context,
         "rope_theta": mixer.rotary_base,
-        "rms_norm_eps": EPS,
+        "rms_norm_eps": EPS if config.norm_eps is None else config.norm_eps,
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
@@ -112,7 +126,8 @@ def _llama_config(config: ModelConfig, mixer: Any, tied: bool) -> dict[str, Any]
 def export_llama(folder: str | Path, model: Any, config: ModelConfig, tokenizer: Any = None) -> Path:
     """Writes config.json and model.safetensors, and tokenizer.json of a BPE `tokenizer`, into a new or empty folder.
 
-    `transformers.AutoModelForCausalLM.from_pretrained(folder)` loads it. **Raises:** `UserError` as `to_llama`, and
+    `transformers.AutoModelForCausalLM.from_pretrained(folder)` loads it; of a tapered model, whose code is written
+    beside, with `trust_remote_code=True`. **Raises:** `UserError` as `to_llama`, and
     where the folder holds files.
     """
     from safetensors.numpy import save
@@ -124,7 +139,9 @@ def export_llama(folder: str | Path, model: Any, config: ModelConfig, tokenizer:
     tensors, told = to_llama(model, config)
     try:
         write_bytes_atomic(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
-        if tokenizer is not None and tokenizer.content().get("kind") == "tiktoken":
+        if "auto_map" in told:
+            write_bytes_atomic(folder / TAPERED.name, TAPERED.read_bytes())
+        if tokenizer is not None and tokenizer.content().get("kind") in ("tiktoken", "hub"):
             export_tokenizer(folder / "tokenizer.json", tokenizer)
         write_json_atomic(folder / "config.json", told)  # last: without it there is no model
     except OSError as error:
@@ -133,26 +150,27 @@ def export_llama(folder: str | Path, model: Any, config: ModelConfig, tokenizer:
 
 
 def import_hugging_face(folder: str | Path) -> tuple[Any, ModelConfig]:
-    """The model and config of a folder with a Llama or a GPT-2 of transformers: config.json and safetensors files.
+    """The model and config of a folder with a Llama (or Mistral) or a GPT-2 of transformers: config.json, safetensors.
+
+    Weights become float32, whatever they are kept in.
 
     **Raises:** `UserError` for other architectures, and for what our modules have no place for, naming it.
     """
     folder = Path(folder)
     told = read_json(folder / "config.json")
     kind = told.get("model_type") if isinstance(told, dict) else None
-    if kind not in ("llama", "gpt2"):
-        raise UserError(f"{folder}/config.json is of model_type {kind!r}: llama and gpt2 can be imported")
+    if kind not in (*LLAMAS, "gpt2"):
+        raise UserError(f"{folder}/config.json is of model_type {kind!r}: {', '.join(LLAMAS)}, gpt2 can be imported")
     tensors = {name.removeprefix("transformer."): array for name, array in _tensors(folder).items()}
     try:
-        config = _from_llama(told) if kind == "llama" else _from_gpt2(told)
-        values = _llama_values(tensors, config) if kind == "llama" else _gpt2_values(tensors, config)
+        config = _from_gpt2(told) if kind == "gpt2" else _from_llama(told)
+        values = _gpt2_values(tensors, config) if kind == "gpt2" else _llama_values(tensors, config)
     except KeyError as error:
         raise UserError(f"{folder}: it lacks {error}") from None
     model = build(config, key=jax.random.key(0))
-    eps = told.get("rms_norm_eps", EPS) if kind == "llama" else told.get("layer_norm_epsilon", 1e-5)
     for path, array in values.items():
         model = _placed(model, path.split("."), array, folder, path)
-    return _with_eps(model, float(eps)), config
+    return model, config
 
 
 def _tensors(folder: Path) -> dict[str, np.ndarray]:
@@ -175,6 +193,7 @@ def _from_llama(told: Mapping[str, Any]) -> ModelConfig:
         "attention_bias": not told.get("attention_bias", False),
         "mlp_bias": not told.get("mlp_bias", False),
         "hidden_act": told.get("hidden_act", "silu") == "silu",
+        "sliding_window": (told.get("sliding_window") or 2**63) >= told["max_position_embeddings"],
     }
     if missing := [name for name, fits in rules.items() if not fits]:
         raise UserError(f"a Llama with {', '.join(f'{name} {told.get(name)!r}' for name in missing)} has no place here")
@@ -186,16 +205,32 @@ def _from_llama(told: Mapping[str, Any]) -> ModelConfig:
         d_head=told.get("head_dim") or told["hidden_size"] // heads,
         rotary_base=float(base),
     )
+    taper, width = _taper(told)
     return ModelConfig(
         vocab_size=told["vocab_size"],
         d_model=told["hidden_size"],
         depth=told["num_hidden_layers"],
         context=told["max_position_embeddings"],
         mixer=mixer,
-        channel=MLPConfig(d_ff=told["intermediate_size"]),
+        channel=MLPConfig(d_ff=width),
+        taper=taper,
+        norm_eps=float(told.get("rms_norm_eps", EPS)),
         embedding=TableConfig(),
         head=HeadConfig("tied" if told.get("tie_word_embeddings", False) else "untied"),
     )
+
+
+def _taper(told: Mapping[str, Any]) -> tuple[TaperConfig, int]:
+    """The taper and the mean width of a Llama's layers; `UserError` for widths that no taper of ours gives."""
+    widths = told.get("intermediate_sizes") or [told["intermediate_size"]] * told["num_hidden_layers"]
+    if len(set(widths)) == 1:
+        return TaperConfig(), widths[0]
+    own = dict(told.get("taper") or {})
+    width = own.pop("width", None)
+    taper = from_dict(TaperConfig, own)
+    if width is None or list(taper.widths(len(widths), width)) != list(widths):
+        raise UserError(f"intermediate_sizes {widths} are of no taper that the config names: it cannot be imported")
+    return taper, width
 
 
 def _llama_values(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, np.ndarray]:
@@ -219,6 +254,7 @@ def _from_gpt2(told: Mapping[str, Any]) -> ModelConfig:
         context=told["n_positions"],
         positions="learned",
         norm="layer",
+        norm_eps=float(told.get("layer_norm_epsilon", 1e-5)),
         mixer=AttentionConfig(n_heads=told["n_head"], bias="all"),
         channel=MLPConfig(d_ff=told.get("n_inner") or 4 * d_model, activation="gelu", bias="all"),
         head=HeadConfig("tied"),
@@ -252,18 +288,6 @@ def _placed(model: Any, path: list[str], array: np.ndarray, folder: Path, name: 
     if array.shape != wanted:
         raise UserError(f"{folder}: {name} has shape {list(array.shape)}, its config.json says {list(wanted)}")
     return eqx.tree_at(at, model, jnp.asarray(np.ascontiguousarray(array), jnp.float32))
-
-
-def _with_eps(model: Any, eps: float) -> Any:
-    """The model with norms of another epsilon, which is no part of a config."""
-
-    def changed(norm: Any) -> Any:
-        return eqx.tree_at(jax.tree.leaves, type(norm)(norm.size, eps=eps), jax.tree.leaves(norm))
-
-    def is_norm(node: Any) -> bool:
-        return isinstance(node, RMSNorm | LayerNorm)
-
-    return jax.tree.map(lambda node: changed(node) if is_norm(node) else node, model, is_leaf=is_norm)
 
 
 def _host(array: Any) -> np.ndarray:

@@ -141,12 +141,19 @@ class Block(eqx.Module):
     placement: Placement = eqx.field(static=True)
 
     def __init__(
-        self, mixer: Mixer, channel: Channel, *, d_model: int, norm: NormKind = "rms", placement: Placement = "pre"
+        self,
+        mixer: Mixer,
+        channel: Channel,
+        *,
+        d_model: int,
+        norm: NormKind = "rms",
+        norm_eps: float | None = None,
+        placement: Placement = "pre",
     ):
-        """**Arguments:** finished `mixer` and `channel`; `d_model`; `norm` and `placement` as in `ModelConfig`."""
-        self.mixer_norm = make_norm(norm, d_model)
+        """**Arguments:** finished `mixer` and `channel`; `d_model`; the rest as in `ModelConfig`."""
+        self.mixer_norm = make_norm(norm, d_model, norm_eps)
         self.mixer = mixer
-        self.channel_norm = make_norm(norm, d_model)
+        self.channel_norm = make_norm(norm, d_model, norm_eps)
         self.channel = channel
         self.placement = placement
 

@@ -86,11 +86,11 @@ class LayerNorm(eqx.Module):
         return unit * self.weight.astype(x.dtype).reshape(lead) + self.bias.astype(x.dtype).reshape(lead)
 
 
-def make_norm(kind: NormKind, size: int) -> RMSNorm | LayerNorm:
-    """The norm a config names."""
+def make_norm(kind: NormKind, size: int, eps: float | None = None) -> RMSNorm | LayerNorm:
+    """The norm a config names; without `eps` its kind's own, 1e-6 of RMSNorm and 1e-5 of LayerNorm."""
     kinds = {"rms": RMSNorm, "layer": LayerNorm, "zero-centred": ZeroCentredRMSNorm}
     one_of("norm", kind, tuple(kinds))
-    return kinds[kind](size)
+    return kinds[kind](size) if eps is None else kinds[kind](size, eps=eps)
 
 
 def norm_parameters(kind: NormKind, size: int) -> int:

@@ -31,12 +31,15 @@ class Export(Which):
 
 @dataclass(frozen=True)
 class Import:
-    """Read a Llama or a GPT-2 of transformers into a folder that `load_run` reads."""
+    """Read a Llama, a Mistral or a GPT-2 of transformers into a folder that the other commands read as a run."""
 
-    examples: ClassVar = ("eqx-slm import ~/models/tiny-llama imported",)
+    examples: ClassVar = (
+        "eqx-slm import ~/models/tiny-llama imported",
+        'eqx-slm generate imported "Once upon a time"         # with the tokenizer.json of the folder',
+    )
 
     folder: Positional[Path]
-    """With config.json and .safetensors files."""
+    """With config.json and .safetensors files, and tokenizer.json where text is wanted."""
     out: Positional[Path] = Path("imported")
     """A new or empty folder."""
 
@@ -77,16 +80,19 @@ def import_main(arguments: Sequence[str] | None = None) -> int:
     """`import`; returns the exit code."""
 
     def run(o: Import) -> None:
+        from ..data.vocabulary import tokenizer_file
+        from ..files import check_new
         from ..infer.hugging_face import import_hugging_face
-        from ..nn.norm import make_norm
 
+        check_new(o.out)
         model, config = import_hugging_face(o.folder)
-        if model.norm.eps != (own := make_norm(config.norm, config.d_model).eps):
+        tokenizer = tokenizer_file(f"{o.folder}/") if (o.folder / "tokenizer.json").is_file() else None
+        if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
             raise UserError(
-                f"{o.folder}: its norms add {model.norm.eps:g}, and a config of ours says {own:g}: use "
-                "eqx_slm.infer.hugging_face.import_hugging_face in Python, which keeps it"
+                f"{o.folder}: tokenizer.json has {tokenizer.vocab_size} ids and the model {config.vocab_size}: they do "
+                "not belong together"
             )
-        save_plain(o.out, model, config)
+        save_plain(o.out, model, config, tokenizer)
         print(o.out)
 
     return command(Import, arguments, "eqx-slm import", run)
