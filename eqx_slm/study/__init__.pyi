@@ -24,6 +24,7 @@ from .grids import Grid as Grid
 from .grids import grid as grid
 from .grids import made_arms as made_arms
 from .grids import named_arms as named_arms
+from .lm_eval import harness_model as harness_model
 from .pareto import on_the_front as on_the_front
 from .pictures import curves as curves
 from .pictures import forest as forest

@@ -41,9 +41,9 @@ class OpenRun:
         return self.tokenizer.decode(np.asarray(ids))
 
     def generate(
-        self, prompt: str | Sequence[str], *, tokens: int, seed: int = 0, stop: str | Sequence[str] = (), **how: Any
+        self, prompt: str | Sequence[Any], *, tokens: int, seed: int = 0, stop: str | Sequence[str] = (), **how: Any
     ) -> Any:
-        """What follows a prompt, or each of several.
+        """What follows a prompt, or each of several (each a text, or its ids).
 
         **Arguments:**
 
@@ -77,7 +77,7 @@ class OpenRun:
             yield text[len(shown) :]
 
     def _texts(
-        self, prompts: list[str], tokens: int, seed: int, stop: str | Sequence[str], single: bool, how: dict[str, Any]
+        self, prompts: list[Any], tokens: int, seed: int, stop: str | Sequence[str], single: bool, how: dict[str, Any]
     ) -> Iterator[list[str]]:
         """The texts so far, cut at what stops them, a few tokens longer each time."""
         import jax
@@ -86,7 +86,7 @@ class OpenRun:
         from ..infer.generate import Continuation
 
         stops, key = _stops(stop), jax.random.key(seed)
-        rows = [self.encode(each) for each in prompts]
+        rows = [self.encode(each) if isinstance(each, str) else each for each in prompts]
         if any(len(ids) == 0 for ids in rows):
             raise UserError("the prompt has no tokens: give at least one character that the tokenizer knows")
         keys = [key] if single else [jax.random.fold_in(key, i) for i in range(len(rows))]
@@ -165,31 +165,36 @@ def text_loss(run: OpenRun, text: str, *, stride: int | None = None) -> TextLoss
     """
     import numpy as np
 
+    ids = np.asarray(run.encode(text), np.int32)
+    if len(ids) < 2:
+        raise UserError(f"the text has {len(ids)} tokens: at least two are needed, of which the first is only read")
+    nats = ids_losses(run, ids, stride=stride)
+    lengths = run.tokenizer.byte_lengths
+    size = None if lengths is None else int(lengths[ids[1:]].sum())
+    bits = float(nats.sum()) / math.log(2) / size if size else None
+    return TextLoss(float(nats.mean()), len(nats), bits)
+
+
+def ids_losses(run: OpenRun, ids: Any, *, stride: int | None = None) -> Any:
+    """The loss of every id but the first, float64[t - 1] in nats, in the windows of `text_loss`."""
+    import numpy as np
+
     from ..checks import whole
 
     context = run.config.context
     stride = whole("stride", context if stride is None else stride, most=context)
-    ids = np.asarray(run.encode(text), np.int32)
-    if len(ids) < 2:
-        raise UserError(f"the text has {len(ids)} tokens: at least two are needed, of which the first is only read")
     starts = [0]
     while starts[-1] + context + 1 < len(ids):
         starts.append(starts[-1] + stride)
-    losses, counted = [], []
+    losses = []
     for first in range(0, len(starts), 8):
         rows, masks = np.zeros((8, context + 1), np.int32), np.zeros((8, context), bool)
         for row, start in enumerate(starts[first : first + 8]):
             own = ids[start : start + context + 1]
             rows[row, : len(own)] = own
             masks[row, (context - stride if start else 0) : len(own) - 1] = True
-        found = np.asarray(_losses()(run.model, rows), np.float64)
-        losses.append(found[masks])
-        counted.append(rows[:, 1:][masks])
-    nats, targets = np.concatenate(losses), np.concatenate(counted)
-    lengths = run.tokenizer.byte_lengths
-    size = None if lengths is None else int(lengths[targets].sum())
-    bits = float(nats.sum()) / math.log(2) / size if size else None
-    return TextLoss(float(nats.mean()), len(nats), bits)
+        losses.append(np.asarray(_losses()(run.model, rows), np.float64)[masks])
+    return np.concatenate(losses)
 
 
 @functools.cache
