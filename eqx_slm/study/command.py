@@ -28,7 +28,9 @@ Again = Callable[[Path], str | None]  # the command that goes on in a folder
 
 def resolve(options: Options) -> "PairConfig":
     """The full config of a command line; raises `UserError` for options that do not fit."""
+    from .arms import RECIPES
     from .config import read_config, replaced_settings
+    from .own_arms import own_arms
     from .presets import preset
 
     if options.config is not None and not options.config.strip():
@@ -51,8 +53,14 @@ def resolve(options: Options) -> "PairConfig":
         values["learning_rates"] = options.lr
     if (until := _until(options, config.until)) is not None:
         values["until"] = until
-    if options.set:
-        values["settings"] = replaced_settings(config.settings, options.set)
+    settings = options.set
+    if options.arm:
+        own, fields = own_arms(options.arm, tuple(RECIPES))
+        # Alone with the reference, unless the arms that they join are named.
+        values["arms"] = (*(options.arms or config.arms[:1]), *own)
+        settings = (*fields, *settings)
+    if settings:
+        values["settings"] = replaced_settings(config.settings, settings)
     changes = {"schedule": options.schedule, "kind": options.optimizer}
     values["optimizer"] = dataclasses.replace(config.optimizer, **{k: v for k, v in changes.items() if v is not None})
     return dataclasses.replace(config, **values)

@@ -155,12 +155,19 @@ class PairConfig(RunConfig):
         return self.steps * self.stream.batch_size * self.stream.sequence_length
 
     def labels(self) -> tuple[str, ...]:
-        """The arms' names, made distinct: a second "dense" is "dense-2"."""
+        """The arms' names, made distinct: a second "dense" is "dense-2", and "mine=dense" is "mine"."""
         labels: list[str] = []
         for i, arm in enumerate(self.arms):
             before = self.arms[:i].count(arm)
-            labels.append(f"{arm}-{before + 1}" if before else arm)
+            labels.append(f"{arm}-{before + 1}" if before else arm.partition("=")[0])
+        if twice := [label for label in labels if labels.count(label) > 1]:
+            raise UserError(f"two arms are called {twice[0]!r}: give one of them another name")
         return tuple(labels)
+
+    @property
+    def recipes(self) -> tuple[str, ...]:
+        """The named arm that each arm is made from."""
+        return tuple(arm.partition("=")[2] or arm for arm in self.arms)
 
     def resolve(self, vocab_size: int, padding: int = 0) -> dict[str, Arm]:
         """Every arm's config at a vocabulary, of which `padding` ids stand for nothing, by label.
@@ -181,9 +188,9 @@ class PairConfig(RunConfig):
                 raise UserError(f"--set {arm}.{again[0]} has no effect: {arm}.{field} comes after it; give one")
             fields[arm].append(field)
         for field in fields["all"]:
-            base = _base_with(base, field, dict(zip(labels, self.arms, strict=True)), self.tuned)
+            base = _base_with(base, field, dict(zip(labels, self.recipes, strict=True)), self.tuned)
         arms = {}
-        for label, name in zip(labels, self.arms, strict=True):
+        for label, name in zip(labels, self.recipes, strict=True):
             arm = make_arm(name, base, self.tuned, tuple(fields[label]))
             config, size = arm.config, self.stream.sequence_length
             if (config.vocab_size, config.context) != (vocab_size, size):

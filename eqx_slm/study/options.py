@@ -11,7 +11,8 @@ class StudyOptions:
     """Run a study; what is left out is as its script says."""
 
     groups: ClassVar = {
-        "study": ("preset", "arms", "set", "seeds", "until_resolved", "max_seeds", "margin", "lr", "pairing", "config"),
+        "study": ("preset", "arms", "arm", "set", "seeds", "until_resolved", "max_seeds", "margin", "lr", "pairing")
+        + ("config",),
         "data": ("data", "data_root", "text_field", "tokenizer", "sequence_length", "batch_size", "vocab_size")
         + ("pad_vocab_to",),
         "training": ("steps", "tokens", "schedule", "optimizer", "accumulate", "mesh", "loop", "remat")
@@ -75,6 +76,8 @@ class Options(StudyOptions):
         "pair.py --arms dense binary hybrid --data book.txt --tokens 2M",
         "pair.py --dry-run --preset 768x12                           # what it would cost",
         "pair.py --set leviathan-deep.embedding.rank=32 --lr 2e-3 5e-3",
+        "pair.py --arm learned=dense,positions=learned none=dense,positions=none",
+        "pair.py --arm rank=leviathan-deep,embedding.rank=8/32       # a grid: rank-8 and rank-32",
     )
     preset: str = "quick"
     """quick (five minutes on two cores), cpu, or d_model x depth such as 256x6 or 768x12 (bfloat16, for a GPU)."""
@@ -83,6 +86,9 @@ class Options(StudyOptions):
     compositional, leviathan, leviathan-deep, leviathan-flop, binary, binary-deep, binary-free, binary-free-deep,
     spelled, spelled-deep, composed, composed-deep, hybrid, hybrid-deep, bigrams, bigrams-wide, tapered, rising, gated,
     gated-wide, hope, titans, titans-wide."""
+    arm: tuple[str, ...] = ()
+    """Arms of your own, NAME=ARM,FIELD=VALUE,..., beside those of --arms, or beside the reference alone:
+    learned=dense,positions=learned. Slashes make an arm of each value: rank=leviathan,embedding.rank=8/16."""
     set: tuple[str, ...] = ()
     """Fields of arms, ARM.FIELD=VALUE, such as leviathan-deep.embedding.rank=32; all.FIELD changes the
     base model that every arm is made from."""
