@@ -52,6 +52,20 @@ def one_of(name: str, value: Any, words: tuple) -> None:
         raise UserError(f"{name}={shown(value)}: it is one of {', '.join(words)}")
 
 
+def one_sequence(x: Any, width: int, what: str) -> None:
+    """Raises `UserError` for what is not (t, width): a batch above all, which a mixer would take for its heads."""
+    shape = getattr(x, "shape", None)
+    if shape is None or len(shape) != 2 or shape[1] != width:
+        given = f"x of shape {tuple(shape)}" if shape is not None else f"x of type {type(x).__name__}"
+        raise UserError(f"{given}: {what} takes one sequence, (t, {width}); wrap it in jax.vmap for a batch")
+
+
+def check_key(key: Any) -> None:
+    """Raises `UserError` for what is no key of JAX, such as a seed."""
+    if not hasattr(key, "dtype") or not hasattr(key, "shape"):
+        raise UserError(f"key={shown(key)}: give a key, such as jax.random.key(0)")
+
+
 def check_sizes(**sizes: Any) -> None:
     """`whole` for each, by name: a constructor's sizes."""
     for name, value in sizes.items():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Array, Int32, PRNGKeyArray
 
-from .checks import check_choices, check_whole, finite, lr_factors, real
+from .checks import check_choices, check_key, check_whole, finite, lr_factors, real
 from .errors import UserError
 from .nn.bigrams import BigramConfig
 from .nn.block import Block, ChannelConfig, MixerConfig, Placement
@@ -179,6 +179,9 @@ def build(
     **Raises:** `ValueError` for sizes that do not fit, an unreachable taper, and an order, a ranking or a spelling
     that is missing or none.
     """
+    if not isinstance(config, ModelConfig):
+        raise UserError(f"build of a {type(config).__name__}: give a ModelConfig, such as ModelConfig(d_model=64)")
+    check_key(key)
     side = _side(config, {"order": order, "ranking": ranking, "spelling": spelling})
     embedding = config.embedding.build(config.vocab_size, config.d_model, key=subkey(key, "embedding"), **side)
     positions = None

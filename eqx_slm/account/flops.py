@@ -66,6 +66,8 @@ def flops(
 
     **Raises:** `ValueError` for a context or a batch below one token, and a share that is none.
     """
+    if not isinstance(config, ModelConfig):
+        raise UserError(f"flops of a {type(config).__name__}: give a ModelConfig; counted_flops counts a model")
     context = config.context if context is None else whole("context", context)
     batch_tokens = context if batch_tokens is None else whole("batch_tokens", batch_tokens)
     if distinct_share is not None and not 0 < distinct_share <= 1:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from ..checks import whole
+from ..checks import check_key, whole
 from ..errors import UserError
 from ..nn.lm import LanguageModel
 from ..nn.table import TableEmbedding
@@ -117,6 +117,8 @@ class Continuation:
         if not len(prompts):
             raise UserError("there is no prompt: give at least one")
         rows = [_checked(prompt) for prompt in prompts]
+        for key in keys:
+            check_key(key)
         self.left, context = whole("tokens", tokens, least=0), whole("context", context)
         self.how = sampling(1 if vocab_size is None else vocab_size, **how)
         self.model = model = materialize(model) if hasattr(model, "embedding") else model
@@ -154,6 +156,8 @@ class Continuation:
 
 
 def _checked(prompt: Any) -> Int[Array, " p"]:
+    if isinstance(prompt, str):
+        raise UserError("the prompt is text: give ids, as a run's encode makes them, or use OpenRun.generate")
     prompt = jnp.asarray(prompt)
     if prompt.size == 0:
         raise UserError("the prompt is empty: give at least one token")

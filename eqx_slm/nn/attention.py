@@ -8,7 +8,17 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from ..checks import check_divides, check_whole, check_whole_or_none, configured, one_of, real, share, whole
+from ..checks import (
+    check_divides,
+    check_whole,
+    check_whole_or_none,
+    configured,
+    one_of,
+    one_sequence,
+    real,
+    share,
+    whole,
+)
 from .block import Decoded, Mixer, check_state
 from .dot_product import AttentionState, Prefix, appended, causal_attention, extended
 from .init import normal
@@ -208,6 +218,7 @@ class Attention(Mixer):
         return self.config.head_sizes(self.d_model)[2]
 
     def __call__(self, x: Float[Array, "t {self.d_model}"]) -> Float[Array, "t {self.d_model}"]:
+        one_sequence(x, self.d_model, "attention")
         return self.output(x, causal_attention(*self.project(x, 0), self.config.window))
 
     def start(self, context: int, dtype: Any = None) -> AttentionState:

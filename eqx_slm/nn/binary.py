@@ -107,7 +107,7 @@ class BinaryEmbedding(TokenEmbedding):
         self.weight = normal(key, "weight", (self.bits, d_model), std) if map == "linear" else None
 
     def __call__(self, ids: Int[Array, "*t"]) -> Float[Array, "*t {self.d_model}"]:
-        check_ids(ids)
+        ids = check_ids(ids)
         return known_or_nan(ids, self.vocab_size, self._mapped(self._signs(ids)))
 
     def read_out(self) -> ReadOut:

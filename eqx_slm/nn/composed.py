@@ -108,7 +108,7 @@ class ComposedEmbedding(TokenEmbedding):
         self.std = std
 
     def __call__(self, ids: Int[Array, "*t"]) -> Float[Array, "*t {self.d_model}"]:
-        check_ids(ids)
+        ids = check_ids(ids)
         spelled, dtype = self.spelling.at[ids].get(mode="clip"), inner_dtype(self.rows)
         here = spelled >= 0
         total = jnp.where(here[..., None], self.rows[jnp.maximum(spelled, 0)].astype(dtype), 0).sum(axis=-2)

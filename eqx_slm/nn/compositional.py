@@ -12,6 +12,7 @@ from .digits import coordinate_base, to_coordinates
 from .embedding import (
     OrderKind,
     TokenEmbedding,
+    check_ids,
     check_order,
     known_or_nan,
     position_of,
@@ -100,6 +101,7 @@ class CompositionalEmbedding(TokenEmbedding):
         self.std = std
 
     def __call__(self, ids: Int[Array, "*t"]) -> Float[Array, "*t {self.d_model}"]:
+        ids = check_ids(ids)
         digits = to_coordinates(position_of(ids, self.order), self.base, self.coordinates)
         vectors = self.codebooks[jnp.arange(self.coordinates), digits].sum(axis=-2)
         return known_or_nan(ids, self.vocab_size, vectors)

@@ -49,8 +49,8 @@ def embed_batch(
 
     **Returns:** an array of shape `tokens.shape + (d_model,)`.
     """
+    tokens = check_ids(tokens)
     flat = tokens.reshape(-1)
-    check_ids(flat)
     if not getattr(embedding, "distinct_pays", False) or flat.shape[0] == 0:
         return embedding(flat).reshape(*tokens.shape, -1)
     if distinct is None:

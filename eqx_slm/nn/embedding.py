@@ -102,7 +102,7 @@ class EmbeddingConfig(Protocol):
 
 def row_of(table: Float[Array, "v d"], ids: Int[Array, "*t"]) -> Float[Array, "*t d"]:
     """`table[ids]`, NaN for an id that has no row, where plain indexing would clamp it or count from the end."""
-    check_ids(ids)
+    ids = check_ids(ids)
     return known_or_nan(ids, table.shape[0], table.at[ids].get(mode="clip"))
 
 
@@ -116,15 +116,21 @@ def is_token(ids: Int[Array, "*t"], vocab_size: int) -> Bool[Array, "*t"]:
     return (ids >= 0) & (ids < vocab_size)
 
 
-def check_ids(ids: Array) -> None:
-    """Raises `UserError` for what cannot be token ids, by its dtype: booleans would be taken for a mask."""
+def check_ids(ids: Any) -> Array:
+    """Ids as an array, a list of them too; `UserError` for what cannot be ids: booleans would be taken for a mask."""
+    if not isinstance(ids, jax.Array | np.ndarray):
+        try:
+            ids = jnp.asarray(ids)
+        except (TypeError, ValueError):
+            raise UserError(f"token ids of type {type(ids).__name__}: give integers, an array or a list") from None
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise UserError(f"token ids of dtype {ids.dtype}: they must be integers")
+    return ids
 
 
 def position_of(ids: Int[Array, "*t"], order: Int32[Array, " v"] | None) -> Int[Array, "*t"]:
     """The position whose digits a token uses: its id, or where the coordinate order puts it."""
-    check_ids(ids)
+    ids = check_ids(ids)
     return ids if order is None else order[ids]
 
 

@@ -144,8 +144,9 @@ class HybridEmbedding(TokenEmbedding):
     def _rows(self, ids: Int[Array, "*t"]) -> tuple[Bool[Array, "*t"], Float[Array, "*t {self.d_model}"]]:
         """Whether each token has a row, and the rows; NaN for what is no token."""
         if self.rows.shape[0] == 0:
-            position_of(ids, None)  # checks them
+            ids = position_of(ids, None)  # checks them
             return jnp.zeros(ids.shape, bool), jnp.zeros((*ids.shape, self.d_model), self.rows.dtype)
+        ids = position_of(ids, None)
         rank = position_of(ids, self.ranking)
         rows = self.rows.at[rank].get(mode="clip")
         return rank < self.rows.shape[0], known_or_nan(ids, self.vocab_size, rows)

@@ -16,6 +16,7 @@ from .digits import coordinate_base, to_coordinates
 from .embedding import (
     OrderKind,
     TokenEmbedding,
+    check_ids,
     check_order,
     known_or_nan,
     position_of,
@@ -203,6 +204,7 @@ class LeviathanEmbedding(TokenEmbedding):
         self.rank = int(rank)
 
     def __call__(self, ids: Int[Array, "*t"]) -> Float[Array, "*t {self.d_model}"]:
+        ids = check_ids(ids)
         seed_ts = self._seed(ids.reshape(-1))
         out = head_sum(self._heads(), seed_ts)
         return self._with_skip(out, seed_ts).reshape(*ids.shape, self.d_model)

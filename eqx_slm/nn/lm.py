@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Int32
 
+from ..errors import UserError
 from .bigrams import HashedBigrams, before_each
 from .block import Block, Decoded
 from .embed_batch import embed_batch
-from .embedding import TokenEmbedding
+from .embedding import TokenEmbedding, check_ids
 from .head import Head, ReadOut
 from .norm import LayerNorm, RMSNorm
 from .positions import LearnedPositions
@@ -54,7 +55,16 @@ class LanguageModel(eqx.Module):
     bigrams: HashedBigrams | None = None
 
     def __call__(self, tokens: Int[Array, " t"]) -> Float[Array, "t vocab"]:
-        """Logits of one sequence, in at least float32; row i predicts token i + 1."""
+        """Logits of one sequence, in at least float32; row i predicts token i + 1.
+
+        **Raises:** `UserError` for a batch: `jax.vmap(model)`, or `batch_features`, which is faster.
+        """
+        tokens = check_ids(tokens)
+        if tokens.ndim != 1:
+            raise UserError(
+                f"ids of shape {tokens.shape}: a model takes one sequence, (t,); of a batch say jax.vmap(model)(ids), "
+                "or model.batch_features(ids)"
+            )
         return self.logits(self.features(self.embed(tokens)))
 
     def embed(self, tokens: Int[Array, " t"], previous: Int[Array, ""] | None = None) -> Float[Array, "t d"]:

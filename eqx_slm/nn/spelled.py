@@ -146,7 +146,7 @@ class SpelledEmbedding(TokenEmbedding):
         return self.longest * max(self.d_model, self.weight.shape[0] if self.code == "fourier" else 1)
 
     def __call__(self, ids: Int[Array, "*t"]) -> Float[Array, "*t {self.d_model}"]:
-        check_ids(ids)
+        ids = check_ids(ids)
         spelled, dtype = self.spelling.at[ids].get(mode="clip"), inner_dtype(self.weight)
         here = spelled >= 0
         scale = jax.lax.rsqrt(jnp.maximum(here.sum(axis=-1, keepdims=True), 1).astype(dtype))

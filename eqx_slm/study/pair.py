@@ -79,6 +79,15 @@ def pair(
     """
     if not arms:
         raise UserError("no arms: give at least one, the first is the reference")
+    for name, arm in arms.items():
+        if not callable(arm) and not isinstance(arm, ModelConfig):
+            raise UserError(
+                f"arm {name!r} is a {type(arm).__name__}: give a ModelConfig, or a function from a key to a model"
+            )
+    if not hasattr(stream, "eval_batches"):
+        raise UserError(
+            f"stream is a {type(stream).__name__}: give what make_stream(text, tokenizer) or open_data returns"
+        )
     study = Study(
         "pair",
         arms,

@@ -1,12 +1,14 @@
 """Read-out and cross entropy in one, over chunks of tokens: all logits are never held at once."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..checks import real, whole
+from ..errors import UserError
+from ..nn.embedding import check_ids
 from ..nn.head import ReadOut
 from ..nn.ops import inner_dtype, sum_of_outer_products, varying_like
 
@@ -38,7 +40,7 @@ class CrossEntropy(NamedTuple):
 
 def cross_entropy(
     features: Float[Array, "*t d"],
-    read_out: ReadOut,
+    read_out: ReadOut | Float[Array, "v d"],
     targets: Int[Array, "*t"],
     *,
     weights: Float[Array, "*t"] | None = None,
@@ -64,7 +66,7 @@ def cross_entropy(
     **Arguments:**
 
     - `features`: what the read-out sees, any leading shape.
-    - `read_out`: `model.read_out()`.
+    - `read_out`: `model.read_out()`, or a matrix of a row an id.
     - `targets`: ids of the same leading shape.
     - `weights`: a weight a token, constants as far as gradients go; None is 1 everywhere.
     - `chunk`: tokens a chunk; None chooses by backend and vocabulary.
@@ -101,7 +103,7 @@ def cross_entropy(
 
 def token_losses(
     features: Float[Array, "*t d"],
-    read_out: ReadOut,
+    read_out: ReadOut | Float[Array, "v d"],
     targets: Int[Array, "*t"],
     *,
     chunk: int | None = None,
@@ -119,7 +121,16 @@ def token_losses(
     return losses.reshape(-1)[: target.shape[0]].reshape(targets.shape)
 
 
-def _flatten(features: Array, read_out: ReadOut, targets: Array) -> tuple[Array, Array, Array]:
+def _flatten(features: Array, read_out: Any, targets: Array) -> tuple[Array, Array, Array]:
+    targets = check_ids(targets)
+    if not hasattr(read_out, "project"):
+        shape = getattr(read_out, "shape", None)
+        if shape is None or len(shape) != 2 or shape[1] != features.shape[-1]:
+            given = f"of shape {shape}" if shape is not None else f"of type {type(read_out).__name__}"
+            raise UserError(
+                f"read_out {given}: give model.read_out(), or a matrix of a row an id, (v, {features.shape[-1]})"
+            )
+        read_out = ReadOut(read_out)
     if features.shape[:-1] != targets.shape:
         raise ValueError(f"features have shape {features.shape}, targets {targets.shape}: give each row a target")
     x = read_out.project(features).reshape(targets.size, read_out.weight.shape[1])

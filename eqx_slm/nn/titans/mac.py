@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from ...checks import configured, whole
+from ...checks import configured, one_sequence, whole
 from ..attention import Attention, AttentionConfig
 from ..block import Decoded, Mixer, check_state
 from ..dot_product import Prefix, masked_attention
@@ -155,6 +155,7 @@ class TitansMAC(Mixer):
         self.config = config
 
     def __call__(self, x: Float[Array, "t {self.d_model}"]) -> Float[Array, "t {self.d_model}"]:
+        one_sequence(x, self.d_model, "the mixer")
         t = x.shape[0]
         if t == 0:
             return x

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from ...checks import check_choices, check_divides, check_whole, configured, whole
+from ...checks import check_choices, check_divides, check_whole, configured, one_sequence, whole
 from ..attention import Attention, AttentionConfig
 from ..block import Decoded, Mixer, check_state
 from ..dot_product import AttentionState, Prefix, appended, causal_attention, extended
@@ -136,6 +136,7 @@ class TitansMAG(Mixer):
         self.config = config
 
     def __call__(self, x: Float[Array, "t {self.d_model}"]) -> Float[Array, "t {self.d_model}"]:
+        one_sequence(x, self.d_model, "the mixer")
         return self.batch(x[None])[0]
 
     def batch(self, x: Float[Array, "b t {self.d_model}"]) -> Float[Array, "b t {self.d_model}"]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
-from ...checks import configured, whole
+from ...checks import configured, one_sequence, whole
 from ..block import Decoded, Mixer, check_state
 from ..init import normal
 from ..norm import RMSNorm
@@ -147,6 +147,7 @@ class TitansMemory(Mixer):
         return self.config.chunk if self.config.chunk_train is None else self.config.chunk_train
 
     def __call__(self, x: Float[Array, "t {self.d_model}"]) -> Float[Array, "t {self.d_model}"]:
+        one_sequence(x, self.d_model, "the mixer")
         return self.batch(x[None])[0]
 
     def batch(self, x: Float[Array, "b t {self.d_model}"]) -> Float[Array, "b t {self.d_model}"]:
