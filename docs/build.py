@@ -4,6 +4,8 @@ python docs/build.py [--out site] [--keep-notebooks-unrun]        (pip install -
 """
 
 import argparse
+import base64
+import html
 import os
 import re
 import shutil
@@ -43,7 +45,7 @@ def relinked(text: str, source: Path, places: dict[Path, Path]) -> str:
             return match[0]
         place = places.get((source.parent / target).resolve())
         if place is None:
-            return match[2]
+            return match[0] if match[1] else match[2]  # a notebook's picture; a file that the site does not have
         here = os.path.relpath(place, places[source].parent)
         return f"{match[1]}[{match[2]}]({here}{'#' + anchor if anchor else ''})"
 
@@ -65,8 +67,6 @@ def relinked(text: str, source: Path, places: dict[Path, Path]) -> str:
 
 def notebook_page(path: Path, folder: Path, *, run: bool) -> str:
     """A notebook as Markdown, with what its cells print and draw where it is run; pictures go to `folder`."""
-    import base64
-
     import nbformat
 
     book = nbformat.read(path, as_version=4)
@@ -91,8 +91,6 @@ def notebook_page(path: Path, folder: Path, *, run: bool) -> str:
 
 def mathematics(page: str) -> str:
     r"""A page of the site with its \(...\) and \[...\] as MathML, which browsers show without a script."""
-    import html
-
     from latex2mathml.converter import convert
 
     def one(match: re.Match[str]) -> str:

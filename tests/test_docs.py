@@ -128,6 +128,9 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
     sources = [path for path in DOCS.rglob("*.*") if path.suffix in (".md", ".ipynb")]
     assert len(list(out.rglob("index.html"))) >= len(sources)
+    pages = {page: page.read_text("utf-8") for page in out.rglob("index.html")}
+    pictures = [(page, name) for page, text in pages.items() for name in re.findall(r'<img [^>]*src="([^":]+)"', text)]
+    assert pictures and [name for page, name in pictures if not (page.parent / name).exists()] == []
     page = (out / "api" / "mixers" / "index.html").read_text("utf-8")
     assert "heads of keys and values, each of which serves a group" in page  # an argument of AttentionConfig
     assert "<math" in page and "arithmatex" not in page
