@@ -74,6 +74,12 @@ REGISTERED = {
         "learned ones better than rotary ones, and is either better than none? PTB: the embedding question on words "
         "of news, each kind of input with the multipliers of the preset, which were chosen on another text."
     ),
+    "again": (
+        "Hope's tapers at the quick size were left not resolved by seeds 10 to 14: falling -0.025 (corrected -0.047 to "
+        "-0.002), rising +0.022 (-0.002 to +0.046). The same arms on twelve fresh seeds, 15 to 26, alone. Falling "
+        "better by more than the margin: the paper's claim holds here under this channel; rising worse: so does the "
+        "direction."
+    ),
 }
 SEEDS = (10, 11, 12, 13, 14)
 BASE = SMALL.model
@@ -221,6 +227,9 @@ STUDIES = {
     "adam": under("adam", beta2=0.999),
     "muon": under("muon", kind="muon"),
     "quick-hope": quick("hope", PROFILES, channel=ContinuumConfig()),
+    "quick-hope-again": dataclasses.replace(
+        quick("hope-again", PROFILES, channel=ContinuumConfig()), seeds=tuple(range(15, 27))
+    ),
     "quick-titans": quick("titans", PROFILES, mixer=TITANS),
     "quick-profiles": quick("profiles", QUICK_PROFILES, against="cosine-1.5"),
     "quick-positions": quick("positions", POSITIONS, against="rotary"),

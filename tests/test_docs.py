@@ -21,7 +21,7 @@ DOCS = ROOT / "docs"
 NOTEBOOKS = sorted(DOCS.rglob("*.ipynb"))
 LINKED = [ROOT / "README.md", ROOT / "RESULTS.md", *sorted(DOCS.rglob("*.md")), *NOTEBOOKS]
 # Pages with examples, and how many there are at least; those of the other guides are run by test_readme.py.
-PAGES = {"docs/index.md": 30, "docs/faq.md": 10, "docs/maths.md": 10}
+PAGES = {"docs/index.md": 30, "docs/faq.md": 10, "docs/maths.md": 10, "docs/elsewhere.md": 20}
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -113,6 +113,13 @@ def test_every_public_name_has_its_place_in_the_api() -> None:
     public = [getattr(eqx_slm, name) for name in dir(eqx_slm) if not name.startswith("__")]
     homes = {thing.__module__ for thing in public if not inspect.ismodule(thing)}
     assert homes - set(told) == set()
+
+
+@pytest.mark.slow
+def test_the_adapter_for_flax_trains() -> None:
+    pytest.importorskip("flax", reason="flax is not installed")
+    ran = subprocess.run([sys.executable, "docs/examples/nnx_adapter.py"], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0 and ran.stdout.startswith("6 parameters"), ran.stderr
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 # The names of eqx_slm.train, each once; `__init__.py` loads them when they are first used. ASCII only.
 from .checkpoint import load_model as load_model
 from .checkpoint import save_model as save_model
+from .fit import Fitted as Fitted
+from .fit import fit_generator as fit_generator
 from .host import keep_freed_memory as keep_freed_memory
 from .host import use_compile_cache as use_compile_cache
 from .loop import RunConfig as RunConfig
