@@ -100,10 +100,14 @@ def mathematics(page: str) -> str:
 
 
 def build(out: Path, *, run: bool = True) -> None:
-    """Writes the site to `out`. **Raises:** `SystemExit` where Zensical warns of anything."""
+    """Writes the site to `out`. **Raises:** `SystemExit` where Zensical warns, or its nav is not all pages."""
     with tempfile.TemporaryDirectory() as folder:
         stage, places = Path(folder), pages()
-        shutil.copy(ROOT / "zensical.toml", stage)
+        config = (ROOT / "zensical.toml").read_text("utf-8")
+        listed = set(map(Path, re.findall(r'"([\w/]+\.md)"', config)))
+        if unlisted := listed ^ {place for place in places.values() if place.suffix == ".md"}:
+            raise SystemExit(f"nav of zensical.toml: a page without an entry, or the reverse: {sorted(unlisted)}")
+        (stage / "zensical.toml").write_text(config, "utf-8")
         for source, place in places.items():
             target = stage / "docs" / place
             target.parent.mkdir(parents=True, exist_ok=True)
