@@ -40,6 +40,7 @@ SCRIPTS = (
     "fit_coverage",
     "null_pairs",
     "soak",
+    "kills",
 )
 
 

@@ -12,6 +12,7 @@ import sys
 from html import unescape
 from pathlib import Path
 
+import jax
 import pytest
 
 import eqx_slm
@@ -27,7 +28,8 @@ PAGES = {"docs/index.md": 30, "docs/faq.md": 10, "docs/maths.md": 10, "docs/else
 @pytest.mark.parametrize("page", PAGES)
 def test_examples(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    results = doctest.testfile(str(ROOT / page), module_relative=False, optionflags=doctest.ELLIPSIS)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as a reader has them
+        results = doctest.testfile(str(ROOT / page), module_relative=False, optionflags=doctest.ELLIPSIS)
     assert results.attempted >= PAGES[page]
     assert results.failed == 0
 

@@ -182,9 +182,10 @@ def test_tiktoken_ranks(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["r50k_base", "o200k_base"])
-def test_published_ranks_give_tiktokens_ids(name, data_root, tmp_path):
+def test_published_ranks_give_tiktokens_ids(name, data_root, tmp_path, monkeypatch):
     import tiktoken
 
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(data_root / "tiktoken"))
     theirs = tiktoken.get_encoding(name)
     lines = [f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in theirs._mergeable_ranks.items()]
     (tmp_path / f"{name}.tiktoken").write_text("".join(lines))

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
 from ..checks import check_scale, check_sizes, one_of
@@ -59,7 +60,7 @@ class BinaryConfig:
         return id_bits(vocab_size) if self.map == "linear" else None
 
     def build(
-        self, vocab_size: int, d_model: int, *, order: Int32[Array, " v"] | None = None, key: PRNGKeyArray
+        self, vocab_size: int, d_model: int, *, order: Int32[Array | np.ndarray, " v"] | None = None, key: PRNGKeyArray
     ) -> "BinaryEmbedding":
         """The module."""
         return BinaryEmbedding(vocab_size, d_model, map=self.map, std=self.std, key=key)

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
 from ..checks import check_scale, check_sizes, whole
@@ -59,7 +60,7 @@ class ComposedConfig:
         vocab_size: int,
         d_model: int,
         *,
-        order: Int32[Array, " v"] | None = None,
+        order: Int32[Array | np.ndarray, " v"] | None = None,
         spelling: Int32[Array, "v p"] | None = None,
         key: PRNGKeyArray,
     ) -> "ComposedEmbedding":

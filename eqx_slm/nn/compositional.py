@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
 from ..checks import check_scale, check_sizes
@@ -55,7 +56,7 @@ class CompositionalConfig:
         return d_model
 
     def build(
-        self, vocab_size: int, d_model: int, *, order: Int32[Array, " v"] | None = None, key: PRNGKeyArray
+        self, vocab_size: int, d_model: int, *, order: Int32[Array | np.ndarray, " v"] | None = None, key: PRNGKeyArray
     ) -> "CompositionalEmbedding":
         """The module."""
         return CompositionalEmbedding(
@@ -85,7 +86,7 @@ class CompositionalEmbedding(TokenEmbedding):
         *,
         coordinates: int = 3,
         std: float = 0.02,
-        order: Int32[Array, " v"] | None = None,
+        order: Int32[Array | np.ndarray, " v"] | None = None,
         key: PRNGKeyArray,
     ):
         """**Arguments:** `vocab_size`; `d_model`; `coordinates` k; `std` of the sum's entries; `order`, an int32

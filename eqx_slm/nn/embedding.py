@@ -94,7 +94,7 @@ class EmbeddingConfig(Protocol):
         ...
 
     def build(
-        self, vocab_size: int, d_model: int, *, order: Int32[Array, " v"] | None = None, key: PRNGKeyArray
+        self, vocab_size: int, d_model: int, *, order: Int32[Array | np.ndarray, " v"] | None = None, key: PRNGKeyArray
     ) -> TokenEmbedding:
         """The module. One that knows more of a stream than an order takes that by name too (`eqx_slm.model.SIDES`)."""
         ...
@@ -116,7 +116,7 @@ def is_token(ids: Int[Array, "*t"], vocab_size: int) -> Bool[Array, "*t"]:
     return (ids >= 0) & (ids < vocab_size)
 
 
-def check_ids(ids: Any) -> Array:
+def check_ids(ids: Any) -> Any:
     """Ids as an array, a list of them too; `UserError` for what cannot be ids: booleans would be taken for a mask."""
     if not isinstance(ids, jax.Array | np.ndarray):
         try:

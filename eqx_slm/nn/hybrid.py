@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray
 
 from ..checks import check_scale, check_sizes, whole
@@ -73,8 +74,8 @@ class HybridConfig:
         vocab_size: int,
         d_model: int,
         *,
-        order: Int32[Array, " v"] | None = None,
-        ranking: Int32[Array, " v"] | None = None,
+        order: Int32[Array | np.ndarray, " v"] | None = None,
+        ranking: Int32[Array | np.ndarray, " v"] | None = None,
         key: PRNGKeyArray,
     ) -> "HybridEmbedding":
         """The module."""
@@ -107,8 +108,8 @@ class HybridEmbedding(TokenEmbedding):
         d_model: int,
         config: HybridConfig | None = None,
         *,
-        order: Int32[Array, " v"] | None = None,
-        ranking: Int32[Array, " v"] | None = None,
+        order: Int32[Array | np.ndarray, " v"] | None = None,
+        ranking: Int32[Array | np.ndarray, " v"] | None = None,
         key: PRNGKeyArray,
     ):
         """**Arguments:** `vocab_size`; `d_model`; `config` (None: its defaults); `order`, the generator's coordinate

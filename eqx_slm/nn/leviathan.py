@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
 from ..checks import check_scale, check_sizes
@@ -83,7 +84,7 @@ class LeviathanConfig:
         return d_model
 
     def build(
-        self, vocab_size: int, d_model: int, *, order: Int32[Array, " v"] | None = None, key: PRNGKeyArray
+        self, vocab_size: int, d_model: int, *, order: Int32[Array | np.ndarray, " v"] | None = None, key: PRNGKeyArray
     ) -> "LeviathanEmbedding":
         """The module."""
         return LeviathanEmbedding(
@@ -161,7 +162,7 @@ class LeviathanEmbedding(TokenEmbedding):
         codebook_std: float = 0.02,
         input_std: float = 0.02,
         spline_std: float = 0.1,
-        order: Int32[Array, " v"] | None = None,
+        order: Int32[Array | np.ndarray, " v"] | None = None,
         key: PRNGKeyArray,
     ):
         """**Arguments:**

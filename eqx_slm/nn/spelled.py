@@ -72,7 +72,7 @@ class SpelledConfig:
         vocab_size: int,
         d_model: int,
         *,
-        order: Int32[Array, " v"] | None = None,
+        order: Int32[Array | np.ndarray, " v"] | None = None,
         spelling: Int32[Array, "v p"] | None = None,
         key: PRNGKeyArray,
     ) -> "SpelledEmbedding":

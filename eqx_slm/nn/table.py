@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import equinox as eqx
+import numpy as np
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
 from ..checks import check_scale, check_sizes
@@ -44,7 +45,7 @@ class TableConfig:
         return d_model
 
     def build(
-        self, vocab_size: int, d_model: int, *, order: Int32[Array, " v"] | None = None, key: PRNGKeyArray
+        self, vocab_size: int, d_model: int, *, order: Int32[Array | np.ndarray, " v"] | None = None, key: PRNGKeyArray
     ) -> "TableEmbedding":
         """The module."""
         return TableEmbedding(vocab_size, d_model, std=self.std, key=key)

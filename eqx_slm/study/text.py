@@ -165,6 +165,7 @@ def text_loss(run: OpenRun, text: str, *, stride: int | None = None) -> TextLoss
     """
     import numpy as np
 
+    stride = _checked(run, stride)
     ids = np.asarray(run.encode(text), np.int32)
     if len(ids) < 2:
         raise UserError(f"the text has {len(ids)} tokens: at least two are needed, of which the first is only read")
@@ -179,10 +180,7 @@ def ids_losses(run: OpenRun, ids: Any, *, stride: int | None = None) -> Any:
     """The loss of every id but the first, float64[t - 1] in nats, in the windows of `text_loss`."""
     import numpy as np
 
-    from ..checks import whole
-
-    context = run.config.context
-    stride = whole("stride", context if stride is None else stride, most=context)
+    context, stride = run.config.context, _checked(run, stride)
     starts = [0]
     while starts[-1] + context + 1 < len(ids):
         starts.append(starts[-1] + stride)
@@ -195,6 +193,12 @@ def ids_losses(run: OpenRun, ids: Any, *, stride: int | None = None) -> Any:
             masks[row, (context - stride if start else 0) : len(own) - 1] = True
         losses.append(np.asarray(_losses()(run.model, rows), np.float64)[masks])
     return np.concatenate(losses)
+
+
+def _checked(run: OpenRun, stride: int | None) -> int:
+    from ..checks import whole
+
+    return whole("stride", run.config.context if stride is None else stride, most=run.config.context)
 
 
 @functools.cache

@@ -135,6 +135,7 @@ def _regressed(embedding: Any, table: Array, steps: int, rate: float) -> Any:
         return optax.apply_updates(params, updates), state
 
     state = adam.init(params)
-    for _ in range(steps):
-        params, state = step(params, state)
+    with jax.numpy_dtype_promotion("standard"):  # as optax wants it
+        for _ in range(steps):
+            params, state = step(params, state)
     return eqx.combine(params, static)

@@ -36,7 +36,7 @@ def keep_verified(folder: Path) -> bool:
         def __init__(self) -> None:
             self._path = folder
 
-        def get(self, key: str) -> bytes | None:
+        def get(self, key: str) -> bytes | None:  # pyright: ignore[reportIncompatibleMethodOverride]
             return read_verified(folder / key)
 
         def put(self, key: str, value: bytes) -> None:
