@@ -20,15 +20,16 @@ from pathlib import Path
 from .harness import Row, parser, show
 
 SCRIPT = """
-import dataclasses, sys
-from eqx_slm.study.presets import QUICK
-from eqx_slm.study.pair import run_pair
+import sys
 from eqx_slm.study.stopping import STOPPED, Stopping
-from eqx_slm.train import use_compile_cache
-from eqx_slm.train.resume import Stopped
-data, out = sys.argv[1:]
 stopping = Stopping()
-with stopping.signals():
+with stopping.signals():  # as the command does, before anything that takes long
+    import dataclasses
+    from eqx_slm.study.presets import QUICK
+    from eqx_slm.study.pair import run_pair
+    from eqx_slm.train import use_compile_cache
+    from eqx_slm.train.resume import Stopped
+    data, out = sys.argv[1:]
     use_compile_cache()
     stream = dataclasses.replace(QUICK.stream, data=data, tokenizer="byte", eval_tokens=1024)
     config = dataclasses.replace(QUICK, stream=stream, steps=120, seeds=1, frequency=0, sample_tokens=0)
@@ -60,7 +61,7 @@ def disturbed(data: str, out: Path, cache: Path, number: int, most: float, chanc
     while True:
         running = process(data, out, cache)
         if kills < limit:
-            time.sleep(chance.uniform(0.1, most))
+            time.sleep(chance.uniform(0.3, most))
             running.send_signal(number)
         said = running.communicate()[1].decode()
         if running.returncode == 0:

@@ -15,7 +15,10 @@ from eqx_slm.study.blocks import Heading, Paragraph, Table, markdown
 
 HERE = Path(__file__).parent
 PAGE, BEGIN, END = HERE.parent / "RESULTS.md", "<!-- tables -->", "<!-- /tables -->"
-STUDIES = ("embedding-stdlib", "embedding-wikitext-2", "taper-attention", "taper-gated", "scaling-1200")
+STUDIES = (
+    *("embedding-stdlib", "embedding-wikitext-2", "taper-attention", "taper-gated", "scaling-1200", "quick-ptb"),
+    *("quick-hope", "quick-hope-again", "quick-titans", "quick-profiles", "quick-positions"),
+)
 
 
 def differences(results):
@@ -58,7 +61,7 @@ def tables():
         said = f"{tokens:,} tokens a run, seeds {', '.join(map(str, seeds))}, {results.machine['device']}, "
         blocks.append(Paragraph(f"{said}jax {results.machine['jax']}; nats a token of validation text."))
         blocks.append(differences(results))
-        if name.startswith("embedding"):
+        if name.startswith(("embedding", "quick-ptb")):
             blocks.append(
                 Paragraph("Differences to dense by tenths of the training tokens, targets of the most frequent first:")
             )

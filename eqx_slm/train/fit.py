@@ -59,18 +59,21 @@ def fit_generator(
 ) -> Fitted:
     """Puts a generator where a trained model has its token table, everything else kept as it is.
 
-    Regression on the rows (`by="rows"`) weighs every row alike, and a generator cannot follow rows that share digits
-    and nothing else: it stays near a relative error of 1. Trained by the loss of the frozen model on text, it finds
-    vectors that the blocks can use, whatever the rows were. A tied model keeps its table as the head.
+    Regression on the rows (`by="rows"`) weighs every row alike and reads no text; trained by the loss of the frozen
+    model on text (`by="loss"`), the generator finds vectors that the blocks can use, whatever the rows were. Neither
+    gives the table's loss back where the generator is half as large (experiments/LOG.md). A tied model keeps its table
+    as the head.
 
     **Arguments:**
 
-    - `model`: trained, with a table; `generator`: the config of what takes its place, such as `LeviathanConfig(...)`.
+    - `model`: trained, with a table.
+    - `generator`: the config of what takes its place, such as `LeviathanConfig(...)`; or a module to go on with, such
+      as the embedding of another `Fitted`.
     - `stream`: the text, as for training; its validation part gives `before` and `after`.
     - `by`: "loss" for the model's loss on the stream, "rows" for the mean square of the difference to the table.
     - `steps`, `learning_rate` (the peak), `optimizer`, `seed` (of the order of batches): as in `train_run`.
     - `lr_multipliers`: of the generator's leaves, "codebooks=0.3".
-    - `key`: for the generator's initial values.
+    - `key`: for the generator's initial values, where it is a config.
 
     **Returns:** a `Fitted`. **Raises:** `UserError` for a model without a table.
     """
@@ -81,7 +84,7 @@ def fit_generator(
         raise UserError(f"the model's embedding is a {type(model.embedding).__name__}: only a table is replaced")
     vocab_size, d_model = table.shape
     fixed = eqx.tree_at(lambda m: m.head, model, _own_head(model), is_leaf=lambda leaf: leaf is None)
-    started = generator.build(vocab_size, d_model, key=key)
+    started = generator if isinstance(generator, eqx.Module) else generator.build(vocab_size, d_model, key=key)
 
     def join(embedding: Any) -> LanguageModel:
         return eqx.tree_at(lambda m: m.embedding, fixed, embedding)
