@@ -94,7 +94,11 @@ def mathematics(page: str) -> str:
     from latex2mathml.converter import convert
 
     def one(match: re.Match[str]) -> str:
-        return convert(html.unescape(match[2])[2:-2].strip(), display="block" if match[1] == "div" else "inline")
+        formula = html.unescape(match[2])[2:-2].strip()
+        if match[1] == "span":
+            return convert(formula, display="inline")
+        # A formula wider than a phone scrolls by itself, not the page.
+        return f'<div style="overflow-x: auto">{convert(formula, display="block")}</div>'
 
     return re.sub(r'<(span|div) class="arithmatex">(.*?)</\1>', one, page, flags=re.DOTALL)
 
