@@ -21,7 +21,8 @@ from .harness import Row, parser, show
 
 SCRIPT = """
 import sys
-from eqx_slm.study.stopping import STOPPED, Stopping
+from eqx_slm.commandline import STOPPED
+from eqx_slm.study.stopping import Stopping
 stopping = Stopping()
 with stopping.signals():  # as the command does, before anything that takes long
     import dataclasses

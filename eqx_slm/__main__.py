@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from .commandline import complain, patient_streams
+from .commandline import complain, listing, patient_streams
 from .version import __version__
 
 # Name: where its main function stands, what it is given before the user's own words, and a line for the list.
@@ -41,10 +41,8 @@ def _without(word: str) -> int:
         if word in ("--version", "-V"):
             print(f"eqx_slm {__version__}")
         elif word in ("", "-h", "--help"):
-            width = max(map(len, COMMANDS))
-            print("usage: eqx-slm COMMAND [OPTIONS], or python -m eqx_slm COMMAND [OPTIONS]\n")
-            print("\n".join(f"  {name:{width}}  {line}" for name, (*_, line) in COMMANDS.items()))
-            print("\neqx-slm COMMAND --help says what a command takes.")
+            usage = "usage: eqx-slm COMMAND [OPTIONS], or python -m eqx_slm COMMAND [OPTIONS]"
+            print(listing("eqx-slm", usage, {name: line for name, (*_, line) in COMMANDS.items()}))
         else:
             complain(f"no command {word!r}: it is one of {', '.join(COMMANDS)} (see eqx-slm --help)")
             return 2

@@ -18,6 +18,7 @@ from .options import presented
 from .visible import visible
 
 Values = Callable[[Sequence[str]], Mapping[str, str]]
+STOPPED = 75  # the exit code EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command goes on
 POWERS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
 
 
@@ -70,12 +71,16 @@ def subcommands(
         if given and given[0] not in ("-h", "--help"):
             complain(f"no command {given[0]!r}: it is one of {', '.join(known)} (see {prog} --help)")
             return 2
-        print(f"usage: {prog} COMMAND [OPTIONS]\n\n{what}\n")
-        width = max(map(len, known))
-        for name, (options, _) in known.items():
-            print(f"  {name:{width}}  {options.__doc__.strip().splitlines()[0]}")
-        print(f"\n{prog} COMMAND --help says what a command takes.")
+        lines = {name: options.__doc__.strip().splitlines()[0] for name, (options, _) in known.items()}
+        print(listing(prog, f"usage: {prog} COMMAND [OPTIONS]\n\n{what}", lines))
     return 0
+
+
+def listing(prog: str, head: str, lines: Mapping[str, str]) -> str:
+    """The help of several commands: each with its line."""
+    width = max(map(len, lines))
+    rows = [f"  {name:{width}}  {line}" for name, line in lines.items()]
+    return "\n".join([head, "", *rows, "", f"{prog} COMMAND --help says what a command takes."])
 
 
 @contextlib.contextmanager

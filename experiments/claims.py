@@ -43,7 +43,7 @@ from eqx_slm.study import (
     verdicts,
 )
 from eqx_slm.study.arms import make_arm
-from eqx_slm.train import RunConfig
+from eqx_slm.study.config import run_of
 
 REGISTERED = {
     "embedding": (
@@ -186,13 +186,12 @@ def under(name, **optimizer):
 
 
 QUICK = preset("quick")
-QUICK_RUN = RunConfig(**{field.name: getattr(QUICK, field.name) for field in dataclasses.fields(RunConfig)})
 
 
 def quick(name, changes, *, depth=4, against="uniform", **part):
     """Arms at the quick preset's size."""
     base = dataclasses.replace(QUICK.model, depth=depth, **part)
-    made = study(f"quick-{name}", changes, base=base, against=against, run=QUICK_RUN)
+    made = study(f"quick-{name}", changes, base=base, against=against, run=run_of(QUICK))
     return dataclasses.replace(made, stream=QUICK.stream, rates=QUICK.learning_rates)
 
 

@@ -37,6 +37,8 @@ WORKS = {
     "LeviathanEmbedding(64, 32, seed_size=16, n_heads=2, rank=4, order=list(range(64)), key=key)(ids)": "(8, 32)",
     "cross_entropy(x, jnp.ones((64, 32)), ids).loss": "()",
     "cross_entropy(x, np.ones((64, 32), np.float32), list(range(8))).loss": "()",
+    "cross_entropy(x, jnp.ones((64, 32)), list(range(8)), weights=jnp.ones(8)).loss": "()",
+    "token_losses(x, jnp.ones((64, 32)), list(range(8)))": "(8,)",
     "token_losses(batch, jnp.ones((64, 32)), jnp.zeros((2, 8), int))": "(2, 8)",
     "build(config, key=jax.random.PRNGKey(0))(ids)": "(8, 64)",
     "generate(model, [1, 2], tokens=3, context=16, key=key)": "(3,)",

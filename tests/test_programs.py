@@ -23,10 +23,10 @@ print(len(compiled))
 """
 
 
-def ran(cache, program=PROGRAM, check=True):
+def ran(cache):
     """(folder of the programs, what the program printed, how many programs it compiled)."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")} | {"EQX_SLM_CACHE": str(cache)}
-    words = [sys.executable, "-W", "error", "-c", program]
+    words = [sys.executable, "-W", "error", "-c", PROGRAM]
     done = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     folder, numbers, count = done.stdout.splitlines()

@@ -13,7 +13,7 @@ import numpy as np
 import tiktoken
 
 from ..errors import UserError
-from .tokenizer import REPLACEMENT, Tokenizer, id_list
+from .tokenizer import REPLACEMENT, Tokenizer, id_list, refusal
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -56,10 +56,8 @@ class TiktokenTokenizer(Tokenizer):
         try:
             # Nothing in a text is special: "<|endoftext|>" in a file is ordinary characters.
             ids = [self.encoding.encode_to_numpy(part, disallowed_special=()) for part in parts]
-        except BaseException as error:  # a panic of tiktoken's Rust is no Exception
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-                raise
-            raise UserError(f"{self.name} cannot encode the text: {str(error).splitlines()[:1]}") from None
+        except BaseException as error:
+            raise refusal(error, f"{self.name} cannot encode the text") from None
         return (ids[0] if len(ids) == 1 else np.concatenate(ids)).astype(np.int32)
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
@@ -232,8 +230,6 @@ def make(
     sizes = {"explicit_n_vocab": size} if whole else {}
     try:
         encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special, **sizes)
-    except BaseException as error:  # its own assertions, or a panic of its Rust, which is no Exception
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise UserError(f"the tokenizer {name} cannot be made: {(str(error).splitlines() or ['damaged'])[0]}") from None
+    except BaseException as error:
+        raise refusal(error, f"the tokenizer {name} cannot be made") from None
     return TiktokenTokenizer(encoding, label=label)

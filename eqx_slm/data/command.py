@@ -11,10 +11,8 @@ from typing import Any, ClassVar, Literal
 
 from tyro.conf import Positional
 
-from ..commandline import raising_on_signals, subcommands
+from ..commandline import STOPPED, raising_on_signals, subcommands
 from ..errors import UserError
-
-STOPPED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command goes on
 
 
 @dataclass(frozen=True)

@@ -166,5 +166,13 @@ def id_list(ids: Iterable[int] | np.ndarray) -> list[int]:
     return integers(ids, "the row of ids").reshape(-1).tolist()
 
 
+def refusal(error: BaseException, what: str) -> BaseException:
+    """What to raise in place of a tokenizer library's error: one line. A panic of its Rust is no `Exception`; whatever
+    else is none (an interrupt) stays what it is."""
+    if isinstance(error, UserError) or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
+        return error
+    return UserError(f"{what}: {(str(error).splitlines() or [type(error).__name__])[0][:200]}")
+
+
 def _hash(parts: list[str]) -> str:
     return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()

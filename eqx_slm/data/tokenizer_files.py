@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,8 +13,9 @@ import numpy as np
 
 from ..configs import read_json
 from ..errors import UserError
+from ..files import json_hash
 from .bpe import END_OF_TEXT, TiktokenTokenizer, bytes_of_characters, make, spelled
-from .tokenizer import REPLACEMENT, Tokenizer, id_list
+from .tokenizer import REPLACEMENT, Tokenizer, id_list, refusal
 
 # What ends a text, where no tokenizer_config.json says it; the first that there is.
 ENDS = (END_OF_TEXT, "<|end_of_text|>", "<|eot_id|>", "</s>", "<eos>", "<|im_end|>", "[SEP]", "<sep>")
@@ -73,10 +73,10 @@ class HubTokenizer(Tokenizer):
 
     def __init__(self, name: str, text: str, separator: Sequence[int] | str | None = None) -> None:
         """**Arguments:** `name`; `text` of the file; `separator`: the end of a text, as ids or as a special token."""
-        self.name, self._inner, told = name, _opened(name, text), json.loads(text)
+        # A file may say that texts are cut after 512 tokens.
+        self._told = told = json.loads(text) | {"truncation": None, "padding": None}
+        self.name, self._inner = name, _opened(name, json.dumps(told))
         inner = self._inner
-        inner.no_padding()
-        inner.no_truncation()  # a file may say that texts are cut after 512 tokens
         inner.encode_special_tokens = True
         vocabulary = inner.get_vocab(with_added_tokens=True)
         if not vocabulary:
@@ -92,8 +92,8 @@ class HubTokenizer(Tokenizer):
         if self._table is not None:
             lengths = [0 if i in self._special else len(token) for i, token in enumerate(self._table)]
             self.byte_lengths = np.array(lengths, np.int32)
-        # As the library writes it: spaces and the order of names in the file do not matter.
-        self.hash = hashlib.sha256(json.dumps([inner.to_str(), list(self.separator)]).encode("utf-8")).hexdigest()
+        # Of what the file says, not of how a version of the library would write it; spaces in it do not matter.
+        self.hash = json_hash([told, list(self.separator)])
 
     def _separator(self, given: Sequence[int] | str | None, vocabulary: dict[str, int], added: dict[int, Any]) -> Any:
         if given is not None and not isinstance(given, str):
@@ -106,8 +106,8 @@ class HubTokenizer(Tokenizer):
     def encode(self, text: str) -> np.ndarray:
         try:
             return np.asarray(self._inner.encode_batch_fast([text], add_special_tokens=False)[0].ids, np.int32)
-        except BaseException as error:  # a panic of the library's Rust is no Exception
-            raise _unless_ours(error, f"{self.name} cannot encode the text") from None
+        except BaseException as error:
+            raise refusal(error, f"{self.name} cannot encode the text") from None
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
         parts: list[list[int]] = [[]]
@@ -132,7 +132,7 @@ class HubTokenizer(Tokenizer):
         return spelled(self.name, self._table, self._special, pieces)
 
     def content(self) -> dict[str, Any]:
-        return {"kind": "hub", "json": self._inner.to_str(), "separator": list(self.separator)}
+        return {"kind": "hub", "json": json.dumps(self._told), "separator": list(self.separator)}
 
 
 def _opened(name: str, text: str) -> Any:
@@ -141,14 +141,7 @@ def _opened(name: str, text: str) -> Any:
     try:
         return Inner.from_str(text)
     except BaseException as error:
-        raise _unless_ours(error, f"{name} is no tokenizer that Hugging Face's library reads") from None
-
-
-def _unless_ours(error: BaseException, what: str) -> BaseException:
-    """What to raise instead of a library's error: one line; an interrupt stays what it is."""
-    if isinstance(error, UserError) or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
-        return error
-    return UserError(f"{what}: {(str(error).splitlines() or [type(error).__name__])[0][:200]}")
+        raise refusal(error, f"{name} is no tokenizer that Hugging Face's library reads") from None
 
 
 def _byte_table(told: Any, vocabulary: dict[str, int], added: dict[int, Any], size: int) -> list[bytes] | None:

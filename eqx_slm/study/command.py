@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..commandline import complain, parse, patient_streams
+from ..commandline import STOPPED, complain, parse, patient_streams
 from ..errors import UserError
 from ..visible import visible
 from .defaults import of_preset, of_study
 from .options import Options, StudyOptions
-from .stopping import STOPPED, Stopping
+from .stopping import Stopping
 
 if TYPE_CHECKING:  # the command answers --help without loading jax
     from .config import PairConfig, StreamConfig

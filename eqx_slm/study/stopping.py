@@ -17,7 +17,6 @@ from types import FrameType
 
 from ..errors import UserError
 
-STOPPED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command goes on
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

@@ -82,6 +82,7 @@ def cross_entropy(
     **Raises:** `ValueError` for targets or weights of another shape than the features', a cap that is not positive, a
     chunk below one token, a `vocab_size` that the rows do not hold, or a weight that is not split over `vocab_axis`.
     """
+    targets = check_ids(targets)
     flat, weight, target = _flatten(features, read_out, targets)
     if weights is not None and weights.shape != targets.shape:
         raise ValueError(f"weights have shape {weights.shape}, targets {targets.shape}: give one weight a target")
@@ -112,6 +113,7 @@ def token_losses(
     vocab_size: int | None = None,
 ) -> Float[Array, "*t"]:
     """Negative log likelihood of every token, nats; arguments as in `cross_entropy`, with the automatic gradient."""
+    targets = check_ids(targets)
     flat, weight, target = _flatten(features, read_out, targets)
     _check_rows(weight, vocab_axis, vocab_size)
     size = _chunk_size(flat.shape[0], weight.shape[0], chunk)
@@ -122,7 +124,6 @@ def token_losses(
 
 
 def _flatten(features: Array, read_out: Any, targets: Array) -> tuple[Array, Array, Array]:
-    targets = check_ids(targets)
     if not hasattr(read_out, "project"):
         shape = getattr(read_out, "shape", None)
         if shape is None or len(shape) != 2 or shape[1] != features.shape[-1]:
