@@ -1,9 +1,10 @@
-"""How does loss fall with size and with tokens, and what do passes over the same text change? Tables and a generator.
+"""How does loss fall with size and with tokens, and what do passes over a text change? Tables, a generator, bigrams.
 
     python experiments/scaling.py --dry-run            # every study's ledger, FLOPs and time
     python experiments/scaling.py --out runs/scaling   # the same again goes on where it stopped; more --seeds extend it
+    python experiments/scaling.py steps --out runs/scaling    # the lengths alone; also passes, steps-960 and so on
 
-Three arms at four widths, trained on four lengths of fresh text (each length is a run of its own, its rate to the end
+Four arms at four widths, trained on four lengths of fresh text (each length is a run of its own, its rate to the end
 of its schedule), and at two widths on 1, 2, 4 and 8 passes over as many tokens in all. docs/scaling.md says what the
 tables and multipliers mean.
 """
@@ -29,7 +30,7 @@ from eqx_slm.study import (
 )
 
 QUICK = preset("quick")
-ARMS = named_arms(("dense", "dense-tied", "leviathan"), QUICK.tuned)
+ARMS = named_arms(("dense", "dense-tied", "leviathan", "bigrams-wide"), QUICK.tuned)
 WIDTHS = (32, 48, 64, 96)
 LENGTHS = (960, 1920, 3840, 7680)  # steps of 256 tokens: 0.25M to 2M
 PASSES = (1, 2, 4, 8)
@@ -42,7 +43,7 @@ BASE = Study(
     analyses=(paired(against={"arm": "dense"}, within="d_model", margin=0.01),),
     report=(verdicts, losses, by_frequency, budgets, scope, origin),
     model=QUICK.model,
-    stream=QUICK.stream,
+    stream=dataclasses.replace(QUICK.stream, eval_tokens=32768),
 )
 
 

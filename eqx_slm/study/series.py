@@ -30,12 +30,19 @@ def series_main(
 
     **Arguments:** `name`: of the folder. `studies`: by the name of their folders. `report`: sections over the results
     of all studies, by name; they make the `report.md` above them. `arguments`: the options of `StudyOptions` but
-    `--steps`, which the studies differ in.
+    `--steps`, which the studies differ in; words before them choose studies whose names begin so.
 
     **Returns:** the exit code, as `study_main` does.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), given))
+    given = given[len(words) :]
     options = parse(StudyOptions, given, Path(sys.argv[0]).name)
+    if lost := [word for word in words if not any(part.startswith(word) for part in studies)]:
+        complain(f"no study of {name} begins with {lost[0]!r}; there are {', '.join(studies)}")
+        return 2
+    if words:
+        studies = {part: study for part, study in studies.items() if part.startswith(tuple(words))}
     if options.steps is not None:
         complain(f"--steps {options.steps}: the studies of {name} have their own lengths; leave it out")
         return 2
