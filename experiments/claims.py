@@ -66,8 +66,8 @@ REGISTERED = {
     "laws": (
         "experiments/scaling.py steps on WikiText-2, whose text no run of it sees twice: dense, tied, generator and "
         "hashed bigrams (added, not paid for) at widths 32, 48, 64 and 96, 0.25M to 1.97M tokens, seeds 0 to 2, the "
-        "quick preset's recipe, one rate. Holds: the interval of the generator's multiplier over dense, in the joint fit at "
-        "a shared floor, is above 1; does not: below it. The same is asked of hashed bigrams."
+        "quick preset's recipe, one rate. Holds: the interval of the generator's multiplier over dense, in the joint "
+        "fit at a shared floor, is above 1; does not: below it. The same is asked of hashed bigrams."
     ),
     "adam": (
         "Is a gain on rare tokens the embedding's, or Adam's? If the generator's gain on the rarest tenth over dense "
