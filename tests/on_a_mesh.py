@@ -1,10 +1,11 @@
 """Trains tiny models on meshes of eight devices and holds them against one device; run by test_mesh.py.
 
 python tests/on_a_mesh.py NAME...       # configs, in one process of eight devices
-python tests/on_a_mesh.py --process I PORT OUT   # as process I of two, four devices each; losses go to OUT
+python tests/on_a_mesh.py --process I PORT OUT   # a study as process I of two, four devices each, stopped on its way
+python tests/on_a_mesh.py --go-on OUT            # the same in one process of eight, which goes on, and begins another
 """
 
-import json
+import itertools
 import sys
 
 import equinox as eqx
@@ -12,10 +13,12 @@ import jax
 import numpy as np
 from tiny import GENERATOR, tiny_config, tiny_stream
 
-from eqx_slm import HeadConfig, OptimizerConfig, build, make_program
+from eqx_slm import HeadConfig, OptimizerConfig, Study, build, make_program, run_study
 from eqx_slm.nn.titans import TitansConfig
-from eqx_slm.train import train_run
+from eqx_slm.train import RunConfig
 from eqx_slm.train.mesh import device_bytes, place_on
+from eqx_slm.train.processes import any_of, bytes_from_first, from_first, join
+from eqx_slm.train.resume import TOGETHER, Stopped
 from eqx_slm.train.step import compile_step
 
 CONFIGS = {
@@ -57,22 +60,37 @@ def check(config):
         assert sum(first) == device_bytes(kept, placed.layout)
 
 
+RUN = RunConfig(steps=TOGETHER + 3, evaluations=2, probe="cosines", mesh="data=2,fsdp=4", average=0.5)
+STUDY = Study("tiny", {"tied": CONFIGS["tied"]}, seeds=1, rates=(1e-2,), run=RUN)
+
+
 def process(index, port, out):
-    jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=int(index))
-    model, placed = build(CONFIGS["leviathan"], key=jax.random.key(0)), place_on("data=2,fsdp=4")
-    program = make_program(model, OPTIMIZER, placed=placed)
-    how = {"seed": 0, "steps": 3, "learning_rate": 1e-3, "optimizer": OPTIMIZER, "evaluate_at": (1, 3)}
-    record = train_run(program, model, STREAM, **how)
-    told = {"nll": [each.nll for each in record.evals], "hash": record.stream_hash}
-    leaves = jax.tree.leaves(eqx.filter(program.model(record.params), eqx.is_array))
-    told["norm"] = float(sum(np.square(leaf).sum() for leaf in leaves))
-    with open(f"{out}.{index}", "w") as file:
-        json.dump(told, file)
+    join(f"127.0.0.1:{port},2,{index}")
+    assert [bytes_from_first(bytes([int(index)]) * size) for size in (0, 1, 7)] == [b"", b"\0", b"\0" * 7]
+    assert from_first(lambda: ["first", int(index)]) == ["first", 0]
+    asked = itertools.count()
+    try:  # the second process alone is told to stop, before the run and twice at its steps: the first step is over
+        run_study(STUDY, STREAM, out=out, stop=lambda: index == "1" and next(asked) > 0)
+    except Stopped:
+        print("stopped")
+    assert any_of(index == "1") and not any_of(False)
+
+
+def go_on(out):
+    said = []
+    ends = [run_study(STUDY, STREAM, out=at, on_event=lambda event: said.append(event.text))[1] for at in (out, None)]
+    assert f"goes on after step {TOGETHER}" in said, said
+    one, other = (results.arms["tied"].runs[0] for results in ends)
+    assert one.stream_hash == other.stream_hash and one.key == other.key
+    np.testing.assert_allclose([e.nll for e in one.evals], [e.nll for e in other.evals], rtol=2e-6)
+    np.testing.assert_allclose(one.averaged_nll, other.averaged_nll, rtol=2e-6)
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "--process":
         process(*sys.argv[2:])
+    elif sys.argv[1] == "--go-on":
+        go_on(*sys.argv[2:])
     else:
         for name in sys.argv[1:]:
             check(CONFIGS[name])

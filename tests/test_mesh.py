@@ -1,6 +1,5 @@
 """One mesh: the same model on one device and on eight, in one process and in two; and what is no mesh."""
 
-import json
 import os
 import socket
 import subprocess
@@ -16,8 +15,9 @@ from tiny import tiny_config, tiny_model, tiny_stream
 
 from eqx_slm import OptimizerConfig, UserError, make_program
 from eqx_slm.study.pair import pair
-from eqx_slm.train import RunConfig, train_run
+from eqx_slm.train import RunConfig
 from eqx_slm.train.mesh import Layout, device_bytes, place_on
+from eqx_slm.train.processes import join
 
 SCRIPT = str(Path(__file__).parent / "on_a_mesh.py")
 
@@ -33,30 +33,19 @@ def test_a_mesh_trains_the_same_model(names):
     assert ran.returncode == 0 and ran.stdout.strip() == "same", ran.stdout[-2000:] + ran.stderr[-2000:]
 
 
-def test_two_processes_train_what_one_does(tmp_path):
+def test_a_study_of_two_processes_goes_on_in_one(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, SCRIPT, "--process"]
-    both = [
-        subprocess.Popen(
-            [*command, str(i), port, str(tmp_path / "told")], env=environment(4), stderr=subprocess.PIPE, text=True
-        )
-        for i in (0, 1)
-    ]
-    ends = [(ran.communicate(timeout=300)[1], ran.returncode) for ran in both]
-    assert [code for _, code in ends] == [0, 0], ends[0][0][-2000:] + ends[1][0][-2000:]
-    told = [json.loads((tmp_path / f"told.{i}").read_text()) for i in (0, 1)]
-    assert told[0] == told[1]
-    from on_a_mesh import CONFIGS, OPTIMIZER, STREAM
-
-    model = tiny_model(CONFIGS["leviathan"])
-    how = {"seed": 0, "steps": 3, "learning_rate": 1e-3, "optimizer": OPTIMIZER, "evaluate_at": (1, 3)}
-    record = train_run(make_program(model, OPTIMIZER), model, STREAM, **how)
-    np.testing.assert_allclose(told[0]["nll"], [each.nll for each in record.evals], rtol=2e-6)
-    assert told[0]["hash"] == record.stream_hash  # the same batches in the same order
-    norm = sum(np.square(x).sum() for x in jax.tree.leaves(record.params))
-    np.testing.assert_allclose(told[0]["norm"], norm, rtol=1e-4)
+    out, how = str(tmp_path / "run"), {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    commands = [[sys.executable, SCRIPT, "--process", str(i), port, out] for i in (0, 1)]
+    both = [subprocess.Popen(command, env=environment(4), cwd=tmp_path, **how) for command in commands]
+    ends = [(*ran.communicate(timeout=300), ran.returncode) for ran in both]
+    for told, wrong, code in ends:
+        assert code == 0 and "stopped\nsame" in told, told[-500:] + wrong[-3000:]
+    command = [sys.executable, SCRIPT, "--go-on", out]
+    ran = subprocess.run(command, env=environment(8), cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-3000:]
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))
@@ -118,6 +107,18 @@ def test_the_step_on_a_mesh_lowers_for_tpu_and_gpu():
     rows, rate = placed.batch_like(batch.shape, batch.dtype), jax.ShapeDtypeStruct((), np.float32)
     exported = jax.export.export(program.step, platforms=["tpu", "cuda"])(state, rows, rate)
     assert exported.platforms == ("tpu", "cuda")
+
+
+@pytest.mark.parametrize("text", ["node", "node:1,2", "node:1,2,2", "node:1,0,0", "1,2,node:1", "auto,2,0", " "])
+def test_what_is_no_process_is_one_line(text):
+    with pytest.raises(UserError, match="write auto, or HOST:PORT,COUNT,INDEX"):
+        join(text)
+
+
+def test_jax_that_has_begun_is_one_line():
+    jax.devices()
+    with pytest.raises(UserError, match="--processes 127.0.0.1:1,1,0: .*must be called before"):
+        join("127.0.0.1:1,1,0")
 
 
 def test_a_study_of_one_processs_share_is_refused():

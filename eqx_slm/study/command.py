@@ -140,8 +140,10 @@ def _guarded(run: Callable[[Stopping], int]) -> int:
 
 def _run_pair(options: Options, stopping: Stopping, command: Again) -> int:
     from ..data.tokenizer import padded_vocab
+    from ..train.processes import join
     from .pair import study_of
 
+    join(options.processes)
     config = resolve(options)
     size = config.stream.vocab_size
     known = padded_vocab(size or config.model.vocab_size, config.stream.pad_vocab_to)
@@ -172,6 +174,7 @@ def _run(
 ) -> int:
     """Opens the data, makes the study at its vocabulary, and runs or only plans it, until it is told to stop."""
     from ..train.host import keep_freed_memory, use_compile_cache
+    from ..train.processes import from_first, leads
     from ..train.resume import Stopped
     from . import terminal
     from .folder import check_folder
@@ -189,11 +192,11 @@ def _run(
     check_compiling()
     keep_freed_memory()
     use_compile_cache()
-    console, started = terminal.console(), time.perf_counter()
+    console, started = terminal.console(quiet=not leads()), time.perf_counter()
     if out is not None and not out.strip():
         raise UserError("--out is empty: name a folder, or leave it out")
     if out is not None and not dry_run:
-        check_folder(Path(out), study.document())
+        from_first(lambda: check_folder(Path(out), study.document()))
     _say(console, f"reading {study.stream.data}, tokenizer {study.stream.tokenizer} ...")
     with stopping.at_once():
         stream = study.stream.open()
@@ -215,7 +218,7 @@ def _run(
     def on_folder(folder: Path) -> None:
         folders.append(folder)
         _say(console, f"run folder {folder}")
-        if options.track:
+        if options.track and leads():
             trackers.append(Tracker(options.track, folder, study.document(), lambda line: _say(console, line)))
 
     def on_event(event: "Event") -> None:

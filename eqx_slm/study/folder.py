@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..files import FULL, LOCK, Lock, check_space, folder_name, json_hash, json_ready, unsealed, write_json_atomic
 from ..model import ModelConfig, build, side_like
 from ..train.checkpoint import load_model, named_arrays, save_model
+from ..train.processes import from_first
 from ..train.resume import checkpoint_runs
 from .results import Row
 from .runner import Event, Run
@@ -103,11 +104,10 @@ class Folder:
         if error.errno in FULL or Path(str(error.filename)).is_relative_to(self.path):
             raise UserError(f"cannot write in the run folder {self.path}: {error}") from None
 
-    def begin(self, keys: Mapping[Run, str]) -> list[Row]:
+    def begin(self, keys: Mapping[Run, str]) -> None:
         """Writes config.json, and removes checkpoints that are of no use any more.
 
-        **Returns:** the rows that are there. **Raises:** `UserError` where one of them, or a run on its way, was
-        another run.
+        **Raises:** `UserError` where a row that is there, or a run on its way, was another run.
         """
         half = checkpoint_runs(self.checkpoints)
         done = {row.key for row in self.rows}
@@ -129,7 +129,6 @@ class Folder:
                     "another config, other data or another version: name another folder"
                 )
         write_json_atomic(self.path / "config.json", to_dict(self.document))
-        return self.rows
 
     def note(self, event: Event, made_of: Any) -> None:
         """Writes what an event brings: progress to metrics.jsonl; a run's model, and then its row."""
@@ -153,6 +152,46 @@ class Folder:
                 file.write(event.row.line)
                 file.flush()
                 os.fsync(file.fileno())
+
+
+class SharedFolder:
+    """The run folder of a study, of one process or of several: the first has the `Folder` itself, tells the others what
+    it has read, and whether it could write. Every method is called by all."""
+
+    def __init__(self, out: str | Path | None, document: Any, *, name: str, runs: Path):
+        """**Arguments:** as `Folder`; **raises** as it does, in every process."""
+        self.own: Folder | None = None
+
+        def begin() -> tuple[str, list[str]]:
+            self.own = Folder(out, document, name=name, runs=runs)
+            return str(self.own.path), [row.line for row in self.own.rows]
+
+        path, lines = from_first(begin)
+        self.path, self.rows = Path(path), [Row.of(line) for line in lines]
+        self.checkpoints = self.path / "checkpoints"
+
+    def __enter__(self) -> "SharedFolder":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if self.own is not None:
+            self.own.__exit__(kind, error, trace)
+
+    def write(self, make: Callable[[Folder], Any]) -> None:
+        """Something written by the first; the others go on when it is there, or raise what it raised."""
+
+        def write() -> None:
+            assert self.own is not None
+            make(self.own)
+
+        from_first(write)
+
+    def note(self, event: Event, made_of: Any) -> None:
+        """`Folder.note`; of progress, which every process has at other times, without waiting."""
+        if event.kind == "run":
+            self.write(lambda folder: folder.note(event, made_of))
+        elif self.own is not None:
+            self.own.note(event, made_of)
 
 
 def _append(path: Path, line: str) -> None:

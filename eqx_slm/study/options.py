@@ -15,7 +15,7 @@ class StudyOptions:
         + ("config",),
         "data": ("data", "data_root", "text_field", "tokenizer", "sequence_length", "batch_size", "vocab_size")
         + ("pad_vocab_to",),
-        "training": ("steps", "tokens", "schedule", "optimizer", "accumulate", "mesh", "loop", "remat")
+        "training": ("steps", "tokens", "schedule", "optimizer", "accumulate", "mesh", "processes", "loop", "remat")
         + ("compute_dtype", "seeds_at_once"),
         "run": ("out", "name", "dry_run", "stop_after", "keep_checkpoints", "go_on_from", "init_from")
         + ("other_cores", "track", "frequency"),
@@ -113,6 +113,9 @@ class Options(StudyOptions):
     mesh: str | None = None
     """How many devices along each axis, such as data=4,model=2: data and fsdp split a batch's rows, fsdp parameters and
     moments too, model the vocabulary."""
+    processes: str | None = None
+    """Run as one of several JAX processes over a --mesh of all their devices: auto where the cluster says which (Slurm,
+    Cloud TPU), or HOST:PORT,COUNT,INDEX; the same command in each, the first one writes."""
     loop: Loop | None = None
     """unrolled, or runs: scan runs of equal layers (deep models compile faster), the same for all arms."""
     remat: Remat | None = None

@@ -25,7 +25,8 @@ from ..nn.init import subkey
 from ..nn.probe import channel_cosines
 from ..train.checkpoint import named_arrays
 from ..train.loop import Progress, RunConfig, eval_steps, train_runs
-from ..train.mesh import one_process, place_on
+from ..train.mesh import check_processes, place_on
+from ..train.processes import any_of
 from ..train.resume import Checkpoints, Stopped, cpu_cores
 from ..train.stack import stack_blocks
 from ..train.step import CompileReport, Program, compile_step, make_program
@@ -93,7 +94,7 @@ class Runner:
         self.arms, self.stream, self.config, self.tell, self.stop = arms, stream, config, tell, stop
         self.data = _fingerprint(stream)
         self.placed = place_on(config.mesh)
-        one_process(stream)
+        check_processes(stream, self.placed)
         self.sides: dict[str, dict[str, Any]] = {}
         self.programs: dict[Any, list[tuple[Program, CompileReport]]] = {}
         self.probes: dict[Any, Callable[[Any, Any], Any]] = {}
@@ -167,7 +168,7 @@ class Runner:
 
     def _train(self, name: str, seeds: list[int], rate: float, keys: Mapping[Run, str], first: int) -> list[Row]:
         """The seeds of a group, at once where one program fits them all."""
-        if self.stop():
+        if any_of(self.stop()):
             raise Stopped
         first_model = self.initial if self.weights is None else self.weights.model
         models = [first_model(name, seed) for seed in seeds]
@@ -256,6 +257,7 @@ class Runner:
 
         if program.step not in self.probes:
             made = jax.vmap(probe, in_axes=(0, None)) if program.replicates > 1 else probe
+            made = made if self.placed is None else self.placed.everywhere(made)
             self.probes[program.step] = jax.jit(made)
         return self.probes[program.step]
 

@@ -28,7 +28,7 @@ from .blocks import Block
 from .compare import Control, paired
 from .config import StreamConfig, check_design, check_until, run_of
 from .first_weights import FirstWeights
-from .folder import Folder, load_run
+from .folder import SharedFolder, load_run
 from .grids import Grid
 from .longer import KEPT, Shorter, can_go_on
 from .presets import QUICK
@@ -177,11 +177,11 @@ def run_study(
     keys = runner.keys(most, study.rates)
     if out is None and runs is None:
         return None, _grown(study, runner, keys, (), levels, started)
-    with Folder(out, study.document(), name=study.name, runs=runs or Path("runs")) as folder:
-        study = begun(study, folder.rows, arms)
-        there = folder.begin(keys)
-        if stream.tokenizer is not None:
-            save_tokenizer(folder.path / VOCABULARY, stream.tokenizer)
+    with SharedFolder(out, study.document(), name=study.name, runs=runs or Path("runs")) as folder:
+        study, there = begun(study, folder.rows, arms), folder.rows
+        folder.write(lambda own: own.begin(keys))
+        if (tokenizer := stream.tokenizer) is not None:
+            folder.write(lambda own: save_tokenizer(own.path / VOCABULARY, tokenizer))
         if on_folder:
             on_folder(folder.path)
 
@@ -199,9 +199,14 @@ def run_study(
             results = dataclasses.replace(results, settings={**results.settings, "init_from": str(init_from)})
         replay = study.replay.replace("{config}", shlex.quote(str(folder.path / "config.json")))
         results = dataclasses.replace(results, config=to_dict(study.document()), replay=replay)
-        write_json_atomic(folder.path / "result.json", results.to_json())
-        write_report([block for section in study.report for block in section(results)], folder.path)
+        folder.write(lambda own: write_results(own.path, results, study.report))
     return folder.path, results
+
+
+def write_results(folder: Path, results: Results, report: Sequence[Section]) -> None:
+    """The results of a study, and its report."""
+    write_json_atomic(folder / "result.json", results.to_json())
+    write_report([block for section in report for block in section(results)], folder)
 
 
 def begun(study: Study, rows: Sequence[Row], arms: Arms) -> Study:

@@ -23,11 +23,11 @@ STYLES = {
 }
 
 
-def console() -> Console:
-    """Standard output, 120 columns wide where it is no terminal."""
+def console(*, quiet: bool = False) -> Console:
+    """Standard output, 120 columns wide where it is no terminal; `quiet`: one that prints nothing."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 120)
+    return Console(width=None if sys.stdout.isatty() else 120, quiet=quiet)
 
 
 def print_blocks(blocks: Sequence[Block], console: Console) -> None:

@@ -247,7 +247,7 @@ def train_runs(
         if done > averaged_from:
             mean = mean_with(state.params if mean is None else mean, state.params, np.float32(done - averaged_from))
         evaluated = None
-        saving = checkpoints is not None and (checkpoints.keep_at == done or (done < steps and checkpoints.due()))
+        saving = checkpoints is not None and (checkpoints.keep_at == done or (done < steps and checkpoints.due(done)))
         if done == WARM_STEPS or done in due or saving:
             jax.block_until_ready(metrics)
             now = time.perf_counter()
@@ -272,7 +272,9 @@ def train_runs(
                 on_progress(seed, Progress(done, done * tokens_a_step, tokens_per_second=speed, **said))
         if checkpoints is not None and saving:
             hashes = [digest.hexdigest() for digest in digests]
-            checkpoints.save(state, mean, records, hashes, step=done, seconds=spent, counted=counted)
+            whole = program.whole(state), program.whole(mean)
+            checkpoints.save(*whole, records, hashes, step=done, seconds=spent, counted=counted)
+            del whole
             mark = time.perf_counter()
         if done % patience == 0 and previous is not None and np.min(previous.in_a_row) >= patience:
             break  # seen a step late, so that the device never waits

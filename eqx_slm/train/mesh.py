@@ -164,10 +164,20 @@ class Placed:
         return whole
 
     def gathered(self, tree: PyTree[Any]) -> PyTree[Any]:
-        """Whole arrays on one device, wherever their parts are."""
-        everywhere = NamedSharding(self.mesh, P())
-        whole = jax.jit(lambda leaves: leaves, out_shardings=everywhere)(tree)
-        return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), whole)
+        """Whole arrays on one device of every process, wherever their parts are; leaf by leaf, so that a device has
+        one whole leaf at a time beside its share."""
+        whole = jax.jit(_same, out_shardings=NamedSharding(self.mesh, P()))
+
+        def one(leaf: Any) -> Any:
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                return jax.random.wrap_key_data(one(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+            return jnp.asarray(np.asarray(whole(leaf)))
+
+        return jax.tree.map(one, tree)
+
+
+def _same(leaf: Any) -> Any:
+    return leaf
 
 
 def place_on(text: str) -> Placed | None:
@@ -178,17 +188,18 @@ def place_on(text: str) -> Placed | None:
     return Placed(layout, layout.mesh())
 
 
-def one_process(stream: Any) -> None:
-    """Raises `UserError` where this is one of several processes: each would train, and write, a study of its own."""
-    if jax.process_count() > 1:
-        raise UserError(
-            f"this is one of {jax.process_count()} JAX processes, and a study runs in one: train by `train_run` on a "
-            "mesh (docs/devices.md)"
-        )
+def check_processes(stream: Any, placed: Placed | None) -> None:
+    """Raises `UserError` where a study of several processes would not be one: each would train, and write, its own."""
     if getattr(stream, "process_count", 1) > 1:
         raise UserError(
             f"the stream holds the share of one of {stream.process_count} processes: a study reads whole batches, so "
             "leave process_count out"
+        )
+    there, used = jax.device_count(), 1 if placed is None else placed.layout.devices
+    if jax.process_count() > 1 and used != there:
+        raise UserError(
+            f"{jax.process_count()} JAX processes have {there} devices, and the mesh has {used}: give a mesh of all of "
+            f"them, such as --mesh data={there}"
         )
 
 

@@ -22,11 +22,13 @@ from ..errors import UserError
 from ..files import FULL, check_space, json_ready, sealed, unsealed, write_bytes_atomic, write_json_atomic
 from ..version import __version__
 from .checkpoint import fill, save_model
+from .processes import any_of, bytes_from_first, from_first, leads
 from .record import Evaluation, RunRecord
 from .step import TrainState
 
 FORMAT = 3
 KEPT = 2  # checkpoints of a run: of the last one a bit may be flipped
+TOGETHER = 8  # steps between two times that several processes ask each other whether to save
 
 
 class Stopped(Exception):
@@ -62,6 +64,9 @@ class Checkpoints:
     or not at all, and without the second there is none. Batches are not part of it: a run that goes on reads those
     that it has seen once more, which gives their hash, and shows that they are the same.
 
+    Of several processes the first writes and reads, and all go on from what it has read: arrays are saved whole, so
+    that any number of processes can go on, on a mesh of the same axes.
+
     **Arguments:**
 
     - `folder`: of this run alone; made when something is saved, in a folder that is there.
@@ -91,9 +96,11 @@ class Checkpoints:
         self.keep, self.keep_at, self.origin = keep, keep_at, origin
         self.last, self.full, self.other_cores = time.monotonic(), False, other_cores
 
-    def due(self) -> bool:
-        """Whether the run is to be saved now."""
-        return time.monotonic() - self.last >= self.seconds or self.stop()
+    def due(self, step: int) -> bool:
+        """Whether the run is to be saved now, after `step`; several processes agree on it every few steps."""
+        if step % TOGETHER and jax.process_count() > 1:
+            return False
+        return any_of(time.monotonic() - self.last >= self.seconds or self.stop())
 
     def save(
         self,
@@ -108,62 +115,66 @@ class Checkpoints:
     ) -> None:
         """Saves a run after `step` steps, and drops its checkpoints but for the last two.
 
+        **Arguments:** `state`, `mean`: whole (`Program.whole`).
+
         **Raises:** `Stopped` where `stop` says so; `UserError` where it cannot be written for another reason than a
         full disk: the one before stays.
         """
+        content = {
+            "format": FORMAT,
+            "runs": self.runs,
+            "step": step,
+            "seconds": seconds,
+            "counted": counted,
+            "evaluations": [[asdict(each) for each in record.evals] for record in records],
+            "stream_hashes": list(hashes),
+            "averaged": mean is not None,
+            "versions": {"eqx_slm": __version__, "jax": jax.__version__, "numpy": version("numpy")},
+            "cores": cpu_cores(),
+        }
         losses = [None if record.losses is None else jnp.asarray(np.float32(record.losses)) for record in records]
-        file = self.folder / f"step-{step}.safetensors"
+        lost = from_first(lambda: self._write({"state": _plain(state), "mean": mean, "losses": losses}, content))
+        self.last, stop = time.monotonic(), any_of(self.stop())
+        if lost and stop:
+            self.say(f"stopped, and not saved after step {step}: {lost}")
+        elif lost and not self.full:  # said once, until there is room again
+            self.say(f"not saved after step {step}: {lost}, and the run goes on")
+        elif stop:
+            self.say(f"stopped, and saved after step {step}")
+        self.full = bool(lost)
+        if stop:
+            raise Stopped
+
+    def _write(self, tensors: dict[str, Any], content: dict[str, Any]) -> str:
+        """Writes both files; **returns** why the disk takes no more, empty where it did."""
+        file = self.folder / f"step-{content['step']}.safetensors"
         try:
             self.folder.parent.mkdir(exist_ok=True)  # not its parents: a run folder that was deleted stays deleted
-            check_space(self.folder.parent, sum(leaf.nbytes for leaf in jax.tree.leaves((_plain(state), mean, losses))))
+            check_space(self.folder.parent, sum(leaf.nbytes for leaf in jax.tree.leaves(tensors)))
             # The hash of the whole file stands in the other one.
-            digest = save_model(file, {"state": _plain(state), "mean": mean, "losses": losses}, hashed=False)
-            content = {
-                "format": FORMAT,
-                "runs": self.runs,
-                "step": step,
-                "seconds": seconds,
-                "counted": counted,
-                "evaluations": [[asdict(each) for each in record.evals] for record in records],
-                "stream_hashes": list(hashes),
-                "averaged": mean is not None,
-                "versions": {"eqx_slm": __version__, "jax": jax.__version__, "numpy": version("numpy")},
-                "cores": cpu_cores(),
-                "tensors": digest,
-            }
-            write_json_atomic(file.with_suffix(".json"), sealed(content))
-            if self.keep is not None and step == self.keep_at:
+            digest = save_model(file, tensors, hashed=False)
+            write_json_atomic(file.with_suffix(".json"), sealed({**content, "tensors": digest}))
+            if self.keep is not None and content["step"] == self.keep_at:
                 for each in (file, file.with_suffix(".json")):
                     write_bytes_atomic(self.keep / each.name, each.read_bytes())
         except OSError as error:
             if error.errno not in FULL:
                 raise UserError(f"cannot save the run in {self.folder}: {error.strerror or error}") from None
-            self._unsaved(file, error.strerror or "the disk is full")
-            return
-        self.full = False
+            return self._unsaved(file, error.strerror or "the disk is full")
         for old in _steps(self.folder)[KEPT:]:
             old.unlink(missing_ok=True)  # first the one without which the other counts for nothing
             old.with_suffix(".safetensors").unlink(missing_ok=True)
-        self.last = time.monotonic()
-        if self.stop():
-            self.say(f"stopped, and saved after step {step}")
-            raise Stopped
+        return ""
 
-    def _unsaved(self, file: Path, why: str) -> None:
-        """The disk is full: nothing of this checkpoint is left, and the run goes on."""
+    def _unsaved(self, file: Path, why: str) -> str:
+        """The disk is full: nothing of this checkpoint is left."""
         if not file.with_suffix(".json").exists():
             with contextlib.suppress(OSError):
                 file.unlink(missing_ok=True)
-        self.last = time.monotonic()
         before = next(
             (f"the checkpoint after step {old.stem[5:]} stays" for old in _steps(self.folder)), "none is there"
         )
-        if self.stop():
-            self.say(f"stopped, and not saved after step {file.stem[5:]}: {why}; {before}")
-            raise Stopped
-        if not self.full:  # said once, until there is room again
-            self.say(f"not saved after step {file.stem[5:]}: {why}; {before}, and the run goes on")
-        self.full = True
+        return f"{why}; {before}"
 
     def load(self, like: TrainState) -> Saved | None:
         """The last checkpoint that is not damaged, on the device, where a step may donate it; None without one.
@@ -172,31 +183,44 @@ class Checkpoints:
 
         **Raises:** `UserError` where it was saved on another number of CPU cores, unless `other_cores` allows it.
         """
-        for file in _steps(self.folder):
-            try:
-                saved = self._read(file, like)
-            except UserError as error:
-                self.say(f"not used: {error}")
-                continue
+        chosen: list[tuple[Path, dict[str, Any], bytes]] = []
+
+        def choose() -> str | None:
+            for file in _steps(self.folder):
+                try:
+                    chosen.append((file, *self._files(file)))
+                except UserError as error:
+                    self.say(f"not used: {error}")
+                    continue
+                return "own"
+            if self.origin is None:
+                return None
+            chosen.append((self.origin, *self._files(self.origin, own=False)))
+            return "origin"
+
+        which = from_first(choose)
+        if which is None:
+            return None
+        file, content, data = chosen[0] if leads() else (self.folder, {}, b"")
+        saved = self._saved(file, from_first(lambda: content), bytes_from_first(data), like)
+        if which == "own":
             if check_cores(saved.cores, now := cpu_cores(), self.other_cores, "the run was saved"):
                 self.say(f"it was begun on {saved.cores} cores and goes on on {now}: its sums come in another order")
             self.say(f"goes on after step {saved.step}")
-            return saved
-        if self.origin is not None:
-            saved = self._read(self.origin, like, own=False)
+        else:
             self.say(f"goes on after step {saved.step} of the shorter run")
-            return saved
-        return None
+        return saved
 
     def clear(self) -> None:
         """Removes them all: the run is done."""
+        if not leads():
+            return
         shutil.rmtree(self.folder, ignore_errors=True)
         with contextlib.suppress(OSError):  # the last one closes the door
             self.folder.parent.rmdir()
 
-    def _read(self, file: Path, like: TrainState, own: bool = True) -> Saved:
-        from safetensors.numpy import load
-
+    def _files(self, file: Path, own: bool = True) -> tuple[dict[str, Any], bytes]:
+        """What the two files of a checkpoint hold; `UserError` where they are damaged, or of another run."""
         content = read_checkpoint(file)
         if own and content["runs"] != self.runs:
             raise UserError(f"{file} is of another run")
@@ -207,11 +231,16 @@ class Checkpoints:
             raise UserError(f"{path} cannot be read: {error.strerror}") from None
         if hashlib.sha256(data).hexdigest() != content["tensors"]:
             raise UserError(f"{path} is damaged: its hash is not the one that was saved")
+        return content, data
+
+    def _saved(self, file: Path, content: dict[str, Any], data: bytes, like: TrainState) -> Saved:
+        from safetensors.numpy import load
+
         tensors = load(data)
         losses = [tensors.pop(f"losses.{number}", None) for number in range(len(self.runs))]
         losses = [None if each is None else each.astype(np.float64) for each in losses]  # as `evaluate` gives them
         mean = like.params if content["averaged"] else None
-        found = fill({"state": _plain(like), "mean": mean}, tensors, path)
+        found = fill({"state": _plain(like), "mean": mean}, tensors, file)
         # Copies: what `fill` brought may lie in the file's own memory, and a step donates what it is given.
         found = jax.block_until_ready(jax.tree.map(jnp.copy, found))
         state = jax.tree.map(_like, found["state"], like)

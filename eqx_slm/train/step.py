@@ -92,8 +92,11 @@ class Program:
 
     def place(self, state: Any) -> Any:
         """A state, or its parameters, where the step wants them: split over the mesh, if there is one."""
-        shapes = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(state))
-        return state if self.placed is None or shapes else self.placed.place(state)
+        return state if self.placed is None or _traced(state) else self.placed.place(state)
+
+    def whole(self, state: Any) -> Any:
+        """A state as any of several processes can write it, each leaf whole; of one process the state itself."""
+        return state if self.placed is None or jax.process_count() == 1 else self.placed.gathered(state)
 
     def batch(self, rows: np.ndarray) -> Any:
         """A batch where the step wants it."""
@@ -109,8 +112,8 @@ class Program:
         return TrainState(params, self.optimizer.init(params), *counts, key)
 
     def model(self, params: PyTree[Array]) -> Any:
-        """The model with these parameters of a state, in its public form and whole, on one device."""
-        params = params if self.placed is None else self.placed.gathered(params)
+        """The model with these parameters of a state, in its public form; whole on one device, but where traced."""
+        params = params if self.placed is None or _traced(params) else self.placed.gathered(params)
         return unstack_blocks(eqx.combine(params, self.static))
 
 
@@ -205,6 +208,10 @@ def make_program(
     # `jax.jit` on plain arrays: `eqx.filter_jit` would take the model apart at every call.
     compiled = jax.jit(step, donate_argnums=0), jax.jit(evaluate)
     return Program(static, optimizer, *compiled, loop, remat, replicates, draws, placed)
+
+
+def _traced(tree: Any) -> bool:
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def _loop_for(model: Any, config: OptimizerConfig, remat: Remat) -> Loop:
