@@ -28,6 +28,7 @@ SCRIPTS = (
     "compile_depth",
     "warm_start",
     "decode",
+    "decode_peer",
     "input_wait",
     "seeds",
     "import_time",
@@ -39,6 +40,7 @@ SCRIPTS = (
     "recall",
     "fit_coverage",
     "null_pairs",
+    "weak_scaling",
     "soak",
     "kills",
 )

@@ -122,19 +122,18 @@ class Continuation:
         self.left, context = whole("tokens", tokens, least=0), whole("context", context)
         self.how = sampling(1 if vocab_size is None else vocab_size, **how)
         self.model = model = materialize(model) if hasattr(model, "embedding") else model
-        shape = eqx.filter_eval_shape(lambda m: m.logits(m.features(m.embed(jnp.zeros(1, jnp.int32)))), model).shape
-        if vocab_size is None:
-            self.how = self.how._replace(vocab_size=jnp.asarray(shape[-1], jnp.int32))
         # Sizes in steps of 64 tokens: a program then serves many lengths of prompt and answer.
         size = 64 * max(1, -(-tokens // 64))
         longest = max(row.shape[0] for row in rows) + tokens
         fits = longest <= context and getattr(model, "decodes", False)
         self.advance = _decode if fits else _slide
-        carries = []
-        for row in rows:
-            begun = _prefilled(model, row, min(context, -(-longest // 64) * 64)) if fits else _window(row, context)
-            seen = jnp.zeros(shape[-1], bool).at[row].set(True)
-            carries.append((*begun, jnp.zeros(size, jnp.int32), seen))
+        room = min(context, -(-longest // 64) * 64)
+        begun = [_prefilled(model, row, room) if fits else _window(row, context) for row in rows]
+        vocab = _logits_size(model, begun[0][0] if fits else None)
+        if vocab_size is None:
+            self.how = self.how._replace(vocab_size=jnp.asarray(vocab, jnp.int32))
+        seen = [jnp.zeros(vocab, bool).at[row].set(True) for row in rows]
+        carries = [(*each, jnp.zeros(size, jnp.int32), had) for each, had in zip(begun, seen, strict=True)]
         split = [jax.random.split(key, size) for key in keys]
         self.at, self.rows = 0, None if len(rows) == 1 else len(rows)
         self.carry, self.keys = carries[0], split[0]
@@ -180,6 +179,16 @@ def _window(prompt: Array, context: int) -> tuple[Array, Array]:
     """The last `context` ids of a prompt, in a window of that size, and how many there are."""
     kept = prompt[-context:]
     return jnp.zeros(context, jnp.int32).at[: kept.shape[0]].set(kept), jnp.asarray(kept.shape[0])
+
+
+def _logits_size(model: Any, features: Array | None) -> int:
+    """How many logits a model gives for a token; from its features where they are known, for tracing a model that is
+    only asked for its head takes no time beside a short answer."""
+    if features is None:
+        whole = eqx.filter_eval_shape(lambda m: m.logits(m.features(m.embed(jnp.zeros(1, jnp.int32)))), model)
+    else:
+        whole = eqx.filter_eval_shape(lambda m, last: m.logits(last[None]), model, features)
+    return whole.shape[-1]
 
 
 def _stacked(carries: list[Any]) -> Any:

@@ -84,5 +84,10 @@ def draw(
 ) -> tuple[Int[Array, ""], Bool[Array, " v"]]:
     """A token, and what has been seen with it."""
     kept = allowed(logits, seen, s)
-    token = jnp.where(s.temperature > 0, jax.random.categorical(key, kept), jnp.argmax(kept)).astype(jnp.int32)
+    # A random number a token of the vocabulary takes longer than to find the largest logit.
+    token = jax.lax.cond(s.temperature > 0, _drawn, lambda kept, key: jnp.argmax(kept), kept, key).astype(jnp.int32)
     return token, seen.at[token].set(True)
+
+
+def _drawn(kept: Float[Array, " v"], key: PRNGKeyArray) -> Int[Array, ""]:
+    return jax.random.categorical(key, kept)

@@ -226,7 +226,7 @@ class Attention(Mixer):
         if context < 1:
             raise ValueError(f"context={context}: the cache needs room for at least one token")
         size = context if self.config.window is None else min(self.config.window, context)
-        shape = (size, self.n_kv_heads, self.d_head)
+        shape = (self.n_kv_heads, size, self.d_head)
         # Two arrays, not one twice: each can then be donated.
         k, v = (jnp.zeros(shape, self.w_k.dtype if dtype is None else dtype) for _ in range(2))
         return AttentionState(k, v, jnp.zeros((), jnp.int32))
@@ -265,9 +265,9 @@ class Attention(Mixer):
 
     def _check(self, state: Any) -> None:
         check_state(state, AttentionState, self)
-        if state.k.shape[1:] != (self.n_kv_heads, self.d_head):
+        if (heads := state.k.shape[::2]) != (self.n_kv_heads, self.d_head):
             raise ValueError(
-                f"the cache has heads of shape {state.k.shape[1:]}, this attention {(self.n_kv_heads, self.d_head)}: "
+                f"the cache has heads of shape {heads}, this attention {(self.n_kv_heads, self.d_head)}: "
                 "take the state from its own start()"
             )
 

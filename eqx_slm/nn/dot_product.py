@@ -18,10 +18,11 @@ class Prefix(NamedTuple):
 
 
 class AttentionState(NamedTuple):
-    """The last tokens' keys (turned by their positions) and values: token i is in row `i % size`."""
+    """The last tokens' keys (turned by their positions) and values: token i is in row `i % size`. Heads lead, as the
+    matmuls of a step want them: otherwise it would turn the whole cache around for every token."""
 
-    k: Float[Array, "size g h"]
-    v: Float[Array, "size g h"]
+    k: Float[Array, "g size h"]
+    v: Float[Array, "g size h"]
     length: Int32[Array, ""]
 
 
@@ -101,19 +102,21 @@ def extended(
     prefix: Prefix | None = None,
 ) -> tuple[Float[Array, "t n h"], AttentionState]:
     """What t more tokens mix of each other and of what is cached, and the cache after them: the oldest leave it."""
-    t, size, before = q.shape[0], cache.k.shape[0], cache.length
+    t, size, before = q.shape[0], cache.k.shape[1], cache.length
     # The cache is a ring: a row's token is told from how many have been, so that no position is stored.
     new_t = before + jnp.arange(t, dtype=jnp.int32)
     position = jnp.concatenate([cached_positions(before, size), new_t])[None]
     seen = (position <= new_t[:, None]) & (position >= 0)
     if window is not None:
         seen = seen & (position > new_t[:, None] - window)
-    k_all, v_all = (jnp.concatenate([old.astype(new.dtype), new]) for old, new in ((cache.k, k), (cache.v, v)))
+    k_all, v_all = (
+        jnp.concatenate([old.swapaxes(0, 1).astype(new.dtype), new]) for old, new in ((cache.k, k), (cache.v, v))
+    )
     mixed = masked_attention(q, k_all, v_all, seen, prefix)
     # Each row holds the latest of its tokens: one of these, or still the one it held.
     latest = cached_positions(before + t, size)
     rows = jnp.where(latest >= before, size + latest - before, jnp.arange(size, dtype=jnp.int32))
-    k, v = (jnp.take(every, rows, axis=0).astype(cache.k.dtype) for every in (k_all, v_all))
+    k, v = (jnp.take(every, rows, axis=0).astype(cache.k.dtype).swapaxes(0, 1) for every in (k_all, v_all))
     return mixed, AttentionState(k, v, before + t)
 
 
@@ -125,13 +128,14 @@ def appended(
     prefix: Prefix | None = None,
 ) -> tuple[Float[Array, "1 n h"], AttentionState]:
     """What one more token mixes of what the cache then holds, and the cache, of which it takes the oldest row."""
-    size, before = cache.k.shape[0], cache.length
+    size, before = cache.k.shape[1], cache.length
     k, v = (
-        jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), before % size, axis=0)
+        jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(0, 1).astype(old.dtype), before % size, axis=1)
         for old, new in ((cache.k, k), (cache.v, v))
     )
     held = cached_positions(before + 1, size) >= 0
-    mixed = masked_attention(q, k.astype(q.dtype), v.astype(q.dtype), held[None], prefix)
+    k_all, v_all = (every.swapaxes(0, 1).astype(q.dtype) for every in (k, v))
+    mixed = masked_attention(q, k_all, v_all, held[None], prefix)
     return mixed, AttentionState(k, v, before + 1)
 
 
