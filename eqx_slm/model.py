@@ -21,6 +21,7 @@ from .nn.norm import NormKind, make_norm
 from .nn.orders import cooccurrence_order, frequency_order, random_order
 from .nn.positions import LearnedPositions, PositionKind
 from .nn.spelling import check_spelling, padded_spelling
+from .pytree import Fixed
 from .taper import Schedule, taper_widths
 
 
@@ -232,9 +233,10 @@ def _side(config: ModelConfig, given: dict[str, Any]) -> dict[str, Any]:
             )
         if name == "spelling":
             sizes = {"pieces": embedding.pieces, "longest": embedding.longest}
-            side[name] = check_spelling(side[name], config.vocab_size, **sizes)
+            checked = check_spelling(side[name], config.vocab_size, **sizes)
         else:
-            side[name] = check_order(side[name], config.vocab_size)
+            checked = check_order(side[name], config.vocab_size)
+        side[name] = checked.array if isinstance(checked, Fixed) else checked
     return side
 
 

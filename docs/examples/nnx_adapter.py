@@ -15,7 +15,7 @@ class Wrapped(nnx.Module):
         leaves, tree = jax.tree_util.tree_flatten_with_path(params)
         names = [jax.tree_util.keystr(path)[1:] for path, _ in leaves]
         self.params = nnx.Dict({name: nnx.Param(leaf) for name, (_, leaf) in zip(names, leaves, strict=True)})
-        # A function, so that integer buffers (a coordinate order) are no state of the model.
+        # A function, so that what is no parameter (a coordinate order) is no state of the model.
         self.join = lambda found: eqx.combine(jax.tree.unflatten(tree, [found[name] for name in names]), static)
 
     def module(self) -> Any:

@@ -12,7 +12,7 @@ import jax
 
 from ..model import ModelConfig
 from ..nn.norm import norm_parameters
-from ..pytree import path_name
+from ..pytree import is_fixed, path_name
 
 # Components that a model of this library may be without: they count 0 and are no misspelling.
 OPTIONAL = {"embedding", "bigrams", "positions", "blocks", "norm", "head"}
@@ -163,7 +163,7 @@ def _padding(config: ModelConfig) -> int:
 def _leaf_ledger(tree: Any) -> Ledger:
     counts: dict[str, int] = {}
     buffers = 0
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_fixed)[0]:
         if not hasattr(leaf, "shape"):
             continue
         if _is_parameter(leaf):

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
 from ..checks import check_scale, check_sizes, whole
+from ..pytree import Fixed
 from .embedding import TokenEmbedding, check_ids, known_or_nan
 from .init import normal
 from .ops import inner_dtype
@@ -61,7 +62,7 @@ class ComposedConfig:
         d_model: int,
         *,
         order: Int32[Array | np.ndarray, " v"] | None = None,
-        spelling: Int32[Array, "v p"] | None = None,
+        spelling: Int32[Array | np.ndarray, "v p"] | None = None,
         key: PRNGKeyArray,
     ) -> "ComposedEmbedding":
         """The module."""
@@ -76,7 +77,7 @@ class ComposedEmbedding(TokenEmbedding):
     """
 
     rows: Float[Array, "{self.pieces} {self.d_model}"]
-    spelling: Int32[Array, "{self.vocab_size} {self.longest}"]
+    spelling: Fixed | Int32[Array, "{self.vocab_size} {self.longest}"]
     vocab_size: int = eqx.field(static=True)
     d_model: int = eqx.field(static=True)
     pieces: int = eqx.field(static=True)
@@ -92,7 +93,7 @@ class ComposedEmbedding(TokenEmbedding):
         pieces: int = 4096,
         longest: int = 16,
         std: float = 0.02,
-        spelling: Int32[Array, "v p"] | None = None,
+        spelling: Int32[Array | np.ndarray, "v p"] | None = None,
         key: PRNGKeyArray,
     ):
         """**Arguments:** `vocab_size`; `d_model`; `pieces`, `longest`, `std`: see `ComposedConfig`; `spelling`, the
@@ -110,7 +111,7 @@ class ComposedEmbedding(TokenEmbedding):
 
     def __call__(self, ids: Int[Array, "*t"]) -> Float[Array, "*t {self.d_model}"]:
         ids = check_ids(ids)
-        spelled, dtype = self.spelling.at[ids].get(mode="clip"), inner_dtype(self.rows)
+        spelled, dtype = jnp.asarray(self.spelling).at[ids].get(mode="clip"), inner_dtype(self.rows)
         here = spelled >= 0
         total = jnp.where(here[..., None], self.rows[jnp.maximum(spelled, 0)].astype(dtype), 0).sum(axis=-2)
         mean = total / jnp.maximum(here.sum(axis=-1, keepdims=True), 1).astype(dtype)

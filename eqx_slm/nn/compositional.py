@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
 from ..checks import check_scale, check_sizes
+from ..pytree import Fixed
 from .digits import coordinate_base, to_coordinates
 from .embedding import (
     OrderKind,
@@ -71,7 +72,7 @@ class CompositionalEmbedding(TokenEmbedding):
     """
 
     codebooks: Float[Array, "{self.coordinates} {self.base} {self.d_model}"]
-    order: Int32[Array, "{self.vocab_size}"] | None
+    order: Fixed | Int32[Array, "{self.vocab_size}"] | None
     vocab_size: int = eqx.field(static=True)
     d_model: int = eqx.field(static=True)
     coordinates: int = eqx.field(static=True)

@@ -11,6 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray
 
 from ..errors import UserError
+from ..pytree import Fixed, fixed
 from .chunks import chunk_size, chunked_sum
 from .head import ReadOut
 
@@ -23,8 +24,8 @@ class TokenEmbedding(eqx.Module):
     An id outside [0, vocab_size), a negative one too, is no token: its vector is NaN, in every embedding and however it
     is evaluated (streams refuse such ids on the host before they get here). No token's row has a gradient from it.
 
-    A coordinate order is a leaf of integers, saved with the model and never trained: `eqx.filter_grad` passes over it,
-    plain `jax.grad` of a module that has one wants `allow_int=True`.
+    A coordinate order, a ranking, a spelling is `Fixed`: saved with the model, never trained, no leaf, so that plain
+    `jax.grad` works; only a module that is built under a transformation of it has an array of integers in its place.
     """
 
     vocab_size: eqx.AbstractVar[int]
@@ -128,29 +129,29 @@ def check_ids(ids: Any) -> Any:
     return ids
 
 
-def position_of(ids: Int[Array, "*t"], order: Int32[Array, " v"] | None) -> Int[Array, "*t"]:
+def position_of(ids: Int[Array, "*t"], order: Fixed | Int32[Array, " v"] | None) -> Int[Array, "*t"]:
     """The position whose digits a token uses: its id, or where the coordinate order puts it."""
     ids = check_ids(ids)
     return ids if order is None else order[ids]
 
 
-def check_order(order: Any, vocab_size: int) -> Int32[Array, "{vocab_size}"] | None:
-    """A coordinate order as int32, or None; raises `UserError` unless it is a permutation of the ids.
+def check_order(order: Any, vocab_size: int) -> Fixed | Int32[Array, "{vocab_size}"] | None:
+    """A coordinate order as int32, `Fixed`, or None; raises `UserError` unless it is a permutation of the ids.
 
     Under a transformation that hides its values, dtype and length are checked.
     """
     if order is None:
         return None
     try:
-        order = order if isinstance(order, jax.Array) else np.asarray(order)
+        order = order if isinstance(order, Tracer) else np.asarray(order)
     except (ValueError, OverflowError):
         raise UserError(f"order: its entries must be the ids 0 to {vocab_size - 1}, each once, in one row") from None
     if not np.issubdtype(order.dtype, np.integer):
         raise UserError(f"order of dtype {order.dtype}: a permutation of the ids is made of integers")
     if order.shape != (vocab_size,):
         raise UserError(f"order of shape {order.shape}: it must have one entry a token, shape ({vocab_size},)")
-    if not isinstance(order, Tracer):
-        values = np.asarray(order)
+    if isinstance(order, np.ndarray):
+        values = order
         seen = np.zeros(vocab_size, bool)
         inside = (values >= 0) & (values < vocab_size)
         seen[values[inside]] = True
@@ -160,4 +161,4 @@ def check_order(order: Any, vocab_size: int) -> Int32[Array, "{vocab_size}"] | N
             )
         if not seen.all():
             raise UserError(f"order is no permutation: no entry is {seen.argmin()} and another stands twice")
-    return jnp.asarray(order, jnp.int32)
+    return fixed(order.astype(np.int32))

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray
 
 from ..checks import check_scale, check_sizes, whole
 from ..errors import UserError
+from ..pytree import Fixed
 from .embedding import OrderKind, TokenEmbedding, check_order, known_or_nan, position_of
 from .init import normal
 from .leviathan import LeviathanConfig, LeviathanEmbedding
@@ -96,7 +97,7 @@ class HybridEmbedding(TokenEmbedding):
 
     rows: Float[Array, "k {self.d_model}"]
     generator: LeviathanEmbedding | None
-    ranking: Int32[Array, "{self.vocab_size}"] | None
+    ranking: Fixed | Int32[Array, "{self.vocab_size}"] | None
     vocab_size: int = eqx.field(static=True)
     d_model: int = eqx.field(static=True)
     no_decay: ClassVar[tuple[str, ...]] = ()

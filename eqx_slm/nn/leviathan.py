@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
 from ..checks import check_scale, check_sizes
 from ..errors import UserError
+from ..pytree import Fixed
 from .chunks import chunk_size, chunked_sum
 from .digits import coordinate_base, to_coordinates
 from .embedding import (
@@ -135,7 +136,7 @@ class LeviathanEmbedding(TokenEmbedding):
     spline_offset: Float[Array, "{self.n_heads} {self.seed_size} {self.knots} {self.rank}"]
     w_out: Float[Array, "{self.n_heads} {self.rank} {self.d_model}"]
     w_skip: Float[Array, "{self.seed_size} {self.d_model}"] | None
-    order: Int32[Array, "{self.vocab_size}"] | None
+    order: Fixed | Int32[Array, "{self.vocab_size}"] | None
     vocab_size: int = eqx.field(static=True)
     d_model: int = eqx.field(static=True)
     coordinates: int = eqx.field(static=True)

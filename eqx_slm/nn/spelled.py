@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray, UInt32
 
 from ..checks import check_scale, check_sizes, one_of
 from ..errors import UserError
+from ..pytree import Fixed
 from .embedding import TokenEmbedding, check_ids, known_or_nan
 from .init import normal
 from .ops import inner_dtype, with_axes
@@ -73,7 +74,7 @@ class SpelledConfig:
         d_model: int,
         *,
         order: Int32[Array | np.ndarray, " v"] | None = None,
-        spelling: Int32[Array, "v p"] | None = None,
+        spelling: Int32[Array | np.ndarray, "v p"] | None = None,
         key: PRNGKeyArray,
     ) -> "SpelledEmbedding":
         """The module."""
@@ -100,7 +101,7 @@ class SpelledEmbedding(TokenEmbedding):
     """
 
     weight: Float[Array, "features {self.d_model}"]
-    spelling: Int32[Array, "{self.vocab_size} {self.longest}"]
+    spelling: Fixed | Int32[Array, "{self.vocab_size} {self.longest}"]
     vocab_size: int = eqx.field(static=True)
     d_model: int = eqx.field(static=True)
     code: Code = eqx.field(static=True)
@@ -117,7 +118,7 @@ class SpelledEmbedding(TokenEmbedding):
         size: int = 128,
         longest: int = 32,
         std: float = 0.02,
-        spelling: Int32[Array, "v p"] | None = None,
+        spelling: Int32[Array | np.ndarray, "v p"] | None = None,
         key: PRNGKeyArray,
     ):
         """**Arguments:**
@@ -147,7 +148,7 @@ class SpelledEmbedding(TokenEmbedding):
 
     def __call__(self, ids: Int[Array, "*t"]) -> Float[Array, "*t {self.d_model}"]:
         ids = check_ids(ids)
-        spelled, dtype = self.spelling.at[ids].get(mode="clip"), inner_dtype(self.weight)
+        spelled, dtype = jnp.asarray(self.spelling).at[ids].get(mode="clip"), inner_dtype(self.weight)
         here = spelled >= 0
         scale = jax.lax.rsqrt(jnp.maximum(here.sum(axis=-1, keepdims=True), 1).astype(dtype))
         if self.code == "kronecker":

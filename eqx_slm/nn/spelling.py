@@ -10,6 +10,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Int32
 
 from ..errors import UserError
+from ..pytree import Fixed, fixed
 from .digits import to_coordinates
 
 # "text" is the token's own; "ids" the digits of its id, a control that takes all meaning from the spelling.
@@ -29,8 +30,8 @@ def padded_spelling(tokens: Sequence[Sequence[int]], vocab_size: int, longest: i
 
 def check_spelling(
     spelling: Any, vocab_size: int, *, pieces: int, longest: int
-) -> Int32[Array, "{vocab_size} {longest}"]:
-    """A spelling as int32, or for None that of the ids by their digits in base `pieces`.
+) -> Fixed | Int32[Array, "{vocab_size} {longest}"]:
+    """A spelling as int32, `Fixed`, or for None that of the ids by their digits in base `pieces`.
 
     **Raises:** `UserError` for another shape or dtype, for pieces out of range, and for ids of too many digits.
     """
@@ -41,19 +42,19 @@ def check_spelling(
                 f"longest={longest}: the ids below {vocab_size} have up to {digits} digits in base {pieces}; take "
                 f"longest at least {digits}"
             )
-        found = to_coordinates(jnp.arange(vocab_size, dtype=jnp.int32), pieces, digits)
-        return jnp.pad(jnp.asarray(found), ((0, 0), (0, longest - digits)), constant_values=-1)
-    spelling = spelling if isinstance(spelling, jax.Array) else np.asarray(spelling)
+        with jax.ensure_compile_time_eval():
+            found = np.asarray(to_coordinates(jnp.arange(vocab_size, dtype=jnp.int32), pieces, digits))
+        return Fixed(np.pad(found, ((0, 0), (0, longest - digits)), constant_values=-1))
+    spelling = spelling if isinstance(spelling, Tracer) else np.asarray(spelling)
     if not np.issubdtype(spelling.dtype, np.integer) or spelling.shape != (vocab_size, longest):
         raise UserError(
             f"spelling of dtype {spelling.dtype} and shape {spelling.shape}: it must be integers of shape "
             f"({vocab_size}, {longest}), a row a token and -1 after its last piece"
         )
-    if not isinstance(spelling, Tracer):
-        values = np.asarray(spelling)
+    if isinstance(values := spelling, np.ndarray):
         if values.size and not (-1 <= values.min() and values.max() < pieces):
             raise UserError(f"spelling has entries from {values.min()} to {values.max()}: -1 to {pieces - 1} is meant")
-    return jnp.asarray(spelling, jnp.int32)
+    return fixed(spelling.astype(np.int32))
 
 
 def digits_needed(vocab_size: int, base: int) -> int:

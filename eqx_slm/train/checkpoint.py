@@ -14,19 +14,22 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import write_bytes_atomic
-from ..pytree import path_name
+from ..pytree import Fixed, is_fixed, path_name
 
 
-def save_model(path: Path, model: Any, *, metadata: dict[str, Any] | None = None, hashed: bool = True) -> str:
-    """Writes every array of `model`, buffers too, and JSON-able `metadata`; the file appears whole or not at all.
+def save_model(
+    path: Path, model: Any, *, metadata: dict[str, Any] | None = None, hashed: bool = True, buffers: bool = True
+) -> str:
+    """Writes every array of `model` and JSON-able `metadata`; the file appears whole or not at all.
 
-    `hashed`: with a hash of the arrays in the metadata, which `load_model` holds them against.
+    `hashed`: with a hash of the arrays in the metadata, which `load_model` holds them against. `buffers`: what is
+    `Fixed` too.
 
     **Returns:** the sha256 of the file, hex.
     """
     from safetensors.numpy import save
 
-    tensors = {name: np.asarray(leaf, order="C") for name, leaf in named_arrays(model).items()}
+    tensors = {name: np.asarray(leaf, order="C") for name, leaf in named_arrays(model, buffers).items()}
     told = {**(metadata or {})}
     told |= {"sha256": _hash(tensors, told)} if hashed else {}
     # One entry: safetensors writes several in an order that changes from call to call, and equal models would differ.
@@ -80,9 +83,9 @@ def _hash(tensors: Mapping[str, np.ndarray], told: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def fill(like: Any, tensors: dict[str, np.ndarray], path: Path) -> Any:
+def fill(like: Any, tensors: dict[str, np.ndarray], path: Path, buffers: bool = True) -> Any:
     """`like` with the arrays of a file at `path` in place of its own; `UserError` as `load_model`."""
-    wanted = named_arrays(like)
+    wanted = named_arrays(like, buffers)
     for name in sorted(wanted.keys() ^ tensors.keys()):
         where = "the file" if name in wanted else "the model"
         raise UserError(f"{path}: {where} lacks {name}; the model's config is not the file's")
@@ -92,16 +95,22 @@ def fill(like: Any, tensors: dict[str, np.ndarray], path: Path) -> Any:
                 f"{path}: {name} is {tensors[name].dtype}{list(tensors[name].shape)}, "
                 f"the model's {leaf.dtype}{list(leaf.shape)}"
             )
-    return jax.tree_util.tree_map_with_path(
-        lambda at, leaf: jnp.asarray(tensors[path_name(at)]) if _is_array(leaf) else leaf, like
-    )
+
+    def filled(at: Any, leaf: Any) -> Any:
+        if not _is_array(leaf) or (is_fixed(leaf) and not buffers):
+            return leaf
+        array = tensors[path_name(at)]
+        return Fixed(array) if is_fixed(leaf) else jnp.asarray(array)
+
+    return jax.tree_util.tree_map_with_path(filled, like, is_leaf=is_fixed)
 
 
-def named_arrays(model: Any) -> dict[str, Any]:
-    """Every array of a model by its dotted path, in the tree's order."""
-    leaves = jax.tree_util.tree_flatten_with_path(model)[0]
-    return {path_name(path): leaf for path, leaf in leaves if _is_array(leaf)}
+def named_arrays(model: Any, buffers: bool = True) -> dict[str, Any]:
+    """Every array of a model by its dotted path, in the tree's order; with `buffers` also what is `Fixed`, as
+    NumPy's."""
+    leaves = jax.tree_util.tree_flatten_with_path(model, is_leaf=is_fixed if buffers else None)[0]
+    return {path_name(path): leaf.array if is_fixed(leaf) else leaf for path, leaf in leaves if _is_array(leaf)}
 
 
 def _is_array(leaf: Any) -> bool:
-    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
+    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct | Fixed)

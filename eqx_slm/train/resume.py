@@ -152,7 +152,7 @@ class Checkpoints:
             self.folder.parent.mkdir(exist_ok=True)  # not its parents: a run folder that was deleted stays deleted
             check_space(self.folder.parent, sum(leaf.nbytes for leaf in jax.tree.leaves(tensors)))
             # The hash of the whole file stands in the other one.
-            digest = save_model(file, tensors, hashed=False)
+            digest = save_model(file, tensors, hashed=False, buffers=False)
             write_json_atomic(file.with_suffix(".json"), sealed({**content, "tensors": digest}))
             if self.keep is not None and content["step"] == self.keep_at:
                 for each in (file, file.with_suffix(".json")):
@@ -240,7 +240,7 @@ class Checkpoints:
         losses = [tensors.pop(f"losses.{number}", None) for number in range(len(self.runs))]
         losses = [None if each is None else each.astype(np.float64) for each in losses]  # as `evaluate` gives them
         mean = like.params if content["averaged"] else None
-        found = fill({"state": _plain(like), "mean": mean}, tensors, file)
+        found = fill({"state": _plain(like), "mean": mean}, tensors, file, buffers=False)
         # Copies: what `fill` brought may lie in the file's own memory, and a step donates what it is given.
         found = jax.block_until_ready(jax.tree.map(jnp.copy, found))
         state = jax.tree.map(_like, found["state"], like)
