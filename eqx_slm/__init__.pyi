@@ -93,7 +93,7 @@ from .study.pair import PairResult as PairResult
 from .study.pair import pair as pair
 from .study.pair import run_pair as run_pair
 from .study.text import open_run as open_run
-from .study.text import text_loss as text_loss
+from .study.text_loss import text_loss as text_loss
 from .taper import taper_widths as taper_widths
 from .train import OptimizerConfig as OptimizerConfig
 from .train import cross_entropy as cross_entropy

@@ -12,7 +12,7 @@ from test_text import LENGTH, study  # noqa: F401  (a fixture)
 from eqx_slm import UserError
 from eqx_slm.study import harness_model, open_run
 from eqx_slm.study.lm_eval import answers, first_id, score
-from eqx_slm.study.text import ids_losses
+from eqx_slm.study.text_loss import ids_losses
 
 HERE = importlib.util.find_spec("lm_eval") is not None
 harness = pytest.mark.skipif(not HERE, reason="lm-eval is not installed (the extra lm-eval)")

@@ -1,5 +1,6 @@
 """A finished run put to use: its tokenizer with it, text from a prompt, the loss on a text as training has it."""
 
+import dataclasses
 import json
 import shutil
 
@@ -11,8 +12,9 @@ from tiny import tiny_config
 
 from eqx_slm import UserError, load_run, make_stream
 from eqx_slm.__main__ import main
-from eqx_slm.study import Study, open_run, paired, text_loss
+from eqx_slm.study import Study, frequency_classes, open_run, paired, text_by_frequency, text_loss
 from eqx_slm.study.study import run_study
+from eqx_slm.study.text_loss import ids_losses
 from eqx_slm.train import RunConfig
 
 LENGTH = 16
@@ -27,7 +29,7 @@ def study(tmp_path_factory):
         (folder / f"{name}.txt").write_text(" ".join(rng.choice(WORDS, size)))
     stream = make_stream(str(folder), "char", sequence_length=LENGTH, batch_size=4, eval_tokens=512, vocab_size=32)
     arms = {name: tiny_config(vocab_size=32, norm=norm) for name, norm in (("one", "rms"), ("two", "layer"))}
-    run = RunConfig(steps=30, evaluations=2)
+    run = RunConfig(steps=30, evaluations=2, frequency=4)
     plan = Study("text", arms, 1, (1e-2,), (paired("one"),), report=(), run=run)
     out, results = run_study(plan, stream, out=folder / "run")
     return out, stream, results
@@ -56,6 +58,44 @@ def test_the_loss_on_a_text_is_what_training_measured(study):
         np.testing.assert_allclose(np.mean([loss.nll for loss in losses]), last.nll, rtol=1e-5)
         np.testing.assert_allclose(np.mean([loss.bits_per_byte for loss in losses]), last.bits_per_byte, rtol=1e-5)
         assert losses[0].perplexity == pytest.approx(np.exp(losses[0].nll))
+
+
+def test_the_loss_on_a_text_by_frequency_is_that_of_its_tokens(study, capsys, tmp_path):
+    folder, stream, results = study
+    run = open_run(folder)
+    np.testing.assert_array_equal(run.counts, stream.token_counts())
+    text = "the cat sat on a mat and the dogs ran then " * 3
+    ids, nats = run.encode(text), ids_losses(run, np.asarray(run.encode(text)))
+    split = text_by_frequency(run, text, classes=4)
+    assert split.keys() == results.arms["one"].runs[0].by_frequency.keys()
+    for kind, found in split.items():
+        of = frequency_classes(run.counts, kind.split()[-1], 4)[ids[:-1] if kind.startswith("input") else ids[1:]]
+        for number, (mean, size) in enumerate(found):
+            assert size == (of == number).sum()
+            assert mean is None if size == 0 else mean == pytest.approx(nats[of == number].mean(), rel=1e-6)
+    whole = sum(mean * size for mean, size in split["target by mass"] if mean is not None) / len(nats)
+    assert whole == pytest.approx(text_loss(run, text).nll, rel=1e-6)
+    rarest = text_by_frequency(run, text, classes=4, counts=np.zeros(32, int))["target by rank"]
+    assert [size for _, size in rarest] == [0, 0, 0, 0, len(nats)]  # nothing of it occurs
+    (tmp_path / "book.txt").write_text(text)
+    assert main(["eval", str(folder), str(tmp_path / "book.txt"), "--frequency", "4"]) == 0
+    told = capsys.readouterr().out
+    assert "target by rank" in told and f"{split['target by mass'][0][0]:.4f}" in told
+    assert main(["eval", str(folder), str(tmp_path / "book.txt"), "--frequency", "-4"]) == 2
+    with pytest.raises(UserError, match="one is needed for each"):
+        text_by_frequency(run, text, counts=[1, 2])
+    with pytest.raises(UserError, match="frequency=0"):
+        text_by_frequency(dataclasses.replace(run, counts=None), text)
+
+
+def test_damaged_counts_are_one_line(study, tmp_path):
+    shutil.copytree(study[0], tmp_path / "run")
+    file = tmp_path / "run" / "counts.json"
+    file.write_text(file.read_text().replace("[", "[1, ", 1))
+    with pytest.raises(UserError, match="counts.json"):
+        open_run(tmp_path / "run")
+    file.unlink()
+    assert open_run(tmp_path / "run").counts is None
 
 
 @pytest.mark.parametrize("length", [2, 3, LENGTH, LENGTH + 1, LENGTH + 2, 3 * LENGTH, 200])

@@ -53,6 +53,7 @@ from .series import series_main as series_main
 from .study import Study as Study
 from .study import run_study as run_study
 from .text import OpenRun as OpenRun
-from .text import TextLoss as TextLoss
 from .text import open_run as open_run
-from .text import text_loss as text_loss
+from .text_loss import TextLoss as TextLoss
+from .text_loss import text_by_frequency as text_by_frequency
+from .text_loss import text_loss as text_loss

@@ -11,7 +11,8 @@ from tyro.conf import Positional
 
 from ..commandline import command
 from ..errors import UserError
-from .text import VOCABULARY, Which, open_run
+from .text import VOCABULARY, open_run
+from .text_commands import Which
 
 
 @dataclass(frozen=True)

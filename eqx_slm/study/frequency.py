@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -75,6 +75,16 @@ class ByFrequency:
             pairs = zip(sums.tolist(), sizes.tolist(), strict=True)
             found[kind] = tuple((finite(float(f"{s / n:.7g}")) if n else None, n) for s, n in pairs)
         return found
+
+
+def frequency_table(split: Mapping[str, Sequence[tuple[float | None, int]]]) -> Table:
+    """What `text_by_frequency` found, a column a class."""
+    classes = len(next(iter(split.values()))) - 1
+    rows: list[list[str]] = []
+    for kind, found in split.items():
+        rows.append([kind, *(number(mean) for mean, _ in found)])
+        rows.append(["tokens", *(counted(size) for _, size in found)])
+    return Table(["class", *map(str, range(1, classes + 1)), "unseen"], rows)
 
 
 def by_frequency(results: Results) -> list[Block]:

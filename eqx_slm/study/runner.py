@@ -100,9 +100,11 @@ class Runner:
         self.probes: dict[Any, Callable[[Any, Any], Any]] = {}
         self.hashes: dict[int, str] = {}
         self.first: int | None = None  # the seed whose models write samples
+        self.counts: np.ndarray | None = None  # of the training text's ids
         self.split: ByFrequency | None = None
         if config.frequency:
-            self.split = ByFrequency(stream.token_counts(), stream.eval_batches(), config.frequency)
+            self.counts = stream.token_counts()
+            self.split = ByFrequency(self.counts, stream.eval_batches(), config.frequency)
         for name, arm in arms.items():
             if not isinstance(arm, ModelConfig):
                 continue

@@ -19,7 +19,7 @@ from ..cores import usable_cores
 from ..data import Stream
 from ..data.vocabulary import save_tokenizer
 from ..errors import UserError
-from ..files import write_json_atomic
+from ..files import sealed, write_json_atomic
 from ..model import ModelConfig
 from ..train.host import keep_freed_memory
 from ..train.loop import RunConfig
@@ -36,7 +36,7 @@ from .report import PAIR
 from .results import ArmResult, Comparison, Results, Row, best_rate
 from .runner import Arms, Event, MakeModel, Run, Runner, distinct_share
 from .saved import write_report
-from .text import VOCABULARY
+from .text import COUNTS, VOCABULARY
 
 Analysis = Callable[[Mapping[str, ArmResult]], list[Comparison]]
 Section = Callable[[Results], list[Block]]
@@ -182,6 +182,8 @@ def run_study(
         folder.write(lambda own: own.begin(keys))
         if (tokenizer := stream.tokenizer) is not None:
             folder.write(lambda own: save_tokenizer(own.path / VOCABULARY, tokenizer))
+        if (counts := runner.counts) is not None:
+            folder.write(lambda own: write_json_atomic(own.path / COUNTS, sealed({"counts": counts.tolist()})))
         if on_folder:
             on_folder(folder.path)
 
