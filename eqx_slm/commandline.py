@@ -5,6 +5,7 @@ import dataclasses
 import io
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -44,8 +45,19 @@ def parse(options: Any, arguments: Sequence[str] | None, prog: str, values: Valu
         if stop.code:
             complain(f"{one_line(said.getvalue())} (see {prog} --help)")
         elif examples := getattr(options, "examples", ()):
-            print("\n".join(["", "examples:", *(f"  {line}" for line in examples)]))
+            print("\n".join(["", "examples:", *_shown(examples)]))
         raise
+
+
+def _shown(examples: Sequence[str]) -> Iterator[str]:
+    """A line an example; where one is wider than the terminal, what it says stands above it."""
+    width = shutil.get_terminal_size().columns
+    narrow = any(len(line) + 2 > width for line in examples)
+    for line in examples:
+        words, mark, said = line.partition("  # ")
+        if narrow and mark:
+            yield f"  # {said.strip()}"
+        yield f"  {words.rstrip() if narrow else line}"
 
 
 def command(options: Any, arguments: Sequence[str] | None, prog: str, run: Callable[[Any], object]) -> int:

@@ -9,9 +9,10 @@ import subprocess
 import sys
 import unicodedata
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from study_result import four_arms, make_arm, make_result
@@ -191,6 +192,16 @@ def test_the_summary_fits_a_terminal_of_80_columns():
     lines = shown(summary(make_result(four_arms())), width=80, force_terminal=True).splitlines()
     assert max(map(len, lines)) <= 80
     assert any(re.search(r"dense-tied-deep +1M +3.01M .* not resolved", line) for line in lines)
+
+
+@settings(max_examples=60)
+@given(st.integers(40, 130), st.lists(st.integers(0, 10**9), min_size=1, max_size=14), st.sampled_from([0, 1]))
+def test_a_terminal_of_any_width_cuts_no_figure(width, figures, left):
+    cells = [*["dense-tied-deep"][:left], *(f"{figure:,}" for figure in figures)]
+    header = [*["arm"][:left], *(f"words/figure {i}" for i in range(len(figures)))]
+    told = shown([Table(header, [cells], left=left)], width=width)
+    assert max(map(len, told.splitlines())) <= width
+    assert Counter(told.split()) >= Counter(cells)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ class StudyOptions:
 class Options(StudyOptions):
     """Train a matched pair on real text and get a verdict with an interval.
 
-    Every option left out comes from the preset; a run is replayed exactly with --config and the config.json it wrote.
+    What is left out comes from the preset; --config replays a run's config.json.
     """
 
     examples: ClassVar = (

@@ -58,18 +58,44 @@ def plain_text(blocks: Sequence[Block]) -> str:
 
 
 def _print_table(block: Table, console: Console) -> None:
+    """A table; one that is wider than the terminal with its header's words below each other, and in several parts, each
+    with the first columns, where that is not enough: a figure that is cut is another figure."""
+    rows = [list(map(_text, block.header)), *([_text(c, STYLES.get(c, "")) for c in row] for row in block.rows)]
+    widths = [max(len(row[i].plain) for row in rows) + 2 for i in range(len(block.header))]
+    if sum(widths) <= console.width:
+        _print_columns(block, rows, range(len(widths)), console)
+        return
+    rows[0] = [_text(head.replace(" ", "\n").replace("/", "/\n"), keep="\n") for head in block.header]
+    words = [[len(word) for row in rows for word in (row[i].plain.split() or [""])] for i in range(len(widths))]
+    cells = [[len(row[i].plain) for row in rows[1:]] for i in range(len(widths))]
+    needs = [2 + max(words[i] if _is_text(block, i) else words[i] + cells[i]) for i in range(len(widths))]
+    first = list(range(block.left))
+    parts, part = [], list(first)
+    for i in range(block.left, len(needs)):
+        if len(part) > len(first) and sum(needs[j] for j in (*part, i)) > console.width:
+            parts, part = [*parts, part], list(first)
+        part.append(i)
+    for part in [*parts, part]:
+        _print_columns(block, rows, part, console)
+
+
+def _print_columns(block: Table, rows: Sequence[Sequence[Text]], columns: Sequence[int], console: Console) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
 
     table = RichTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for index, name in enumerate(block.header):
-        last = index == len(block.header) - 1
+    for i in columns:
         # Words give way first: figures are useless cut, and an arm's name may be long.
-        left = index < block.left or (last and block.left > 0)
-        table.add_column(_text(name), justify="left" if left else "right", no_wrap=not left, overflow="fold")
-    for row in block.rows:
-        table.add_row(*(_text(cell, STYLES.get(cell, "")) for cell in row))
+        text = _is_text(block, i)
+        table.add_column(rows[0][i], justify="left" if text else "right", no_wrap=not text, overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*(row[i] for i in columns))
     console.print(table)
+
+
+def _is_text(block: Table, column: int) -> bool:
+    """Whether a column holds words: those on the left, and the last one where there are such."""
+    return column < block.left or (column == len(block.header) - 1 and block.left > 0)
 
 
 def _text(text: str | Sequence[str], style: str = "", *, keep: str = "") -> Text:
