@@ -14,12 +14,13 @@ import numpy as np
 from tiny import GENERATOR, tiny_config, tiny_stream
 
 from eqx_slm import HeadConfig, OptimizerConfig, Study, build, make_program, run_study
+from eqx_slm.nn.ladder import FlatConfig
 from eqx_slm.nn.titans import TitansConfig
 from eqx_slm.train import RunConfig
 from eqx_slm.train.mesh import device_bytes, place_on
 from eqx_slm.train.processes import any_of, bytes_from_first, from_first, join
 from eqx_slm.train.resume import TOGETHER, Stopped
-from eqx_slm.train.step import compile_step
+from eqx_slm.train.step import batch_loss, compile_step
 
 CONFIGS = {
     "dense": tiny_config(),
@@ -60,6 +61,21 @@ def check(config):
         assert sum(first) == device_bytes(kept, placed.layout)
 
 
+def drawn():
+    """Dropout on eight devices, of eight rows that are equal: each share draws by its own key."""
+    model = FlatConfig(vocab_size=8, context=4, d_model=8, hidden=(16,), dropout=0.5)(jax.random.key(0))
+    batch = np.tile(np.array([[1, 2, 3, 4, 5]], np.int32), (8, 1))
+    for mesh, shares in (("data=8", 8), ("data=2,fsdp=2", 4), ("data=1", 1)):
+        program = make_program(model, OPTIMIZER, placed=place_on(mesh))
+        state = program.start(model)
+        key = jax.random.fold_in(state.key, 0)
+        keys = [key] if shares == 1 else [jax.random.fold_in(key, i) for i in range(shares)]
+        expected = [float(batch_loss(model, batch[: 8 // shares], own)) for own in keys]
+        _, metrics = program.step(state, program.batch(batch), np.float32(1e-3))
+        np.testing.assert_allclose(float(metrics.loss), np.mean(expected), rtol=1e-6)
+        assert shares == 1 or np.ptp(expected) > 1e-3
+
+
 RUN = RunConfig(steps=TOGETHER + 3, evaluations=2, probe="cosines", mesh="data=2,fsdp=4", average=0.5)
 STUDY = Study("tiny", {"tied": CONFIGS["tied"]}, seeds=1, rates=(1e-2,), run=RUN)
 
@@ -93,5 +109,5 @@ if __name__ == "__main__":
         go_on(*sys.argv[2:])
     else:
         for name in sys.argv[1:]:
-            check(CONFIGS[name])
+            drawn() if name == "drawn" else check(CONFIGS[name])
     print("same")

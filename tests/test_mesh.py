@@ -27,7 +27,7 @@ def environment(devices):
     return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join((str(Path(SCRIPT).parents[1]), *sys.path))}
 
 
-@pytest.mark.parametrize("names", [("dense", "tied"), ("leviathan", "titans")], ids=" ".join)
+@pytest.mark.parametrize("names", [("dense", "tied"), ("leviathan", "titans", "drawn")], ids=" ".join)
 def test_a_mesh_trains_the_same_model(names):
     ran = subprocess.run([sys.executable, SCRIPT, *names], env=environment(8), capture_output=True, text=True)
     assert ran.returncode == 0 and ran.stdout.strip() == "same", ran.stdout[-2000:] + ran.stderr[-2000:]

@@ -155,6 +155,14 @@ class Placed:
 
         return whole
 
+    def own_key(self, key: Any) -> Any:
+        """Inside of a function that is `spread`: a key of this share's own, or all would drop out the same numbers.
+
+        So a model whose training draws does not draw on several devices what it draws on one.
+        """
+        whole = self.layout.model > 1 or self.layout.batch_shards == 1
+        return key if whole else jax.random.fold_in(key, jax.lax.axis_index(ROWS))
+
     def everywhere(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function with its result whole on every device, where any process can read it."""
 

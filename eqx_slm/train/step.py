@@ -164,6 +164,8 @@ def make_program(
     def whole_batch(
         params: PyTree[Array], batch: Int[Array, "b t"], key: PRNGKeyArray | None
     ) -> tuple[Float[Array, ""], PyTree[Array]]:
+        if key is not None and placed is not None:
+            key = placed.own_key(key)
         if accumulate == 1:
             return jax.value_and_grad(loss)(params, batch, key)
         parts = batch.reshape(accumulate, share_of(batch.shape[0], accumulate), batch.shape[1])
