@@ -133,6 +133,13 @@ def _guarded(run: Callable[[Stopping], int]) -> int:
         except UserError as error:
             complain(error)
             return 2
+        except RuntimeError as error:
+            from ..train.processes import lost
+
+            if not lost(error):
+                raise
+            complain(f"another process has ended, or cannot be reached: {str(error).splitlines()[0][:200]}")
+            return 2
         except KeyboardInterrupt:
             print("stopped before the first run: the same command begins it", file=sys.stderr)
             return STOPPED

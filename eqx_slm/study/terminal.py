@@ -75,8 +75,8 @@ def _print_table(block: Table, console: Console) -> None:
         if len(part) > len(first) and sum(needs[j] for j in (*part, i)) > console.width:
             parts, part = [*parts, part], list(first)
         part.append(i)
-    for part in [*parts, part]:
-        _print_columns(block, rows, part, console)
+    for columns in [*parts, part]:
+        _print_columns(block, rows, columns, console)
 
 
 def _print_columns(block: Table, rows: Sequence[Sequence[Text]], columns: Sequence[int], console: Console) -> None:

@@ -48,6 +48,11 @@ def leads() -> bool:
     return jax.process_index() == 0
 
 
+def lost(error: RuntimeError) -> bool:
+    """Whether an error is of a collective that another process did not take part in."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1
+
+
 def any_of(flag: bool) -> bool:
     """Whether it is so in any process."""
     if jax.process_count() == 1:
