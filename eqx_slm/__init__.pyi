@@ -88,6 +88,7 @@ from .study import grid as grid
 from .study import paired as paired
 from .study import run_study as run_study
 from .study.config import PairConfig as PairConfig
+from .study.config import StreamConfig as StreamConfig
 from .study.folder import load_run as load_run
 from .study.pair import PairResult as PairResult
 from .study.pair import pair as pair
@@ -96,6 +97,7 @@ from .study.text import open_run as open_run
 from .study.text_loss import text_loss as text_loss
 from .taper import taper_widths as taper_widths
 from .train import OptimizerConfig as OptimizerConfig
+from .train import RunConfig as RunConfig
 from .train import cross_entropy as cross_entropy
 from .train import make_program as make_program
 from .train import token_losses as token_losses

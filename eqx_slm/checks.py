@@ -1,12 +1,13 @@
 """What configs and constructors check of what they are given: in one line and at once, not in a matmul's error."""
 
 import dataclasses
+import difflib
 import functools
 import math
 import numbers
 import re
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeVar
 
 from .errors import UserError
@@ -181,6 +182,12 @@ def check_divides(d_model: int, multiple: int, what: str, instead: str = "") -> 
         lower = d_model // multiple * multiple
         nearest = f"{lower} or {lower + multiple}" if lower else f"{multiple}"
         raise UserError(f"d_model={d_model} is not {what}: take d_model {nearest}{instead}")
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """ "; is 'seeds' meant?" where a known word is near, otherwise nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; is {near[0]!r} meant?" if near else ""
 
 
 def shown(value: Any, most: int = 60) -> str:

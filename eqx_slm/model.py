@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Array, Int32, PRNGKeyArray
 
-from .checks import check_choices, check_key, check_whole, finite, lr_factors, real
+from .checks import check_choices, check_key, check_whole, finite, lr_factors, real, shown
 from .errors import UserError
 from .nn.bigrams import BigramConfig
 from .nn.block import Block, ChannelConfig, MixerConfig, Placement
@@ -77,6 +77,7 @@ class TaperConfig:
     multiple: int = 16
 
     def __post_init__(self):
+        check_choices(self)
         check_whole(self, "multiple")
         finite("taper start", self.start)
         if self.end is not None:
@@ -89,6 +90,17 @@ class TaperConfig:
         return taper_widths(
             depth, width, schedule=self.schedule, start=self.start, end=self.end, multiple=self.multiple
         )
+
+
+# A config for each part, for who gives its name alone.
+PARTS = {
+    "embedding": "LeviathanConfig",
+    "head": "HeadConfig",
+    "mixer": "AttentionConfig",
+    "channel": "MLPConfig",
+    "taper": "TaperConfig",
+    "bigrams": "BigramConfig",
+}
 
 
 @dataclass(frozen=True)
@@ -124,6 +136,9 @@ class ModelConfig:
 
     def __post_init__(self):
         check_choices(self)
+        for name, like in PARTS.items():
+            if isinstance(part := getattr(self, name), str | dict | int | float | type | None):
+                raise UserError(f"{name}={shown(part)}: give a config, such as {like}()")
         if self.norm_eps is not None:
             real("norm_eps", self.norm_eps)
         lr_factors(self.lr_multipliers)

@@ -230,10 +230,11 @@ def test_arms_of_a_grid_are_held_against_a_level_within_the_other_factors():
 @pytest.mark.parametrize(
     ("against", "within", "told"),
     [
-        ({"taper": "step"}, None, "one reference with mixer attention, taper step, there are 0"),
+        ({"taper": "step"}, None, "taper has no level .step.; its levels are .uniform."),
         ({"taper": "uniform"}, (), "there are 2"),
-        ({"tapir": "uniform"}, None, "there are 0"),
-        ({"taper": "uniform"}, "depth", "there are 2"),
+        ({"tapir": "uniform"}, None, "there is no factor .tapir.; the factors are mixer, taper"),
+        ({"taper": "uniform"}, "depth", "there is no factor .depth."),
+        ({"taper": 1.5}, None, "taper has no level 1.5"),
     ],
 )
 def test_a_grid_without_its_reference_is_refused(against, within, told):

@@ -138,7 +138,7 @@ def test_a_study_that_makes_no_sense_is_refused(changes, told):
 
 def test_a_study_without_its_reference_is_refused_before_training(tmp_path):
     study = tiny_study(analyses=(paired(against={"positions": "learned"}),))
-    with pytest.raises(UserError, match="positions learned, there are 0"):
+    with pytest.raises(UserError, match="positions has no level .learned."):
         run_study(study, STREAM, out=tmp_path / "study")
     assert not (tmp_path / "study").exists()
 

@@ -80,6 +80,36 @@ def test_ids_and_text_are_the_librarys(made):
     assert tokenizer.separator == ((inner.token_to_id(ends[kind]),) if kind in ends else ())
 
 
+def test_a_tokenizer_of_another_kind_of_text_is_refused_and_small_losses_are_said(tmp_path):
+    """Whatever a file has no ids for is left out: of such a text the losses look wonderful."""
+    from eqx_slm.data.tokenizer import lost_share
+    from eqx_slm.data.tokenizer_files import HubTokenizer
+
+    def trained(text, name, unknown=None):
+        inner = Tokenizer(models.BPE(unk_token=unknown))
+        inner.pre_tokenizer = pre_tokenizers.Whitespace()
+        specials = [unknown] if unknown else []
+        inner.train_from_iterator([text], trainers.BpeTrainer(vocab_size=60, special_tokens=specials))
+        inner.save(str(tmp_path / name))
+        return tmp_path / name
+
+    few, many = "abcde " * 2000, "the quick brown fox jumps over the lazy dog. " * 300
+    (tmp_path / "text.txt").write_text(many)
+    for unknown in (None, "[UNK]"):
+        narrow = trained(few, "narrow.json", unknown)
+        with pytest.raises(UserError, match=r"has no ids for \d\d% of the characters of text.txt") as caught:
+            make_stream(str(tmp_path / "text.txt"), str(narrow), sequence_length=8, batch_size=2, eval_tokens=16)
+        assert "\n" not in str(caught.value)
+    whole = trained(many, "whole.json")
+    stream = make_stream(str(tmp_path / "text.txt"), str(whole), sequence_length=8, batch_size=2, eval_tokens=16)
+    assert "loses" not in stream.info["corpus_note"]
+    (tmp_path / "text.txt").write_text(many + "Zürich € 100 " * 40)
+    stream = make_stream(str(tmp_path / "text.txt"), str(whole), sequence_length=8, batch_size=2, eval_tokens=16)
+    assert "The tokenizer loses" in stream.info["corpus_note"]
+    assert lost_share(HubTokenizer("whole", whole.read_text()), "the € fox") == pytest.approx(1 / 7)
+    assert lost_share(HubTokenizer("trained", TRAINED), "Zürich € ") == 0
+
+
 @given(texts)
 def test_byte_level_loses_no_byte(text):
     from eqx_slm.data.tokenizer_files import HubTokenizer

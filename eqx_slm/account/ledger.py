@@ -10,6 +10,8 @@ from typing import Any
 import equinox as eqx
 import jax
 
+from ..checks import shown
+from ..errors import UserError
 from ..model import ModelConfig
 from ..nn.norm import norm_parameters
 from ..pytree import is_fixed, path_name
@@ -117,6 +119,8 @@ def parameter_ledger(model_or_config: Any) -> Ledger:
     """
     if isinstance(model_or_config, ModelConfig):
         return _config_ledger(model_or_config)
+    if isinstance(model_or_config, str | int | float | type | None):
+        raise UserError(f"the ledger of {shown(model_or_config)}: give a ModelConfig, or a model")
     return _leaf_ledger(model_or_config)
 
 

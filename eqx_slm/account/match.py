@@ -38,7 +38,8 @@ class Match:
         return (self.achieved - self.target) / self.target
 
     def __str__(self) -> str:
-        return f"{self.vary} {self.value}, {self.achieved:,.0f} for {self.target:,.0f} ({self.residual:+.3%})"
+        far = ", the nearest there is" if abs(self.residual) > 0.05 else ""
+        return f"{self.vary} {self.value}, {self.achieved:,.0f} for {self.target:,.0f} ({self.residual:+.3%}{far})"
 
 
 def match_parameters(

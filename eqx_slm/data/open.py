@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from .corpora import Corpus
 from .documents import OnError
 from .order import Mixture
 from .records import Fields
@@ -14,8 +16,11 @@ from .shards import VOCABULARY, Manifest, is_prepared
 from .sources import load_corpus, open_source
 from .splits import SPLITS, split_rule
 from .stream import Stream, TokenStream
-from .tokenizer import padded_vocab
+from .tokenizer import Tokenizer, lost_share, padded_vocab
 from .vocabulary import is_file_spec, load_tokenizer, make_tokenizer, tokenizer_file, tokenizer_for
+
+SAMPLE = 100_000  # characters of a split that a tokenizer from a file is tried on
+MOST_LOST = 0.2  # of the characters; where more have no ids, the text that is left is another one
 
 
 def make_stream(
@@ -46,16 +51,36 @@ def make_stream(
     corpus = load_corpus(data, data_root=data_root, fields=None if text_field is None else Fields(text=text_field))
     made = make_tokenizer(tokenizer, corpus, cache_dir=cache_dir)
     size = padded_vocab(made.vocab_size if vocab_size is None else vocab_size, pad_vocab_to)
+    lost = _lost(made, corpus) if is_file_spec(tokenizer) else ""
     ids = {split: made.encode_documents(texts) for split, texts in corpus.splits.items()}
     info = {
         "corpus": corpus.name,
         "corpus_hash": corpus.hash,
-        "corpus_note": corpus.note,
+        "corpus_note": " ".join(filter(None, (corpus.note, lost))),
         "split_rule": corpus.split_rule,
         "documents": {split: len(texts) for split, texts in corpus.splits.items()},
         "bytes": {split: sum(len(text.encode("utf-8")) for text in texts) for split, texts in corpus.splits.items()},
     }
     return TokenStream.from_tokens(**ids, vocab_size=size, info=info, tokenizer=made, **options)
+
+
+def _lost(tokenizer: Tokenizer, corpus: Corpus) -> str:
+    """What is to be said of characters that a tokenizer has no ids for, by a sample of each split: nothing, mostly.
+
+    **Raises:** `UserError` where it loses so many that the losses would be those of another text.
+    """
+    if tokenizer.byte_lengths is not None:
+        return ""
+    samples = (
+        "".join(itertools.islice(itertools.chain.from_iterable(texts), SAMPLE)) for texts in corpus.splits.values()
+    )
+    share = max((lost_share(tokenizer, sample) for sample in samples), default=0.0)
+    if share > MOST_LOST:
+        raise UserError(
+            f"the tokenizer {tokenizer.name} has no ids for {share:.0%} of the characters of {corpus.name}: it was "
+            "made of another kind of text; train one on this, or give it an alphabet of bytes"
+        )
+    return f"The tokenizer loses {share:.1%} of the characters: losses are of what is left." if share > 1e-3 else ""
 
 
 def open_prepared(

@@ -6,10 +6,12 @@ import abc
 import hashlib
 import json
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unicodedata import combining
 
 import numpy as np
 
@@ -74,6 +76,19 @@ class Tokenizer(abc.ABC):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}, {self.vocab_size} ids>"
+
+
+def lost_share(tokenizer: Tokenizer, text: str) -> float:
+    """The share of a text's characters that do not come back from its ids; nothing where it has none.
+
+    White space, case and accents do not count: a tokenizer may change those on purpose.
+    """
+    before, after = (Counter(_bare(each)) for each in (text, tokenizer.decode(tokenizer.encode(text))))
+    return (before - after).total() / max(before.total(), 1)
+
+
+def _bare(text: str) -> str:
+    return "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not (c.isspace() or combining(c)))
 
 
 class ByteTokenizer(Tokenizer):

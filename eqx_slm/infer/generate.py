@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..checks import check_key, whole
@@ -132,6 +133,10 @@ class Continuation:
         vocab = _logits_size(model, begun[0][0] if fits else None)
         if vocab_size is None:
             self.how = self.how._replace(vocab_size=jnp.asarray(vocab, jnp.int32))
+        known = getattr(getattr(model, "embedding", None), "vocab_size", vocab)
+        for row in rows:
+            if not isinstance(row, Tracer) and not bool(((row >= 0) & (row < known)).all()):
+                raise UserError(f"the prompt has the id {row[(row < 0) | (row >= known)][0]}: ids are 0 to {known - 1}")
         seen = [jnp.zeros(vocab, bool).at[row].set(True) for row in rows]
         carries = [(*each, jnp.zeros(size, jnp.int32), had) for each, had in zip(begun, seen, strict=True)]
         split = [jax.random.split(key, size) for key in keys]

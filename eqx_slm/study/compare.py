@@ -56,7 +56,7 @@ class paired:
     `UserError` where arms have no reference, or seeds or token counts that do not pair.
     """
 
-    against: str | Mapping[str, str]
+    against: str | Mapping[str, Any]
     within: str | Sequence[str] | None = None
     margin: float = 0.01
     confidence: float = 0.95
@@ -80,12 +80,14 @@ class paired:
             if self.against not in levels:
                 raise UserError(f"there is no arm {self.against!r}; the arms are {', '.join(levels)}")
             return [(name, self.against) for name in levels if name != self.against]
-        against, found = self.against, []
+        against, found = {factor: _level(factor, level, levels) for factor, level in self.against.items()}, []
         for name, own in levels.items():
             if all(own.get(factor) == level for factor, level in against.items()):
                 continue
             within = [factor for factor in own if factor not in against] if self.within is None else self.within
             within = [within] if isinstance(within, str) else within
+            for factor in within:
+                _levels(factor, levels)
             wanted = {factor: own.get(factor) for factor in within} | dict(against)
             there = [other for other, its in levels.items() if all(its.get(f) == v for f, v in wanted.items())]
             if len(there) != 1:
@@ -106,6 +108,23 @@ class paired:
         steps = zip(judged, rules, levels, holm(p_values), strict=True)
         found = [rule.judged(each, level, p_holm) for each, rule, level, p_holm in steps]
         return [dataclasses.replace(each, worth=_worth(each, arms[each.reference], self.ends)) for each in found]
+
+
+def _levels(factor: str, levels: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """The levels of a factor, in the order of the arms; `UserError` for a factor that no arm has."""
+    factors = dict.fromkeys(name for own in levels.values() for name in own)
+    if factor not in factors:
+        raise UserError(f"there is no factor {factor!r}; the factors are {', '.join(factors)}")
+    return list(dict.fromkeys(own[factor] for own in levels.values() if factor in own))
+
+
+def _level(factor: str, level: Any, levels: Mapping[str, Mapping[str, str]]) -> str:
+    """A level by its label, or by its value where the label is "field=value"; `UserError` for what is none."""
+    known = _levels(factor, levels)
+    for label in (level, f"{factor.rpartition('.')[2]}={level}"):
+        if label in known:
+            return label
+    raise UserError(f"{factor} has no level {level!r}; its levels are {', '.join(map(repr, known))}")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checks import INT32, check_number, whole
+from ..checks import INT32, check_number, shown, whole
 from ..configs import from_dict, read_json, set_field
 from ..errors import UserError
 from ..model import ModelConfig
@@ -80,6 +80,25 @@ class WindowConfig(StreamConfig):
 def run_of(config: RunConfig) -> RunConfig:
     """The fields of a run alone, of a `PairConfig` too."""
     return RunConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(RunConfig)})
+
+
+def check_arms(arms: Any) -> None:
+    """Raises `UserError` for arms that are no configs or functions by name."""
+    if not isinstance(arms, Mapping):
+        raise UserError(f"arms is a {type(arms).__name__}: give a dict, a ModelConfig by name, or a grid")
+    for name, arm in arms.items():
+        if not callable(arm) and not isinstance(arm, ModelConfig):
+            raise UserError(
+                f"arm {name!r} is a {type(arm).__name__}: give a ModelConfig, or a function from a key to a model; "
+                "arms that have names are named_arms((...), preset(...).tuned)"
+            )
+
+
+def several(**given: Any) -> None:
+    """Raises `UserError` for what is to be a sequence and is one of its items alone."""
+    for name, value in given.items():
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise UserError(f"{name}={shown(value)}: give a tuple, of one too: ({shown(value)},)")
 
 
 def check_design(name: str, arms: Any, seeds: int | Sequence[int], rates: Sequence[float], seeds_at_once: int) -> None:

@@ -63,6 +63,8 @@ def grid(field: str, levels: Iterable[Any] | Mapping[str, Any]) -> Grid:
     grid("taper", TAPERS)` has every pair.
     """
     name = field.removesuffix(".kind")
+    if isinstance(levels, str) or not isinstance(levels, Iterable):
+        raise UserError(f"grid {field!r}: its levels are {levels!r}; give several, such as ({levels!r},), or a dict")
     if not isinstance(levels, Mapping):
         last = name.rpartition(".")[2]
         levels = {level if isinstance(level, str) else f"{last}={level}": level for level in levels}

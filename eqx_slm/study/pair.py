@@ -7,13 +7,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..checks import meant
 from ..data import Stream
 from ..errors import UserError
 from ..model import ModelConfig
 from ..train.loop import RunConfig
 from .arms import Arm
 from .compare import CONTROLS, paired
-from .config import PairConfig, run_of
+from .config import PairConfig, check_arms, run_of
 from .report import summary
 from .results import Results
 from .runner import Event, MakeModel
@@ -79,11 +80,12 @@ def pair(
     """
     if not arms:
         raise UserError("no arms: give at least one, the first is the reference")
-    for name, arm in arms.items():
-        if not callable(arm) and not isinstance(arm, ModelConfig):
-            raise UserError(
-                f"arm {name!r} is a {type(arm).__name__}: give a ModelConfig, or a function from a key to a model"
-            )
+    check_arms(arms)
+    fields = [field.name for field in dataclasses.fields(RunConfig)]
+    if unknown := [name for name in run if name not in fields]:
+        raise UserError(
+            f"pair() has no argument {unknown[0]!r}{meant(unknown[0], ('seeds', 'learning_rates', *fields))}"
+        )
     if not hasattr(stream, "eval_batches"):
         raise UserError(
             f"stream is a {type(stream).__name__}: give what make_stream(text, tokenizer) or open_data returns"

@@ -54,7 +54,8 @@ class Progress:
             self.compiled[event.arm] = event.seconds
             self._print(f"{visible(event.arm)}: step compiled in {event.seconds:.1f} s")
         elif event.kind == "said":
-            self._print(f"{name}, lr {event.learning_rate:g}: {visible(event.text)}")
+            run = f"{name}, lr {event.learning_rate:g}: " if event.arm else ""
+            self._print(run + visible(event.text))
         elif event.kind == "growing":
             self.runs += event.runs
             if self.live:

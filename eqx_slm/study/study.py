@@ -1,13 +1,11 @@
 """One idea for all studies: arms x seeds x learning rates -> rows -> analyses -> blocks -> a report."""
 
 import dataclasses
-import platform
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ import jax
 
 from ..account.facts import Facts, facts
 from ..configs import to_dict
-from ..cores import usable_cores
 from ..data import Stream
 from ..data.vocabulary import save_tokenizer
 from ..errors import UserError
@@ -27,11 +24,12 @@ from ..train.processes import any_of, from_first
 from ..train.step import share_of
 from .blocks import Block
 from .compare import Control, paired
-from .config import StreamConfig, check_design, check_until, run_of
+from .config import StreamConfig, check_arms, check_design, check_until, run_of, several
 from .first_weights import FirstWeights
 from .folder import SharedFolder, load_run
 from .grids import Grid
 from .longer import KEPT, Shorter, can_go_on
+from .machine import cores_of, machine
 from .presets import QUICK
 from .report import PAIR
 from .results import ArmResult, Comparison, Results, Row, best_rate
@@ -80,6 +78,9 @@ class Study:
     until: int | None = None
 
     def __post_init__(self):
+        if not isinstance(self.arms, Grid):
+            check_arms(self.arms)
+        several(rates=self.rates, analyses=self.analyses, report=self.report)
         arms = self.arms.points if isinstance(self.arms, Grid) else self.arms
         check_design(self.name, arms, self.seeds, self.rates, self.run.seeds_at_once)
         check_until(self.seeds, self.until)
@@ -157,6 +158,8 @@ def run_study(
     **Raises:** `UserError` before anything is written where arms, data or folder do not fit, and where the folder can
     no longer be written.
     """
+    if not isinstance(study, Study):
+        raise UserError(f"run_study of a {type(study).__name__}: give a Study")
     check_compiling()
     keep_freed_memory()
     stream, started = study.stream.open() if stream is None else stream, time.perf_counter()
@@ -189,6 +192,9 @@ def run_study(
             folder.write(lambda own: write_json_atomic(own.path / COUNTS, sealed({"counts": counts.tolist()})))
         if on_folder:
             on_folder(folder.path)
+        if others := sorted({row.seed for row in folder.rows if row.arm in arms} - set(study.which)):
+            text = f"the folder has seeds {', '.join(map(str, others))} too, which the report will leave out"
+            tell(Event("said", "", text=text))
 
         def note(event: Event) -> None:
             folder.note(event, arms.get(event.arm))
@@ -287,7 +293,7 @@ def _results(study: Study, runner: Runner, rows: Sequence[Row], levels: Mapping[
         settings=settings_of(study, stream.batch_size, stream.sequence_length)
         | {"eval_tokens": sum(batch[:, 1:].size for batch in stream.eval_batches())},
         stream={**stream.info, "stream_hash": {str(seed): digest for seed, digest in runner.hashes.items()}},
-        machine=machine() | _cores_of(rows),
+        machine=machine() | cores_of(rows),
         comparisons=tuple(each for control, said in found for each in said if not control),
         controls=tuple(each for control, said in found for each in said if control),
         version=__version__,
@@ -325,23 +331,4 @@ def settings_of(study: Study, batch_size: int, sequence_length: int) -> dict[str
         "sequence_length": sequence_length,
         "tokens": study.run.steps * batch_size * sequence_length,
         "sections": [getattr(section, "__name__", "a section") for section in study.report],
-    }
-
-
-def _cores_of(rows: Sequence[Row]) -> dict[str, Any]:
-    """How many cores the runs had; nothing where rows do not say it."""
-    known = sorted({row.cores for row in rows if row.cores is not None})
-    return {"cores": known[0] if len(known) == 1 else known} if known else {}
-
-
-def machine() -> dict[str, Any]:
-    """Versions and device, as a result carries them."""
-    packages = ("jax", "jaxlib", "equinox", "optax", "grain", "tiktoken", "numpy")
-    return {
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-        "platform": jax.default_backend(),
-        "device": jax.devices()[0].device_kind,
-        "cores": usable_cores(),
-        "system": f"{platform.system()} {platform.machine()}",
     }

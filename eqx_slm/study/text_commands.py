@@ -112,6 +112,8 @@ def evaluate_main(arguments: Sequence[str] | None = None) -> int:
         split = text_by_frequency(opened, text, classes=o.frequency, stride=o.stride) if o.frequency else None
         found = text_loss(opened, text, stride=o.stride)
         bits = "" if found.bits_per_byte is None else f", {found.bits_per_byte:.4f} bits a byte"
+        if found.lost > 1e-3:
+            bits += f"; the tokenizer has no ids for {found.lost:.1%} of the characters, which are left out"
         print(f"{found.nll:.4f} nats a token over {found.tokens:,} tokens, perplexity {found.perplexity:.2f}{bits}")
         if split is not None:
             print(plain_text([frequency_table(split)]), end="")

@@ -12,19 +12,24 @@ import equinox as eqx
 import numpy as np
 
 from ..checks import whole
+from ..data.tokenizer import lost_share
 from ..errors import UserError
 from ..train.loss import token_losses
 from .frequency import ByFrequency
 from .text import OpenRun
 
+LOOKED_AT = 1_000_000  # characters, for the share that is lost
+
 
 @dataclass(frozen=True)
 class TextLoss:
-    """The loss on a text: `nll` in nats a token over `tokens` targets; `bits_per_byte` where no byte is lost."""
+    """The loss on a text: `nll` in nats a token over `tokens` targets; `bits_per_byte` where no byte is lost, and
+    otherwise the share of its characters that the tokenizer has no ids for, `lost`."""
 
     nll: float
     tokens: int
     bits_per_byte: float | None
+    lost: float = 0.0
 
     @property
     def perplexity(self) -> float:
@@ -47,7 +52,8 @@ def text_loss(run: OpenRun, text: str, *, stride: int | None = None) -> TextLoss
     lengths = run.tokenizer.byte_lengths
     size = None if lengths is None else int(lengths[ids[1:]].sum())
     bits = float(nats.sum()) / math.log(2) / size if size else None
-    return TextLoss(float(nats.mean()), len(nats), bits)
+    lost = lost_share(run.tokenizer, text[:LOOKED_AT]) if lengths is None else 0.0
+    return TextLoss(float(nats.mean()), len(nats), bits, lost)
 
 
 def text_ids(run: OpenRun, text: str) -> Any:
@@ -91,7 +97,10 @@ def text_by_frequency(
     """
     found = run.counts if counts is None else counts
     if found is None:
-        raise UserError("how often tokens occur in this run's training text is not known: its study had frequency=0")
+        raise UserError(
+            "how often tokens occur in this run's training text is not known: its study had frequency=0, give it "
+            "RunConfig(frequency=10); or give counts="
+        )
     found = np.asarray(found)
     if found.ndim != 1 or len(found) < run.tokenizer.vocab_size:
         raise UserError(f"counts of shape {found.shape}: one is needed for each of {run.tokenizer.vocab_size} ids")
