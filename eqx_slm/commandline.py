@@ -206,6 +206,8 @@ def one_line(box: str) -> str:
 
 def _plainly(text: str) -> str:
     """The parser's message without the words of its own types."""
+    if number := re.fullmatch(r"Error parsing (\S+): invalid literal for int\(\) with base 10: ('.*?')", text):
+        return f"{number[1]} {number[2]}: it must be a whole number"
     wrong = re.fullmatch(r"Error parsing (\S+): no type matching (.*) could be instantiated from \['(.*?)'.*\]", text)
     if wrong is None:
         return text.replace("'None', ", "").replace(", 'None'", "")

@@ -93,19 +93,20 @@ def test_a_tokenizer_of_another_kind_of_text_is_refused_and_small_losses_are_sai
         inner.save(str(tmp_path / name))
         return tmp_path / name
 
-    few, many = "abcde " * 2000, "the quick brown fox jumps over the lazy dog. " * 300
-    (tmp_path / "text.txt").write_text(many)
+    def stream(text, tokenizer):
+        (folder := tmp_path / "texts").mkdir(exist_ok=True)
+        for split in ("train", "valid", "test"):
+            (folder / f"{split}.txt").write_text(text)
+        return make_stream(str(folder), str(tokenizer), sequence_length=8, batch_size=2, eval_tokens=16)
+
+    many = "the quick brown fox jumps over the lazy dog. " * 30
     for unknown in (None, "[UNK]"):
-        narrow = trained(few, "narrow.json", unknown)
-        with pytest.raises(UserError, match=r"has no ids for \d\d% of the characters of text.txt") as caught:
-            make_stream(str(tmp_path / "text.txt"), str(narrow), sequence_length=8, batch_size=2, eval_tokens=16)
+        with pytest.raises(UserError, match=r"has no ids for \d\d% of the characters of texts") as caught:
+            stream(many, trained("abcde " * 20, "narrow.json", unknown))
         assert "\n" not in str(caught.value)
     whole = trained(many, "whole.json")
-    stream = make_stream(str(tmp_path / "text.txt"), str(whole), sequence_length=8, batch_size=2, eval_tokens=16)
-    assert "loses" not in stream.info["corpus_note"]
-    (tmp_path / "text.txt").write_text(many + "Zürich € 100 " * 40)
-    stream = make_stream(str(tmp_path / "text.txt"), str(whole), sequence_length=8, batch_size=2, eval_tokens=16)
-    assert "The tokenizer loses" in stream.info["corpus_note"]
+    assert "loses" not in stream(many, whole).info["corpus_note"]
+    assert "The tokenizer loses" in stream(many + "Zürich € 100 " * 4, whole).info["corpus_note"]
     assert lost_share(HubTokenizer("whole", whole.read_text()), "the € fox") == pytest.approx(1 / 7)
     assert lost_share(HubTokenizer("trained", TRAINED), "Zürich € ") == 0
 

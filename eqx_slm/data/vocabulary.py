@@ -60,7 +60,12 @@ def make_tokenizer(spec: str, corpus: Corpus, *, cache_dir: str | Path | None = 
         return _trained(spec, corpus, cache_dir)
     if spec in tiktoken.list_encoding_names():
         return bpe.load_tiktoken(spec)
-    raise UserError(f"unknown tokenizer {spec!r}: give {SPECS}")
+    there = (
+        "; a file of that name is there: a tokenizer's ends in .json, .tiktoken or .model"
+        if Path(spec).exists()
+        else ""
+    )
+    raise UserError(f"unknown tokenizer {spec!r}: give {SPECS}{there}")
 
 
 def tokenizer_file(spec: str) -> Tokenizer:

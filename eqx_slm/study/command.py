@@ -181,6 +181,7 @@ def _run(
 ) -> int:
     """Opens the data, makes the study at its vocabulary, and runs or only plans it, until it is told to stop."""
     from ..train.host import keep_freed_memory, use_compile_cache
+    from ..train.mesh import place_on
     from ..train.processes import from_first, leads
     from ..train.resume import Stopped
     from . import terminal
@@ -204,6 +205,8 @@ def _run(
         raise UserError("--out is empty: name a folder, or leave it out")
     if out is not None and not dry_run:
         from_first(lambda: check_folder(Path(out), study.document()))
+    if not dry_run:
+        place_on(study.run.mesh)  # before anything is read
     _say(console, f"reading {study.stream.data}, tokenizer {study.stream.tokenizer} ...")
     with stopping.at_once():
         stream = study.stream.open()

@@ -23,7 +23,7 @@ class Which:
     arm: str | None = field(default=None, kw_only=True)
     """The arm; the first one without it."""
     seed: int | None = field(default=None, kw_only=True)
-    """The seed; 0 without it."""
+    """The seed that the model was trained with; 0 without it."""
     rate: float | None = field(default=None, kw_only=True)
     """The learning rate; the one that the study chose without it."""
 
@@ -55,7 +55,7 @@ class Generate(Which):
     stop: tuple[str, ...] = ()
     """The text ends before the first of these; write a line feed as \\n."""
     sample: int = 0
-    """Another number, another text."""
+    """Another number, another text: the seed of the sampling."""
 
 
 @dataclass(frozen=True)
