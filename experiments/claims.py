@@ -73,9 +73,10 @@ REGISTERED = {
         "fit at a shared floor, is above 1; does not: below it. The same is asked of hashed bigrams."
     ),
     "laws-rates": (
-        "After three of the four lengths had run: at width 96 and 0.98M tokens the generator was ahead of dense, 4.077 to "
-        "4.106, with 19% fewer parameters, at the rate of a run a quarter as long, which may be too high for dense. The "
-        "same two at 8.75e-4, 1.75e-3 and 3.5e-3, each at its best: ahead still, it is the generator; otherwise the rate."
+        "After three of the four lengths had run: at width 96 and 0.98M tokens the generator was ahead of dense, "
+        "4.077 to 4.106, with 19% fewer parameters, at the rate of a run a quarter as long, which may be too high for "
+        "dense. The same two at 8.75e-4, 1.75e-3 and 3.5e-3, each at its best: ahead still, it is the generator; "
+        "otherwise the rate."
     ),
     "adam": (
         "Is a gain on rare tokens the embedding's, or Adam's? If the generator's gain on the rarest tenth over dense "
