@@ -1,6 +1,7 @@
 """Names of a pytree's leaves, and arrays that are none: integers that belong to a module and are never trained."""
 
 import hashlib
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -49,6 +50,9 @@ class Fixed:
 
     def __getitem__(self, index: Any) -> Array:
         return jnp.asarray(self.array)[index]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.array)  # by indexing it would never end: an index of JAX beyond the end is the last one
 
     def __len__(self) -> int:
         return len(self.array)

@@ -312,7 +312,7 @@ def test_fixed_integers_are_equal_where_their_values_are(one, other):
     a, b = Fixed(np.array(one, np.int32)), Fixed(np.array(other, np.int32))
     assert (a == b) == (one == other) and (a != b or hash(a) == hash(b)) and len(a) == len(one)
     assert (jax.tree.structure(a) == jax.tree.structure(b)) == (one == other) and not jax.tree.leaves(a)
-    assert np.asarray(a).tolist() == one and a != Fixed(np.array(one, np.int64))
+    assert np.asarray(a).tolist() == list(a) == one and (9 in a) is False and a != Fixed(np.array(one, np.int64))
     with pytest.raises(ValueError, match="read-only"):
         a.array[:] = 0
 

@@ -135,6 +135,12 @@ def test_a_series_runs_and_goes_on(tmp_path, monkeypatch, capsys):
     for out in (["--out", "runs/tiny-0"], ["--out=runs/tiny-0"]):
         assert series_main("tiny", studies, report, out) == 0
         assert (tmp_path / "runs/tiny-0/steps-2/runs.jsonl").read_text() == rows  # nothing is run again
+    # Some of them again: the report stays one of all.
+    assert series_main("tiny", studies, report, ["steps", "--out", "runs/tiny-0"]) == 0
+    assert (tmp_path / "runs" / "tiny-0" / "report.md").read_text() == told
+    capsys.readouterr()
+    assert series_main("tiny", studies, report, ["step", "pass-", "--out", "runs/tiny-0"]) == 2
+    assert "no study of tiny begins with 'pass-'" in capsys.readouterr().err
     capsys.readouterr()
     assert series_main("tiny", studies, report, ["--steps", "3"]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -62,7 +62,7 @@ def make_tokenizer(spec: str, corpus: Corpus, *, cache_dir: str | Path | None = 
         return bpe.load_tiktoken(spec)
     there = (
         "; a file of that name is there: a tokenizer's ends in .json, .tiktoken or .model"
-        if Path(spec).exists()
+        if os.path.exists(spec)
         else ""
     )
     raise UserError(f"unknown tokenizer {spec!r}: give {SPECS}{there}")

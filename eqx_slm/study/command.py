@@ -147,10 +147,11 @@ def _guarded(run: Callable[[Stopping], int]) -> int:
 
 def _run_pair(options: Options, stopping: Stopping, command: Again) -> int:
     from ..data.tokenizer import padded_vocab
-    from ..train.processes import join
+    from ..train.processes import join, same
     from .pair import study_of
 
     join(options.processes)
+    same(str(dataclasses.replace(options, processes=None)))
     config = resolve(options)
     size = config.stream.vocab_size
     known = padded_vocab(size or config.model.vocab_size, config.stream.pad_vocab_to)
@@ -182,7 +183,7 @@ def _run(
     """Opens the data, makes the study at its vocabulary, and runs or only plans it, until it is told to stop."""
     from ..train.host import keep_freed_memory, use_compile_cache
     from ..train.mesh import place_on
-    from ..train.processes import from_first, leads
+    from ..train.processes import from_first, leads, together
     from ..train.resume import Stopped
     from . import terminal
     from .folder import check_folder
@@ -209,7 +210,7 @@ def _run(
         place_on(study.run.mesh)  # before anything is read
     _say(console, f"reading {study.stream.data}, tokenizer {study.stream.tokenizer} ...")
     with stopping.at_once():
-        stream = study.stream.open()
+        stream = together(study.stream.open)
     info, took = stream.info, time.perf_counter() - started
     tokens = info.get("tokens")  # a streamed source is not read ahead
     counts = f"{tokens['train']:,} training tokens, {tokens['valid']:,} validation, " if tokens else ""

@@ -161,6 +161,7 @@ class SharedFolder:
     def __init__(self, out: str | Path | None, document: Any, *, name: str, runs: Path):
         """**Arguments:** as `Folder`; **raises** as it does, in every process."""
         self.own: Folder | None = None
+        self.failed: Exception | None = None
 
         def begin() -> tuple[str, list[str]]:
             self.own = Folder(out, document, name=name, runs=runs)
@@ -182,16 +183,24 @@ class SharedFolder:
 
         def write() -> None:
             assert self.own is not None
+            if self.failed is not None:
+                raise self.failed
             make(self.own)
 
         from_first(write)
 
     def note(self, event: Event, made_of: Any) -> None:
-        """`Folder.note`; of progress, which every process has at other times, without waiting."""
+        """`Folder.note`; of progress, which every process has at other times, without waiting: where that cannot be
+        written and others would wait for this process, it is raised when the run is written."""
         if event.kind == "run":
             self.write(lambda folder: folder.note(event, made_of))
         elif self.own is not None:
-            self.own.note(event, made_of)
+            try:
+                self.own.note(event, made_of)
+            except (OSError, UserError) as error:
+                if jax.process_count() == 1:
+                    raise
+                self.failed = error
 
 
 def _append(path: Path, line: str) -> None:

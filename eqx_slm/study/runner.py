@@ -26,7 +26,7 @@ from ..nn.probe import channel_cosines
 from ..train.checkpoint import named_arrays
 from ..train.loop import Progress, RunConfig, eval_steps, train_runs
 from ..train.mesh import check_processes, place_on
-from ..train.processes import any_of
+from ..train.processes import any_of, from_first
 from ..train.resume import Checkpoints, Stopped, cpu_cores
 from ..train.stack import stack_blocks
 from ..train.step import CompileReport, Program, compile_step, make_program
@@ -122,10 +122,11 @@ class Runner:
         where something is missing, and what is there was made on another number of cores.
         """
         rows = {(row.arm, row.seed, row.learning_rate): row for row in there if row.key in keys.values()}
+        now = from_first(cpu_cores)
         for row in rows.values():
             self._check_tokens(row.arm, row.seed, row.stream_hash)
             if len(rows) < len(keys):
-                check_cores(row.cores, cpu_cores(), self.other_cores, "the folder's runs were made")
+                check_cores(row.cores, now, self.other_cores, "the folder's runs were made")
             self.tell(Event("kept", row.arm, row.seed, row.learning_rate, row=row))
         at_once = self.config.seeds_at_once
         self.first = seeds[0] if self.first is None else self.first

@@ -12,7 +12,7 @@ from ..commandline import complain, parse
 from .blocks import Block
 from .command import StudyOptions, again, study_main
 from .results import Results
-from .saved import write_report
+from .saved import load_results, write_report
 from .study import Study
 
 SeriesSection = Callable[[Mapping[str, Results]], list[Block]]
@@ -41,6 +41,7 @@ def series_main(
     if lost := [word for word in words if not any(part.startswith(word) for part in studies)]:
         complain(f"no study of {name} begins with {lost[0]!r}; there are {', '.join(studies)}")
         return 2
+    every = list(studies)
     if words:
         studies = {part: study for part, study in studies.items() if part.startswith(tuple(words))}
     if options.steps is not None:
@@ -60,6 +61,10 @@ def series_main(
         if code := study_main(kept, own, again_with=again(arguments)(folder)):
             return code
     if not options.dry_run:
+        for part in every:  # finished before, and not asked for now: the report is of all that is there
+            if part not in found and (folder / part / "result.json").exists():
+                found[part] = load_results(folder / part)
+        found = {part: found[part] for part in every if part in found}
         path = write_report([block for section in report for block in section(found)], folder)
         print(path)
     return 0

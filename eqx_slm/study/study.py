@@ -20,7 +20,7 @@ from ..files import sealed, write_json_atomic
 from ..model import ModelConfig
 from ..train.host import keep_freed_memory
 from ..train.loop import RunConfig
-from ..train.processes import any_of, from_first
+from ..train.processes import same
 from ..train.step import share_of
 from .blocks import Block
 from .compare import Control, paired
@@ -179,8 +179,7 @@ def run_study(
     if keep_checkpoints:
         can_go_on(study.run)
     keys = runner.keys(most, study.rates)
-    if any_of(from_first(lambda: list(keys.values())) != list(keys.values())):
-        raise UserError("the processes were given unlike commands, data or versions: give each the same")
+    same(" ".join(keys.values()))
     if out is None and runs is None:
         return None, _grown(study, runner, keys, (), levels, started)
     with SharedFolder(out, study.document(), name=study.name, runs=runs or Path("runs")) as folder:

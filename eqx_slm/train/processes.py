@@ -50,7 +50,8 @@ def leads() -> bool:
 
 def lost(error: RuntimeError) -> bool:
     """Whether an error is of a collective that another process did not take part in."""
-    return isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1
+    own = str(error).startswith(("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED"))
+    return isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1 and not own
 
 
 def any_of(flag: bool) -> bool:
@@ -60,6 +61,26 @@ def any_of(flag: bool) -> bool:
     from jax.experimental.multihost_utils import process_allgather
 
     return bool(np.any(process_allgather(np.asarray(flag))))
+
+
+def together(make: Callable[[], Any]) -> Any:
+    """What each process makes for itself; where one of them cannot, all raise: `UserError` in those that could."""
+    made, failed = None, None
+    try:
+        made = make()
+    except (UserError, KeyboardInterrupt) as error:
+        if jax.process_count() == 1:
+            raise
+        failed = error
+    if any_of(failed is not None):
+        raise failed or UserError("another process could not begin; it says why")
+    return made
+
+
+def same(text: str) -> None:
+    """Raises `UserError` in all processes where one has another text than the first."""
+    if any_of(from_first(lambda: text) != text):
+        raise UserError("the processes were given unlike commands, data or versions: give each the same")
 
 
 def from_first(make: Callable[[], Any]) -> Any:

@@ -181,7 +181,8 @@ class Checkpoints:
 
         **Arguments:** `like`: the state that the run would start with.
 
-        **Raises:** `UserError` where it was saved on another number of CPU cores, unless `other_cores` allows it.
+        **Raises:** `UserError` where it was saved on another number of CPU cores, unless `other_cores` allows it, and
+        where a file that is whole is of a state of other names or shapes.
         """
         chosen: list[tuple[Path, dict[str, Any], bytes]] = []
 
@@ -204,7 +205,7 @@ class Checkpoints:
         file, content, data = chosen[0] if leads() else (self.folder, {}, b"")
         saved = self._saved(file, from_first(lambda: content), bytes_from_first(data), like)
         if which == "own":
-            if check_cores(saved.cores, now := cpu_cores(), self.other_cores, "the run was saved"):
+            if check_cores(saved.cores, now := from_first(cpu_cores), self.other_cores, "the run was saved"):
                 self.say(f"it was begun on {saved.cores} cores and goes on on {now}: its sums come in another order")
             self.say(f"goes on after step {saved.step}")
         else:

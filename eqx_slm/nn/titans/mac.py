@@ -181,10 +181,10 @@ class TitansMAC(Mixer):
 
     def start(self, context: int, dtype: Any = None) -> MACState:
         """The memory's start, and an empty cache for a segment."""
-        (k, v, _), (recalled_k, recalled_v, _) = (
-            self.attention.start(self.memory.config.chunk, dtype) for _ in range(2)
-        )
-        return MACState(self.memory.start(context, dtype), SegmentCache(k, v, recalled_k, recalled_v))
+        empty = [self.attention.start(self.memory.config.chunk, dtype) for _ in range(2)]
+        # Rows first, as keys of a segment are made; four arrays, each to be donated.
+        cache = SegmentCache(*(part.swapaxes(0, 1) for state in empty for part in (state.k, state.v)))
+        return MACState(self.memory.start(context, dtype), cache)
 
     def prefill(self, x: Float[Array, "t {self.d_model}"], state: Any) -> Decoded:
         """t more tokens, a segment at a time.
