@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from eqx_slm.files import write_text_atomic
-from eqx_slm.study import load_results
+from eqx_slm.study import laws, load_results
 from eqx_slm.study.blocks import Heading, Paragraph, Table, markdown
 
 HERE = Path(__file__).parent
@@ -18,7 +18,10 @@ PAGE, BEGIN, END = HERE.parent / "RESULTS.md", "<!-- tables -->", "<!-- /tables 
 STUDIES = (
     *("embedding-stdlib", "embedding-wikitext-2", "taper-attention", "taper-gated", "scaling-1200", "quick-ptb"),
     *("quick-hope", "quick-hope-again", "quick-titans", "quick-profiles", "quick-positions"),
+    "scaling-wikitext-2-rates",
 )
+# Lengths of one series, in steps of 256 tokens; rows without losses of every sequence.
+LENGTHS = tuple(f"scaling-wikitext-2-{steps}" for steps in (960, 1920, 3840, 7680))
 
 
 def differences(results):
@@ -51,6 +54,27 @@ def rare(results):
     return Table(["arm", *(f"tenth {i + 1}" for i in picked)], rows, left=1)
 
 
+def by_size(series):
+    """Mean final losses: a row an arm and size, a column a length."""
+    lengths = [f"{results.settings['tokens']:,}" for results in series.values()]
+    rows = []
+    for name, arm in next(iter(series.values())).arms.items():
+        means = [results.arms[name].mean("final_nll") for results in series.values()]
+        rows.append([name, f"{arm.facts.parameters['total']:,}", *(f"{mean:.3f}" for mean in means)])
+    return Table(["arm", "parameters", *lengths], rows, left=1)
+
+
+def scaling():
+    """The series of lengths: losses, the joint fits, and what each arm is worth in dense's parameters and tokens."""
+    series = {name: load_results(HERE / "rows" / name) for name in LENGTHS}
+    first = next(iter(series.values()))
+    yield Heading("scaling-wikitext-2", 3)
+    seeds = ", ".join(map(str, first.settings["seeds"]))
+    yield Paragraph(f"Mean losses of seeds {seeds} after so many tokens, {first.machine['device']}, one core.")
+    yield by_size(series)
+    yield from (block for block in laws(("shared", "free"), ("ND",))(series) if not isinstance(block, Heading))
+
+
 def tables():
     """All of them, as Markdown."""
     blocks = []
@@ -66,6 +90,7 @@ def tables():
                 Paragraph("Differences to dense by tenths of the training tokens, targets of the most frequent first:")
             )
             blocks.append(rare(results))
+    blocks += scaling()
     return markdown(blocks).strip()
 
 
