@@ -12,7 +12,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from eqx_slm.data import make_stream, make_tokenizer
 from eqx_slm.data.open import open_data
-from eqx_slm.data.vocabulary import export_tokenizer, load_tokenizer, save_tokenizer
+from eqx_slm.data.sources import open_source
+from eqx_slm.data.splits import split_rule
+from eqx_slm.data.vocabulary import export_tokenizer, load_tokenizer, save_tokenizer, tokenizer_for
 from eqx_slm.errors import UserError
 
 TEXTS = [*CORPUS.train, "the cat sat on the mat, the dog did not. " * 20]
@@ -104,6 +106,13 @@ def test_a_tokenizer_of_another_kind_of_text_is_refused_and_small_losses_are_sai
         with pytest.raises(UserError, match=r"has no ids for \d\d% of the characters of texts") as caught:
             stream(many, trained("abcde " * 20, "narrow.json", unknown))
         assert "\n" not in str(caught.value)
+        for data in (f"stream:{tmp_path / 'texts'}", None):
+            with pytest.raises(UserError, match=r"has no ids for \d\d% of the characters"):
+                if data:
+                    open_data(data, str(tmp_path / "narrow.json"), sequence_length=8, batch_size=2, eval_tokens=16)
+                else:
+                    source = open_source(str(tmp_path / "texts"))
+                    tokenizer_for(str(tmp_path / "narrow.json"), source, split_rule(source))  # as `prepare` does
     whole = trained(many, "whole.json")
     assert "loses" not in stream(many, whole).info["corpus_note"]
     assert "The tokenizer loses" in stream(many + "Zürich € 100 " * 4, whole).info["corpus_note"]

@@ -16,11 +16,8 @@ from .shards import VOCABULARY, Manifest, is_prepared
 from .sources import load_corpus, open_source
 from .splits import SPLITS, split_rule
 from .stream import Stream, TokenStream
-from .tokenizer import Tokenizer, lost_share, padded_vocab
+from .tokenizer import Tokenizer, check_lost, padded_vocab
 from .vocabulary import is_file_spec, load_tokenizer, make_tokenizer, tokenizer_file, tokenizer_for
-
-SAMPLE = 100_000  # characters of a split that a tokenizer from a file is tried on
-MOST_LOST = 0.2  # of the characters; where more have no ids, the text that is left is another one
 
 
 def make_stream(
@@ -65,21 +62,8 @@ def make_stream(
 
 
 def _lost(tokenizer: Tokenizer, corpus: Corpus) -> str:
-    """What is to be said of characters that a tokenizer has no ids for, by a sample of each split: nothing, mostly.
-
-    **Raises:** `UserError` where it loses so many that the losses would be those of another text.
-    """
-    if tokenizer.byte_lengths is not None:
-        return ""
-    samples = (
-        "".join(itertools.islice(itertools.chain.from_iterable(texts), SAMPLE)) for texts in corpus.splits.values()
-    )
-    share = max((lost_share(tokenizer, sample) for sample in samples), default=0.0)
-    if share > MOST_LOST:
-        raise UserError(
-            f"the tokenizer {tokenizer.name} has no ids for {share:.0%} of the characters of {corpus.name}: it was "
-            "made of another kind of text; train one on this, or give it an alphabet of bytes"
-        )
+    """What is to be said of characters that a tokenizer has no ids for: nothing, mostly."""
+    share = check_lost(tokenizer, corpus.name, (itertools.chain.from_iterable(each) for each in corpus.splits.values()))
     return f"The tokenizer loses {share:.1%} of the characters: losses are of what is left." if share > 1e-3 else ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import hashlib
+import itertools
 import json
 import os
 import unicodedata
@@ -85,6 +86,27 @@ def lost_share(tokenizer: Tokenizer, text: str) -> float:
     """
     before, after = (Counter(_bare(each)) for each in (text, tokenizer.decode(tokenizer.encode(text))))
     return (before - after).total() / max(before.total(), 1)
+
+
+SAMPLE = 100_000  # characters that a tokenizer from a file is tried on
+MOST_LOST = 0.2  # of the characters; where more have no ids, the text that is left is another one
+
+
+def check_lost(tokenizer: Tokenizer, name: str, texts: Iterable[Iterable[str]]) -> float:
+    """The largest share of a text's characters that a tokenizer loses, by the begin of each of several texts.
+
+    **Raises:** `UserError` where the losses would be those of another text than `name`.
+    """
+    if tokenizer.byte_lengths is not None:
+        return 0.0
+    samples = ("".join(itertools.islice(text, SAMPLE)) for text in texts)
+    share = max((lost_share(tokenizer, sample) for sample in samples), default=0.0)
+    if share > MOST_LOST:
+        raise UserError(
+            f"the tokenizer {tokenizer.name} has no ids for {share:.0%} of the characters of {name}: it was made of "
+            "another kind of text; train one on this, or give it an alphabet of bytes"
+        )
+    return share
 
 
 def _bare(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 from importlib.metadata import version
@@ -18,7 +19,7 @@ from .corpora import Corpus
 from .documents import OnError, Problem, Skipped, Source
 from .sources import spec_hash
 from .splits import SPLITS, SplitRule
-from .tokenizer import ByteTokenizer, ListTokenizer, Tokenizer
+from .tokenizer import ByteTokenizer, ListTokenizer, Tokenizer, check_lost
 
 FORMAT = 1
 DIGEST = "sha256"  # of all else in the file
@@ -122,8 +123,14 @@ def tokenizer_for(
     Merges (`bpe:N`) are learned from the first 64 MiB of training documents of files; `char` and `word` need all of
     the text, so they are for sources up to 256 MiB.
 
-    **Raises:** `UserError` as `make_tokenizer` does, and where the text is larger than that.
+    **Raises:** `UserError` as `make_tokenizer` does, where the text is larger than that, and where a file has no ids
+    for much of it (`check_lost`).
     """
+    if is_file_spec(spec):
+        made = tokenizer_file(spec)
+        documents = (item.text for item in source.items() if not isinstance(item, Problem))
+        check_lost(made, source.name, [itertools.chain.from_iterable(documents)])
+        return made
     if isinstance(source, Corpus):
         return make_tokenizer(spec, source, cache_dir=cache_dir)
     merges = spec.startswith("bpe:")
