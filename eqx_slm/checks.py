@@ -186,7 +186,7 @@ def check_divides(d_model: int, multiple: int, what: str, instead: str = "") -> 
 
 def meant(word: str, known: Iterable[str]) -> str:
     """What a line ends with where a known word is near, such as "; is 'seeds' meant?"; otherwise nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.7)
     return f"; is {near[0]!r} meant?" if near else ""
 
 

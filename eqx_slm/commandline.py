@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
+from .checks import meant
 from .errors import UserError
 from .options import presented
 from .visible import visible
@@ -43,10 +44,19 @@ def parse(options: Any, arguments: Sequence[str] | None, prog: str, values: Valu
         return parsed if back is None else back(parsed)
     except SystemExit as stop:
         if stop.code:
-            complain(f"{one_line(said.getvalue())} (see {prog} --help)")
+            complain(f"{one_line(said.getvalue())}{_near(options, given)} (see {prog} --help)")
         elif examples := getattr(options, "examples", ()):
             print("\n".join(["", "examples:", *_shown(examples)]))
         raise
+
+
+def _near(options: Any, given: Sequence[str]) -> str:
+    """The option that the first unknown one of a line is near to."""
+    fields = dataclasses.fields(options) if dataclasses.is_dataclass(options) else ()
+    known = [f"--{field.name.replace('_', '-')}" for field in fields]
+    names = (word.partition("=")[0].replace("_", "-") for word in given if word.startswith("--"))
+    unknown = next((name for name in names if name not in known), "")
+    return meant(unknown, known)
 
 
 def _shown(examples: Sequence[str]) -> Iterator[str]:
@@ -81,7 +91,8 @@ def subcommands(
         return command(options, given[1:], f"{prog} {given[0]}", run)
     with patient_streams():
         if given and given[0] not in ("-h", "--help"):
-            complain(f"no command {given[0]!r}: it is one of {', '.join(known)} (see {prog} --help)")
+            near = meant(given[0], known)
+            complain(f"no command {given[0]!r}: it is one of {', '.join(known)}{near} (see {prog} --help)")
             return 2
         lines = {name: options.__doc__.strip().splitlines()[0] for name, (options, _) in known.items()}
         print(listing(prog, f"usage: {prog} COMMAND [OPTIONS]\n\n{what}", lines))

@@ -9,6 +9,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from .checks import meant
 from .errors import UserError
 
 
@@ -74,7 +75,8 @@ def from_dict(cls: type, data: Any, where: str = "") -> Any:
     names = {f.name for f in dataclasses.fields(cls)}
     for name in data:
         if name not in names:
-            raise UserError(f"unknown field {_join(where, name)!r}; allowed: {', '.join(sorted(names))}")
+            near = meant(name, names)
+            raise UserError(f"unknown field {_join(where, name)!r}; allowed: {', '.join(sorted(names))}{near}")
     hints = typing.get_type_hints(cls)
     values = {name: _decode(hints[name], value, _join(where, name)) for name, value in data.items()}
     return _make(cls, values, where)
@@ -129,7 +131,7 @@ def _set(config: Any, path: list[str], text: Any, whole: str) -> Any:
     above = ".".join(whole.split(".")[: -len(path)])
     names = [f.name for f in dataclasses.fields(config)]
     if name not in names:
-        raise UserError(f"unknown field {whole!r}: {name!r} is not one of {', '.join(names)}")
+        raise UserError(f"unknown field {whole!r}: {name!r} is not one of {', '.join(names)}{meant(name, names)}")
     hint = typing.get_type_hints(type(config))[name]
     current = getattr(config, name)
     if not rest:

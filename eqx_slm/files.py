@@ -112,6 +112,15 @@ def json_hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8")).hexdigest()
 
 
+def folder_with(file: str, option: str, folder: str | Path) -> Path:
+    """The folder that an option names; `UserError` where there is none, or none with that file."""
+    path = Path(folder)
+    if not (path / file).is_file():
+        why = f"it holds no {file}, as a finished study does" if path.is_dir() else "there is no such folder"
+        raise UserError(f"{option} {folder}: {why}")
+    return path
+
+
 def check_space(folder: Path, size: int) -> None:
     """Raises `OSError` (ENOSPC) where the disk of a folder has no room for `size` bytes and a little more."""
     free = shutil.disk_usage(folder).free

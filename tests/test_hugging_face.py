@@ -235,7 +235,8 @@ def test_folders_that_hold_something_else_are_refused(tmp_path):
         export_llama(out, tiny_model(), config)
     told = json.loads((out / "config.json").read_text())
     for change, said in (
-        ({"model_type": "mamba"}, "model_type 'mamba': llama, mistral"),
+        ({"model_type": "mamba"}, "model_type 'mamba'; llama, mistral"),
+        ({"model_type": None}, "names no model_type"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling"),
         ({"intermediate_size": 48}, "has shape"),
@@ -249,7 +250,7 @@ def test_folders_that_hold_something_else_are_refused(tmp_path):
     (out / "config.json").write_text(json.dumps(told))
     with pytest.raises(UserError, match="cannot be read"):
         import_hugging_face(out)
-    (out / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="holds no .safetensors"):
+    (out / "model.safetensors").rename(out / "pytorch_model.bin")
+    with pytest.raises(UserError, match="holds no .safetensors file, and others are not read"):
         import_hugging_face(out)
     assert dataclasses.is_dataclass(config)

@@ -67,7 +67,8 @@ def to_llama(model: Any, config: ModelConfig) -> tuple[dict[str, np.ndarray], di
             "biases ": channel.bias == "none",
         }
     if missing := [what for what, fits in rules.items() if not fits]:
-        raise UserError(f"Llama's layout has no place for {', '.join(missing)}: save the model as it is (`save_model`)")
+        instead = "it can be saved as it is: --to safetensors, `save_model`"
+        raise UserError(f"Llama's layout has no place for {', '.join(missing)}: {instead}")
     model = materialize(model)
     tensors = {"model.embed_tokens.weight": _host(model.embedding(jnp.arange(config.vocab_size, dtype=jnp.int32)))}
     offset = 1.0 if config.norm == "zero-centred" else 0.0
@@ -160,7 +161,8 @@ def import_hugging_face(folder: str | Path) -> tuple[Any, ModelConfig]:
     told = read_json(folder / "config.json")
     kind = told.get("model_type") if isinstance(told, dict) else None
     if kind not in (*LLAMAS, "gpt2"):
-        raise UserError(f"{folder}/config.json is of model_type {kind!r}: {', '.join(LLAMAS)}, gpt2 can be imported")
+        there = f"is of model_type {kind!r}" if kind else "names no model_type: it is no model of transformers"
+        raise UserError(f"{folder}/config.json {there}; {', '.join(LLAMAS)} and gpt2 can be imported")
     tensors = {name.removeprefix("transformer."): array for name, array in _tensors(folder).items()}
     try:
         config = _from_gpt2(told) if kind == "gpt2" else _from_llama(told)
@@ -179,7 +181,8 @@ def _tensors(folder: Path) -> dict[str, np.ndarray]:
 
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise UserError(f"{folder} holds no .safetensors file")
+        other = ", and others are not read: write it with save_pretrained" if [*folder.glob("*.bin")] else ""
+        raise UserError(f"{folder} holds no .safetensors file{other}")
     try:
         return {name: array for file in files for name, array in load_file(file).items()}
     except (SafetensorError, OSError, TypeError) as error:

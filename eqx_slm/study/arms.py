@@ -10,7 +10,7 @@ import jax
 
 from ..account import Match, match_flops, match_parameters, parameter_ledger
 from ..account.match import Vary
-from ..checks import lr_factors
+from ..checks import lr_factors, meant
 from ..configs import set_field
 from ..errors import UserError
 from ..model import ModelConfig, TaperConfig
@@ -174,7 +174,7 @@ RECIPES: dict[str, Recipe] = {
 def changed(name: str, base: ModelConfig, tuned: Tuned) -> ModelConfig:
     """The base with a named arm's change, not yet matched; `UserError` for an unknown arm and for what cannot be."""
     if name not in RECIPES:
-        raise UserError(f"unknown arm {name!r}; allowed: {', '.join(RECIPES)}")
+        raise UserError(f"unknown arm {name!r}; allowed: {', '.join(RECIPES)}{meant(name, RECIPES)}")
     try:
         return RECIPES[name].change(base, tuned)
     except ValueError as error:

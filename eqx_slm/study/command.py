@@ -181,6 +181,7 @@ def _run(
     study: "Study", at: Callable[[Any], "Study"], options: StudyOptions, stopping: Stopping, command: Again
 ) -> int:
     """Opens the data, makes the study at its vocabulary, and runs or only plans it, until it is told to stop."""
+    from ..files import folder_with
     from ..train.host import keep_freed_memory, use_compile_cache
     from ..train.mesh import place_on
     from ..train.processes import from_first, leads, together
@@ -206,6 +207,9 @@ def _run(
         raise UserError("--out is empty: name a folder, or leave it out")
     if out is not None and not dry_run:
         from_first(lambda: check_folder(Path(out), study.document()))
+    for option, other in (("--go-on-from", options.go_on_from), ("--init-from", options.init_from)):
+        if other is not None:
+            folder_with("runs.jsonl", option, other)
     if not dry_run:
         place_on(study.run.mesh)  # before anything is read
     _say(console, f"reading {study.stream.data}, tokenizer {study.stream.tokenizer} ...")

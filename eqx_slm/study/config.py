@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checks import INT32, check_number, shown, whole
+from ..checks import INT32, check_number, meant, shown, whole
 from ..configs import from_dict, read_json, set_field
 from ..errors import UserError
 from ..model import ModelConfig
@@ -233,7 +233,9 @@ def split_setting(setting: str, labels: tuple[str, ...]) -> tuple[str, str]:
     if match is None:
         raise UserError(f"--set {setting!r}: write ARM.FIELD=VALUE, such as leviathan-deep.embedding.rank=32")
     if match[1] != "all" and match[1] not in labels:
-        raise UserError(f"--set {setting!r}: no arm {match[1]!r} in this study; allowed: all, {', '.join(labels)}")
+        near = meant(match[1], ("all", *labels))
+        allowed = f"all, {', '.join(labels)}{near}"
+        raise UserError(f"--set {setting!r}: no arm {match[1]!r} in this study; allowed: {allowed}")
     return match[1], match[2]
 
 

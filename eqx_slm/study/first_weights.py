@@ -9,6 +9,7 @@ import equinox as eqx
 import numpy as np
 
 from ..errors import UserError
+from ..files import folder_with
 from ..train.checkpoint import named_arrays
 
 
@@ -30,9 +31,7 @@ class FirstWeights:
 
         **Raises:** `UserError` where the folder has no such run, or where one is of another model.
         """
-        self.folder, self.load = Path(folder), load
-        if not self.folder.is_dir():
-            raise UserError(f"--init-from {folder}: there is no such folder")
+        self.folder, self.load = folder_with("runs.jsonl", "--init-from", folder), load
         self.hashes: dict[tuple[str, int], str] = {}
         for name, seed in dict.fromkeys(runs):
             model = self.model(name, seed)  # one at a time: all of them together may be more than fits

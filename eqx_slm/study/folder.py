@@ -104,11 +104,25 @@ class Folder:
         if error.errno in FULL or Path(str(error.filename)).is_relative_to(self.path):
             raise UserError(f"cannot write in the run folder {self.path}: {error}") from None
 
-    def begin(self, keys: Mapping[Run, str]) -> None:
+    def begin(self, keys: Mapping[Run, str], data: str) -> None:
         """Writes config.json, and removes checkpoints that are of no use any more.
+
+        **Arguments:** `keys` of all runs, and the hash of their `data`.
 
         **Raises:** `UserError` where a row that is there, or a run on its way, was another run.
         """
+
+        def check(what: str, run: Mapping[str, Any], instead: str) -> None:
+            if keys.get((run["arm"], run["seed"], run["learning_rate"]), run["key"]) == run["key"]:
+                return
+            why = "another config, other data or another version"
+            if known := run.get("data"):
+                why = "another config or another version" if known == data else "another text or another tokenizer"
+            raise UserError(
+                f"{self.path} holds {what} of {run['arm']!r}, seed {run['seed']}, rate {run['learning_rate']:g}, with "
+                f"{why}: {instead}"
+            )
+
         half = checkpoint_runs(self.checkpoints)
         done = {row.key for row in self.rows}
         for at, runs in half.items():
@@ -116,18 +130,9 @@ class Folder:
                 shutil.rmtree(at, ignore_errors=True)
                 continue
             for run in runs:
-                if keys.get((run["arm"], run["seed"], run["learning_rate"]), run["key"]) != run["key"]:
-                    raise UserError(
-                        f"{self.path} holds a run on its way of {run['arm']!r}, seed {run['seed']}, rate "
-                        f"{run['learning_rate']:g}, with another config, other data or another version: name another "
-                        f"folder, or remove {at}"
-                    )
+                check("a run on its way", run, f"name another folder, or remove {at}")
         for row in self.rows:
-            if keys.get((row.arm, row.seed, row.learning_rate), row.key) != row.key:
-                raise UserError(
-                    f"{self.path} holds a run of {row.arm!r}, seed {row.seed}, rate {row.learning_rate:g}, with "
-                    "another config, other data or another version: name another folder"
-                )
+            check("a run", vars(row), "name another folder")
         write_json_atomic(self.path / "config.json", to_dict(self.document))
 
     def note(self, event: Event, made_of: Any) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ..errors import UserError
+from ..files import folder_with
 from ..train.loop import RunConfig
 from ..train.resume import checkpoint_runs
 
@@ -21,10 +22,8 @@ class Shorter:
         **Raises:** `UserError` where the schedule is none that goes on, where a run has no checkpoint in the folder,
         and where the longer run is not longer.
         """
-        self.folder = Path(folder)
         least = can_go_on(config)
-        if not self.folder.is_dir():
-            raise UserError(f"--go-on-from {folder}: there is no such folder")
+        self.folder = folder_with("runs.jsonl", "--go-on-from", folder)
         self.files: dict[tuple[str, ...], Path] = {}
         for at, runs in checkpoint_runs(self.folder / KEPT).items():
             self.files[tuple(run.get("trunk", "") for run in runs)] = max(at.glob("step-*.json"), key=_step)

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+from ..checks import meant
 from ..errors import UserError
 from ..model import ModelConfig
 from ..nn.attention import AttentionConfig
@@ -104,6 +105,7 @@ def preset(name: str) -> PairConfig:
     if match is None:
         raise UserError(
             f"unknown preset {name!r}; allowed: {', '.join(PRESETS)}, or d_model x depth such as 256x6 or 768x12"
+            f"{meant(name, PRESETS)}"
         )
     d_model, depth = int(match[1]), int(match[2])
     try:

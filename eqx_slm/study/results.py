@@ -30,7 +30,7 @@ class Row:
     `sequences`: the final loss of every validation sequence, nats a token; None where it is not finite. `averaged_nll`:
     that of the average of the last steps' weights, where there is one. `skipped`: steps without a finite gradient,
     which changed nothing. `by_frequency`: by kind, the mean loss and the validation tokens of every class
-    (frequency.py). `cores`: usable ones, of a run on a CPU.
+    (frequency.py). `cores`: usable ones, of a run on a CPU. `data`: the hash of what it read, where that is known.
     """
 
     key: str
@@ -50,6 +50,7 @@ class Row:
     skipped: int = 0
     by_frequency: dict[str, tuple[tuple[float | None, int], ...]] = field(default_factory=dict)
     cores: int | None = None
+    data: str = ""
 
     @property
     def final_nll(self) -> float | None:

@@ -212,6 +212,7 @@ class Runner:
             row = Row(
                 key=keys[name, record.seed, rate],
                 arm=name,
+                data=self.data,
                 evals=tuple(record.evals),
                 **{each: getattr(record, each) for each in told},
                 compile_seconds=compiled.seconds,
@@ -235,7 +236,8 @@ class Runner:
         """Those of the seeds of a group: of another group's they are no use."""
         if self.checkpoints is None:
             return None
-        runs = [{"arm": name, "seed": seed, "learning_rate": rate, "key": keys[name, seed, rate]} for seed in seeds]
+        alike = {"arm": name, "learning_rate": rate, "data": self.data}
+        runs = [{**alike, "seed": seed, "key": keys[name, seed, rate]} for seed in seeds]
         own = hashlib.sha256(" ".join(run["key"] for run in runs).encode()).hexdigest()[:16]
 
         def say(line: str) -> None:
@@ -316,7 +318,7 @@ def distinct_share(stream: Stream) -> float:
 
 
 def _fingerprint(stream: Stream) -> str:
-    """The hash of the first training batch, the validation batches, and what the stream says of its corpus."""
+    """A hash of the first training batch, the validation batches, and what the stream says of its corpus."""
     digest = hashlib.sha256(f"{stream.vocab_size} {stream.info.get('corpus_hash')}".encode())
     for batch in (next(iter(stream.batches(0))), *stream.eval_batches()):
         digest.update(f"{batch.shape}".encode() + np.ascontiguousarray(batch).tobytes())

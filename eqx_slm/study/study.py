@@ -184,7 +184,7 @@ def run_study(
         return None, _grown(study, runner, keys, (), levels, started)
     with SharedFolder(out, study.document(), name=study.name, runs=runs or Path("runs")) as folder:
         study, there = begun(study, folder.rows, arms), folder.rows
-        folder.write(lambda own: own.begin(keys))
+        folder.write(lambda own: own.begin(keys, runner.data))
         if (tokenizer := stream.tokenizer) is not None:
             folder.write(lambda own: save_tokenizer(own.path / VOCABULARY, tokenizer))
         if (counts := runner.counts) is not None:
