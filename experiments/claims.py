@@ -78,6 +78,12 @@ REGISTERED = {
         "dense. The same two at 8.75e-4, 1.75e-3 and 3.5e-3, each at its best: ahead still, it is the generator; "
         "otherwise the rate."
     ),
+    "laws-lower": (
+        "The scaling study's lengths of 0.49M to 1.97M tokens again at half its rate, 1.75e-3, all arms, widths and "
+        "seeds; every arm at its better rate at every rung, then the same fits and rules as before. The shortest "
+        "length keeps its one rate, which was chosen at that length. Said before it ran: dense gains more than the "
+        "generator in the longest runs, and the generator's multiplier falls towards 1."
+    ),
     "adam": (
         "Is a gain on rare tokens the embedding's, or Adam's? If the generator's gain on the rarest tenth over dense "
         "is there under AdamW and not under Muon or beta2 = 0.999, it is the optimizer's."
