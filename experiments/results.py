@@ -2,22 +2,27 @@
 
     python experiments/results.py            # writes RESULTS.md's tables again, between its two marks
     python experiments/results.py --print    # only shows them
+    python experiments/results.py --keep runs/muon quick-muon    # a finished study's rows, small, to experiments/rows
 
 A study that is to be on the page needs its folder there, and its name in `STUDIES`.
 """
 
+import dataclasses
+import json
 import sys
 from pathlib import Path
 
-from eqx_slm.files import write_text_atomic
+from eqx_slm.files import json_ready, sealed, unsealed, write_text_atomic
 from eqx_slm.study import laws, load_results
 from eqx_slm.study.blocks import Heading, Paragraph, Table, markdown
+from eqx_slm.study.folder import read_rows
 
 HERE = Path(__file__).parent
 PAGE, BEGIN, END = HERE.parent / "RESULTS.md", "<!-- tables -->", "<!-- /tables -->"
 STUDIES = (
     *("embedding-stdlib", "embedding-wikitext-2", "taper-attention", "taper-gated", "scaling-1200", "quick-ptb"),
     *("quick-hope", "quick-hope-again", "quick-titans", "quick-profiles", "quick-positions"),
+    *(OPTIMIZERS := ("quick-adamw", "quick-beta2", "quick-muon")),
     "scaling-wikitext-2-rates",
 )
 # Lengths of one series, in steps of 256 tokens; rows without losses of every sequence.
@@ -42,11 +47,11 @@ def differences(results):
     return Table(header, rows, left=1)
 
 
-def rare(results):
-    """Differences to the first arm by how frequent the target is: tenths of the training tokens."""
+def rare(results, of):
+    """Differences to the first arm by how frequent the target or the input is: tenths of the training tokens."""
     mean = {}
     for name, arm in results.arms.items():
-        parts = [[loss for loss, _ in run.by_frequency["target by mass"][:10]] for run in arm.runs]
+        parts = [[loss for loss, _ in run.by_frequency[f"{of} by mass"][:10]] for run in arm.runs]
         mean[name] = [sum(each) / len(each) for each in zip(*parts, strict=True)]
     first = mean.pop(results.reference)
     picked = (0, 4, 7, 9)
@@ -85,11 +90,12 @@ def tables():
         said = f"{tokens:,} tokens a run, seeds {', '.join(map(str, seeds))}, {results.machine['device']}, "
         blocks.append(Paragraph(f"{said}jax {results.machine['jax']}; nats a token of validation text."))
         blocks.append(differences(results))
-        if name.startswith(("embedding", "quick-ptb")):
-            blocks.append(
-                Paragraph("Differences to dense by tenths of the training tokens, targets of the most frequent first:")
-            )
-            blocks.append(rare(results))
+        if name.startswith(("embedding", "quick-ptb", *OPTIMIZERS)):
+            for of in ("target", "input") if name in OPTIMIZERS else ("target",):
+                blocks.append(
+                    Paragraph(f"Differences to dense by tenths of the training tokens, {of}s, most frequent first:")
+                )
+                blocks.append(rare(results, of))
     blocks += scaling()
     return markdown(blocks).strip()
 
@@ -100,8 +106,30 @@ def page(text):
     return f"{head}{BEGIN}\n\n{tables()}\n\n{END}{rest.partition(END)[2]}"
 
 
+def keep(folder, name):
+    """Copies the rows and the result of a finished study, without what makes them large: losses of every sequence,
+    the curves and losses by frequency at rates that were not the best, and in result.json all that the rows have."""
+    folder, kept = Path(folder), HERE / "rows" / name
+    own = {name: arm.learning_rate for name, arm in load_results(folder).arms.items()}
+
+    def short(row):
+        best = row.learning_rate == own[row.arm]
+        rest = {} if best else {"evals": row.evals[-1:], "by_frequency": {}}
+        return dataclasses.replace(row, sequences=(), sample="", **rest)
+
+    kept.mkdir(parents=True)
+    write_text_atomic(kept / "runs.jsonl", "".join(short(row).line for row in read_rows(folder / "runs.jsonl")))
+    data = unsealed(json.loads((folder / "result.json").read_text("utf-8")), folder)
+    for arm in data["arms"].values():
+        for run in (*arm["runs"], *arm["all_runs"]):
+            run |= {"evals": run["evals"][-1:], "by_frequency": {}, "sample": ""}
+    write_text_atomic(kept / "result.json", json.dumps(sealed(json_ready(data)), separators=(",", ":")))
+
+
 if __name__ == "__main__":
-    if "--print" in sys.argv:
+    if "--keep" in sys.argv:
+        keep(*sys.argv[sys.argv.index("--keep") + 1 :])
+    elif "--print" in sys.argv:
         print(tables())
     else:
         write_text_atomic(PAGE, page(PAGE.read_text("utf-8")))
