@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tiny import tiny_config, tiny_model, tiny_stream
 
 from eqx_slm import OptimizerConfig, make_program
-from eqx_slm.study import StreamConfig, Study, load_run, paired, study_main
+from eqx_slm.study import PAIR, StreamConfig, Study, alignment, load_run, paired, run_study, study_main
+from eqx_slm.study.finished import main as finished_main
 from eqx_slm.train import RunConfig, train_runs
 from eqx_slm.train.guard import group, group_norms
 from eqx_slm.train.stack import stack_blocks
@@ -176,6 +177,24 @@ def test_a_study_says_which_run_diverged(tmp_path, monkeypatch, capsys):
     assert all(
         np.isfinite(leaf).all() for leaf in jax.tree.leaves(eqx.filter(load_run(tmp_path / "run"), eqx.is_array))
     )
+
+
+def test_every_section_of_a_report_can_do_without_what_diverged(tmp_path):
+    """One arm whose first seed alone diverged, beside one that did not: all sections there are."""
+
+    def make(key):
+        model = tiny_model()
+        first = bool(jnp.all(jax.random.key_data(key) == jax.random.key_data(jax.random.key(0))))
+        return eqx.tree_at(lambda m: m.norm.weight, model, model.norm.weight * (jnp.nan if first else 1.0))
+
+    run = RunConfig(steps=8, evaluations=3, patience=2, frequency=4, probe="cosines", average=0.25, sample_tokens=4)
+    arms = {"one": tiny_config(), "two": make}
+    study = Study("tiny", arms, 2, (1e-2, 2e-2), (paired("one"),), report=(*PAIR, alignment()), run=run)
+    folder, results = run_study(study, tiny_stream(), out=tmp_path / "run")
+    assert [run.diverged for run in results.arms["two"].runs] == [True, False]
+    said = (folder / "report.md").read_text()
+    assert "Losses by frequency" in said and "Channels against the stream" in said and "because a run diverged" in said
+    assert finished_main(["report", str(folder)]) == 0
 
 
 def test_patience_is_a_number():

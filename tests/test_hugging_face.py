@@ -177,6 +177,39 @@ def test_what_transformers_saved_gives_the_same_logits_here(kind, tmp_path):
     np.testing.assert_array_equal(logits_of(again), logits_of(model))  # the config says all that is not a weight
 
 
+def test_a_gpt2_with_its_own_head_comes_in_and_others_are_refused(tmp_path):
+    """What config.json says of the function counts; without transformers, by its names of tensors."""
+    from safetensors.numpy import save_file
+
+    rng, d, vocab = np.random.default_rng(0), 8, 16
+    shapes = {"wte.weight": (vocab, d), "wpe.weight": (4, d), "ln_f.weight": (d,), "ln_f.bias": (d,)}
+    for part, shape in (("attn.c_attn", (d, 3 * d)), ("attn.c_proj", (d, d)), ("mlp.c_fc", (d, 4 * d))):
+        shapes |= {f"h.0.{part}.weight": shape, f"h.0.{part}.bias": shape[1:]}
+    shapes |= {"h.0.mlp.c_proj.weight": (4 * d, d), "h.0.mlp.c_proj.bias": (d,)}
+    shapes |= {f"h.0.{norm}.{part}": (d,) for norm in ("ln_1", "ln_2") for part in ("weight", "bias")}
+    tensors = {f"transformer.{name}": rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    head = rng.normal(size=(vocab, d)).astype(np.float32)
+    save_file({**tensors, "lm_head.weight": head}, tmp_path / "model.safetensors")
+    told = {"model_type": "gpt2", "vocab_size": vocab, "n_embd": d, "n_layer": 1, "n_head": 2, "n_positions": 4}
+
+    def read(**more):
+        (tmp_path / "config.json").write_text(json.dumps({**told, **more}))
+        return import_hugging_face(tmp_path)
+
+    model, config = read(tie_word_embeddings=False)
+    assert config.head.kind == "untied"
+    np.testing.assert_array_equal(model.head.weight, head)
+    assert read()[1].head.kind == "tied"
+    for name, value in (
+        ("scale_attn_by_inverse_layer_idx", True),
+        ("scale_attn_weights", False),
+        ("add_cross_attention", True),
+        ("activation_function", "relu"),
+    ):
+        with pytest.raises(UserError, match=f"a GPT-2 with {name} {value!r}"):
+            read(**{name: value})
+
+
 def test_weights_in_bfloat16_and_a_mistral_come_in(tmp_path):
     """As most published checkpoints are."""
     from safetensors.flax import load_file, save_file

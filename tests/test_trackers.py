@@ -1,5 +1,6 @@
 """Trackers: what they are told, that they cannot end a study, and that one that is not installed is named."""
 
+import dataclasses
 import importlib.machinery
 import json
 import math
@@ -82,6 +83,17 @@ def test_a_run_of_the_tracker_for_every_run_with_the_numbers_of_metrics(kind, tm
         assert numbers.get("valid/loss") == (line["evaluation"] or {}).get("nll")
         assert numbers["norm/gradient/head"] == line["norms"]["gradient"]["head"]
         assert all(math.isfinite(value) for value in numbers.values())
+
+
+def test_seeds_that_are_trained_together_are_told_one_after_the_other(tmp_path, monkeypatch, capsys):
+    together = dataclasses.replace(STUDY, run=dataclasses.replace(STUDY.run, seeds_at_once=2))
+    monkeypatch.setattr(f"{__name__}.STUDY", together)
+    code, told, _ = run_with("wandb", tmp_path / "run", monkeypatch, capsys)
+    assert code == 0 and [call for call, *_ in told if call != "log"] == ["init", "finish"] * 4
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [call for call, *_ in told].count("log") == len(lines)
+    steps = [rest[1] for call, *rest in told if call == "log"]
+    assert steps == sorted(steps[: len(steps) // 4]) * 4  # each run's in order, all alike
 
 
 @pytest.mark.parametrize("fails", ["init", "log", "finish"])

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..cores import usable_cores
 from ..errors import UserError
 from ..files import sealed, sync_folder, unsealed, write_json_atomic
 from .splits import SPLITS
@@ -230,7 +231,7 @@ class Manifest:
         """
         dtype = np.dtype(f"<u{self.tokenizer['token_bytes']}")
         shards = [shard for split in SPLITS for shard in self.shards[split]]
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # sha256 releases the GIL
+        with ThreadPoolExecutor(min(8, usable_cores())) as pool:  # sha256 releases the GIL
             list(pool.map(lambda shard: _check(folder / shard.file, shard, dtype), shards))
         mapped = {split: [np.memmap(folder / s.file, dtype, "r") for s in self.shards[split]] for split in SPLITS}
         for split in SPLITS:

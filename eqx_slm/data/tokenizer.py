@@ -6,7 +6,6 @@ import abc
 import hashlib
 import itertools
 import json
-import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -16,6 +15,7 @@ from unicodedata import combining
 
 import numpy as np
 
+from ..cores import usable_cores
 from ..errors import UserError
 from .tokens import check_sizes, integers
 
@@ -71,7 +71,7 @@ class Tokenizer(abc.ABC):
     def encode_documents(self, documents: Sequence[str]) -> np.ndarray:
         """The ids of all documents, the separator between two of them, int32[t]."""
         separator = np.asarray(self.separator, np.int32)
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:  # tiktoken releases the GIL
+        with ThreadPoolExecutor(min(8, usable_cores())) as threads:  # tiktoken releases the GIL
             pieces = [piece for ids in threads.map(self.encode, documents) for piece in (separator, ids)][1:]
         return np.concatenate([np.zeros(0, np.int32), *pieces])
 

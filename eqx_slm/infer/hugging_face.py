@@ -247,8 +247,14 @@ def _llama_values(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> dic
 
 
 def _from_gpt2(told: Mapping[str, Any]) -> ModelConfig:
-    if told.get("activation_function", "gelu_new") not in ("gelu_new", "gelu_pytorch_tanh"):
-        raise UserError(f"a GPT-2 with activation {told['activation_function']!r} has no place here")
+    rules = {
+        "activation_function": told.get("activation_function", "gelu_new") in ("gelu_new", "gelu_pytorch_tanh"),
+        "scale_attn_weights": told.get("scale_attn_weights", True),
+        "scale_attn_by_inverse_layer_idx": not told.get("scale_attn_by_inverse_layer_idx", False),
+        "add_cross_attention": not told.get("add_cross_attention", False),
+    }
+    if missing := [name for name, fits in rules.items() if not fits]:
+        raise UserError(f"a GPT-2 with {', '.join(f'{name} {told.get(name)!r}' for name in missing)} has no place here")
     d_model = told["n_embd"]
     return ModelConfig(
         vocab_size=told["vocab_size"],
@@ -260,13 +266,14 @@ def _from_gpt2(told: Mapping[str, Any]) -> ModelConfig:
         norm_eps=float(told.get("layer_norm_epsilon", 1e-5)),
         mixer=AttentionConfig(n_heads=told["n_head"], bias="all"),
         channel=MLPConfig(d_ff=told.get("n_inner") or 4 * d_model, activation="gelu", bias="all"),
-        head=HeadConfig("tied"),
+        head=HeadConfig("tied" if told.get("tie_word_embeddings", True) else "untied"),
     )
 
 
 def _gpt2_values(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, np.ndarray]:
     values = {"embedding.table": tensors["wte.weight"], "positions.table": tensors["wpe.weight"]}
     values |= {f"norm.{part}": tensors[f"ln_f.{part}"] for part in ("weight", "bias")}
+    values |= {} if config.head.kind == "tied" else {"head.weight": tensors["lm_head.weight"]}
     for i in range(config.depth):
         own, at = f"h.{i}.", f"blocks.{i}."
         for part, w in (("weight", "w_"), ("bias", "b_")):

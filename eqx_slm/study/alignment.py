@@ -46,8 +46,9 @@ def alignment(by: str = "") -> Section:
 
 
 def _cosines(arm: ArmResult, at: int) -> np.ndarray:
-    """The layers' mean over seeds at an evaluation."""
-    return np.mean([run.evals[at].cosines for run in arm.runs], axis=0) if arm.runs else np.zeros(0)
+    """The layers' mean at an evaluation over the seeds that had not diverged by then."""
+    found = [run.evals[at].cosines for run in arm.runs if run.evals[at].cosines]
+    return np.mean(found, axis=0) if found else np.zeros(0)
 
 
 def draw_alignment(arms: dict[str, ArmResult], by: str, width: float) -> Figure:

@@ -97,23 +97,25 @@ def by_frequency(results: Results) -> list[Block]:
     for kind, split in first.by_frequency.items():
         header = [kind, *map(str, range(1, len(split))), "unseen"]
         rows = [["validation tokens", *(counted(size) for _, size in split)]]
-        rows += [[name, *map(number, _means(arm, kind))] for name, arm in results.arms.items()]
+        seeds = {name: _seeds(arm, kind, len(split)) for name, arm in results.arms.items()}
+        rows += [[name, *map(number, _means(own))] for name, own in seeds.items()]
         for each in results.comparisons:
-            arm, reference = results.arms[each.arm], results.arms[each.reference]
-            cells = [_difference(a, b, level) for a, b in zip(_seeds(arm, kind), _seeds(reference, kind), strict=True)]
+            both = zip(seeds[each.arm], seeds[each.reference], strict=True)
+            cells = [_difference(ours, theirs, level) for ours, theirs in both]
             rows.append([f"{each.arm} minus {each.reference}", *cells])
         blocks.append(Table(header, rows))
     said = f"Differences are over paired seeds with plain {percent(level)} t intervals, a class by itself."
     return [*blocks, Paragraph(said)]
 
 
-def _seeds(arm: ArmResult, kind: str) -> list[list[float | None]]:
-    """For every class the means of all seeds."""
-    return [list(column) for column in zip(*([m for m, _ in run.by_frequency[kind]] for run in arm.runs), strict=True)]
+def _seeds(arm: ArmResult, kind: str, classes: int) -> list[list[float | None]]:
+    """For every class the means of all seeds; a run that diverged has none."""
+    split = ([mean for mean, _ in run.by_frequency.get(kind, ())] or [None] * classes for run in arm.runs)
+    return [list(column) for column in zip(*split, strict=True)]
 
 
-def _means(arm: ArmResult, kind: str) -> list[float | None]:
-    return [None if None in own else math.fsum(m or 0.0 for m in own) / len(own) for own in _seeds(arm, kind)]
+def _means(seeds: list[list[float | None]]) -> list[float | None]:
+    return [None if None in own else math.fsum(m or 0.0 for m in own) / len(own) for own in seeds]
 
 
 def _difference(ours: list[float | None], theirs: list[float | None], level: float) -> str:

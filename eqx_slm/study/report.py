@@ -186,7 +186,7 @@ def samples(results: Results) -> list[Block]:
 def scope(results: Results) -> list[Block]:
     """What the intervals cover, and what they do not."""
     s = results.settings
-    rates, seeds = (", ".join(f"{value:g}" for value in s[name]) for name in ("learning_rates", "seeds"))
+    rates, seeds = ", ".join(f"{rate:g}" for rate in s["learning_rates"]), ", ".join(map(str, s["seeds"]))
     swept = [Strong("Learning rates were not swept"), f" (all arms: {rates}); another rate may favour another arm."]
     if s["swept"]:
         swept = f"Learning rates were swept over the same grid for every arm ({rates}); rates outside are not covered."

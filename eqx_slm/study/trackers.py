@@ -50,8 +50,9 @@ class _Logger:
 class Tracker:
     """Sends the events of a study to a tracker: one run of it for every arm, seed and learning rate.
 
-    Weights & Biases and trackio are told one run at a time, as they have it; all stay on this machine unless their own
-    variables say otherwise (`WANDB_MODE=online` and the like).
+    Weights & Biases and trackio are told one run at a time, as they have it: what seeds that are trained together tell
+    waits until the one before is done. All stay on this machine unless their own variables say otherwise
+    (`WANDB_MODE=online` and the like).
     """
 
     def __init__(self, kind: Track, folder: Path, config: Any, say: Callable[[str], None]):
@@ -64,27 +65,38 @@ class Tracker:
         self.kind, self.folder, self.config, self.say = kind, folder, config, say
         self.run: tuple[str, int, float] | None = None
         self.sink: _TensorBoard | _Logger | None = None
+        self.waiting: dict[tuple[str, int, float], list[tuple[dict[str, float], int]]] = {}
         self.failed = False
 
     def __call__(self, event: Event) -> None:
         """Sends an event's progress; the first error ends tracking, and only that."""
-        if self.failed or event.progress is None:
+        if self.failed:
             return
-        try:
-            run = (event.arm, event.seed, event.learning_rate)
-            if run != self.run or self.sink is None:
-                self._close()
-                self.run, self.sink = run, self._open(*run)
-            self.sink.log(numbers_of(event), event.progress.step)
-        except Exception as error:
-            self._fail(error)
+        run = (event.arm, event.seed, event.learning_rate)
+        if event.progress is not None:
+            self.waiting.setdefault(run, []).append((numbers_of(event), event.progress.step))
+        if event.kind == "run" or (event.progress is not None and self.run in (None, run)):
+            self._send(run, last=event.kind == "run")
 
     def close(self) -> None:
-        """Ends the run that is open."""
+        """Ends the run that is open, and tells of those that wait."""
+        for run in dict.fromkeys([*([] if self.run is None else [self.run]), *self.waiting]):
+            self._send(run, last=True)
+
+    def _send(self, run: tuple[str, int, float], last: bool) -> None:
+        """Sends what waits of a run, all of it where it is its `last`."""
         if self.failed:
             return
         try:
-            self._close()
+            told = self.waiting.pop(run, [])
+            if run != self.run and told:
+                self._close()
+                self.run, self.sink = run, self._open(*run)
+            for numbers, step in told:
+                assert self.sink is not None
+                self.sink.log(numbers, step)
+            if last and run == self.run:
+                self._close()
         except Exception as error:
             self._fail(error)
 
@@ -94,7 +106,7 @@ class Tracker:
         self.say(f"warning: --track {self.kind} failed ({why}): the study goes on without it, metrics.jsonl has all")
 
     def _close(self) -> None:
-        sink, self.sink = self.sink, None
+        sink, self.sink, self.run = self.sink, None, None
         if sink is not None:
             sink.close()
 
