@@ -84,6 +84,13 @@ REGISTERED = {
         "length keeps its one rate, which was chosen at that length. Said before it ran: dense gains more than the "
         "generator in the longest runs, and the generator's multiplier falls towards 1."
     ),
+    "passes": (
+        "experiments/scaling.py passes on WikiText-2: 1.97M tokens a run as 1, 2, 4 and 8 passes over 1.97M, 0.98M, "
+        "0.49M and 0.25M tokens, widths 32 and 64, the same four arms, seeds 0 to 2, rate 1.75e-3. Asked: does a lead "
+        "or a deficit against dense change with passes by more than 0.03 nat from 1 to 8? Expected before it ran: "
+        "hashed bigrams lose their lead, since they memorize; the generator, which has fewer parameters, loses less "
+        "than dense."
+    ),
     "adam": (
         "Is a gain on rare tokens the embedding's, or Adam's? If the generator's gain on the rarest tenth over dense "
         "is there under AdamW and not under Muon or beta2 = 0.999, it is the optimizer's."
