@@ -99,11 +99,11 @@ def subcommands(
     return 0
 
 
-def listing(prog: str, head: str, lines: Mapping[str, str]) -> str:
-    """The help of several commands: each with its line."""
+def listing(prog: str, head: str, lines: Mapping[str, str], word: str = "COMMAND") -> str:
+    """The help of several commands, or of what else a `word` stands for: each with its line."""
     width = max(map(len, lines))
     rows = [f"  {name:{width}}  {line}" for name, line in lines.items()]
-    return "\n".join([head, "", *rows, "", f"{prog} COMMAND --help says what a command takes."])
+    return "\n".join([head, "", *rows, "", f"{prog} {word} --help says what a {word.lower()} takes."])
 
 
 @contextlib.contextmanager

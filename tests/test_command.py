@@ -122,7 +122,7 @@ def told_before_reading(arguments):
         (["--steps", str(2**31)], "steps=2147483648: it must be at most"),
         (["--tokens", str(10**30)], "steps=.*at most"),
         (["--seeds", str(10**12)], "seeds=1000000000000: it must be at most 10,000"),
-        (["--seeds", "2", "--seeds-at-once", "3"], r"\(--seeds-at-once\)=3: there are only 2 seeds"),
+        (["--seeds", "2", "--seeds-at-once", "3"], r"\(--seeds-at-once\)=3: of seeds there are only 2"),
         (["--seeds-at-once", "0"], r"\(--seeds-at-once\)=0"),
         (["--lr", "1e-60"], "lr.*float32"),
         (["--lr", "1e39"], "lr.*float32"),

@@ -223,7 +223,7 @@ def test_an_order_comes_from_the_streams_training_split():
         ({"dense": DENSE}, {"learning_rates": (float("nan"),)}, "learning_rates"),
         ({"dense": DENSE}, {"seeds": (1, 1)}, "seeds"),
         ({"dense": DENSE}, {"seeds_at_once": 0}, "seeds_at_once .*=0.*at least 1"),
-        ({"dense": DENSE}, {"seeds_at_once": 3}, "seeds_at_once .*=3: there are only 2 seeds"),
+        ({"dense": DENSE}, {"seeds_at_once": 3}, "seeds_at_once .*=3: of seeds there are only 2"),
         ({"dense": DENSE}, {"seeds": 10**12}, "seeds=1000000000000: it must be at most 10,000"),
         ({"dense": DENSE}, {"seeds": range(10**12)}, "seeds=1000000000000"),
         ({"dense": DENSE}, {"sample_tokens": -1}, "sample_tokens=-1"),

@@ -174,6 +174,16 @@ def test_the_taper_study_is_a_study(tmp_path, monkeypatch, capsys):
     )
     options = ["--data", text, "--tokenizer", "byte", "--sequence-length", "8", "--dry-run"]
     assert study_main(small, options) == 0 and "tokenizer byte" in capsys.readouterr().out
+    run = ["--seeds", "2", "--seeds-at-once", "2", "--accumulate", "2", "--loop", "runs", "--compute-dtype", "bfloat16"]
+    with monkeypatch.context() as patch:
+        patch.setattr("eqx_slm.study.command._run", lambda study, *rest: seen.append(study.run) or 0)
+        seen = []
+        assert study_main(small, ["--batch-size", "4", *run]) == 0
+    how = {"seeds_at_once": 2, "accumulate": 2, "loop": "runs", "compute_dtype": "bfloat16"}
+    assert seen == [dataclasses.replace(small.run, **how)]
+    assert study_main(small, ["--mesh", "data=99"]) == 2 and "--mesh data=99: 99 devices" in capsys.readouterr().err
+    assert study_main(small, ["--processes", "here"]) == 2 and "--processes 'here'" in capsys.readouterr().err
+    assert study_main({"one": small}, ["--help"]) == 0 and "  one  " in capsys.readouterr().out
     assert study_main({"one": small}, ["two"]) == 2 and "STUDY being one of one" in capsys.readouterr().err
     assert study_main({"one": small}, ["one", "--seeds", "0"]) == 2 and "seeds=0" in capsys.readouterr().err
     assert study_main(small, ["--seeds", "0"]) == 2 and "seeds=0" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..commandline import STOPPED, complain, parse, patient_streams
+from ..commandline import STOPPED, complain, listing, parse, patient_streams
 from ..errors import UserError
 from ..visible import visible
 from .defaults import of_preset, of_study
@@ -116,6 +116,10 @@ def study_main(
         if not isinstance(study, Mapping):
             return _run_study(study, parse(StudyOptions, arguments, script, of_study(study)), stopping, command)
         given = list(sys.argv[1:] if arguments is None else arguments)
+        if given and given[0] in ("-h", "--help"):
+            lines = {name: f"{len(each.which)} seeds, {each.run.steps:,} steps a run" for name, each in study.items()}
+            print(listing(script, f"usage: {script} STUDY [OPTIONS]\n\nRun a study.", lines, "STUDY"))
+            return 0
         if not given or given[0] not in study:
             what = f"no study {given[0]!r}" if given else "no study is named"
             raise UserError(f"{what}: write {script} STUDY [options], STUDY being one of {', '.join(study)}")
@@ -167,13 +171,15 @@ def _run_pair(options: Options, stopping: Stopping, command: Again) -> int:
 
 
 def _run_study(study: "Study", options: StudyOptions, stopping: Stopping, command: Again) -> int:
-    def given(part: Any, **values: Any) -> Any:
-        return dataclasses.replace(part, **{name: value for name, value in values.items() if value is not None})
+    from ..train.processes import join, same
 
-    stream = _stream(study.stream, {name: value for name, value in vars(options).items() if value is not None})
-    run = given(study.run, steps=options.steps)
-    until = _until(options, study.until)
-    study = given(study, seeds=options.seeds, rates=options.lr, run=run, stream=stream, until=until)
+    join(options.processes)
+    same(str(dataclasses.replace(options, processes=None)))
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    run = {field.name: given[field.name] for field in dataclasses.fields(study.run) if field.name in given}
+    own = {name: given[option] for name, option in (("seeds", "seeds"), ("rates", "lr")) if option in given}
+    own |= {"run": dataclasses.replace(study.run, **run), "stream": _stream(study.stream, given)}
+    study = dataclasses.replace(study, **own, until=_until(options, study.until))
     return _run(study, lambda stream: study, options, stopping, command)
 
 

@@ -122,7 +122,7 @@ def check_design(name: str, arms: Any, seeds: int | Sequence[int], rates: Sequen
         if len(set(values)) < len(values):
             raise UserError(f"{what}={list(values)}: one is given twice")
     if seeds_at_once > len(seeds):
-        raise UserError(f"seeds_at_once (--seeds-at-once)={seeds_at_once}: there are only {len(seeds)} seeds")
+        raise UserError(f"seeds_at_once (--seeds-at-once)={seeds_at_once}: of seeds there are only {len(seeds)}")
 
 
 def check_until(seeds: int | Sequence[int], until: int | None) -> None:

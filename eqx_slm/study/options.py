@@ -46,6 +46,22 @@ class StudyOptions:
     """Tokens a sequence."""
     batch_size: int | None = None
     """Sequences a batch."""
+    compute_dtype: ComputeDtype | None = None
+    """What parameters are cast to inside the step; masters, moments and sums stay float32."""
+    accumulate: int | None = None
+    """In how many parts a step takes its batch, for less memory; the same mean gradient."""
+    mesh: str | None = None
+    """How many devices along each axis, such as data=4,model=2: data and fsdp split a batch's rows, fsdp parameters and
+    moments too, model the vocabulary."""
+    processes: str | None = None
+    """Run as one of several JAX processes over a --mesh of all their devices: auto where the cluster says which (Slurm,
+    Cloud TPU), or HOST:PORT,COUNT,INDEX; the same command in each, the first one writes."""
+    loop: Loop | None = None
+    """unrolled, or runs: scan runs of equal layers (deep models compile faster), the same for all arms."""
+    remat: Remat | None = None
+    """What the backward pass keeps of a layer: none (everything), dots (results of matmuls), full (its input)."""
+    seeds_at_once: int | None = None
+    """How many seeds of an arm one program trains; one without it."""
     dry_run: Annotated[bool, "flag"] = field(default=False)
     """Print ledger, FLOPs, memory and a rough time per arm; train nothing."""
     stop_after: float | None = None
@@ -106,22 +122,6 @@ class Options(StudyOptions):
     """Learning-rate schedule after warm-up."""
     optimizer: Literal["adamw", "muon"] | None = None
     """adamw, or muon: hidden matrices by Muon, everything else by AdamW."""
-    compute_dtype: ComputeDtype | None = None
-    """What parameters are cast to inside the step; masters, moments and sums stay float32."""
-    accumulate: int | None = None
-    """In how many parts a step takes its batch, for less memory; the same mean gradient."""
-    mesh: str | None = None
-    """How many devices along each axis, such as data=4,model=2: data and fsdp split a batch's rows, fsdp parameters and
-    moments too, model the vocabulary."""
-    processes: str | None = None
-    """Run as one of several JAX processes over a --mesh of all their devices: auto where the cluster says which (Slurm,
-    Cloud TPU), or HOST:PORT,COUNT,INDEX; the same command in each, the first one writes."""
-    loop: Loop | None = None
-    """unrolled, or runs: scan runs of equal layers (deep models compile faster), the same for all arms."""
-    remat: Remat | None = None
-    """What the backward pass keeps of a layer: none (everything), dots (results of matmuls), full (its input)."""
-    seeds_at_once: int | None = None
-    """How many seeds of an arm one program trains; one without it."""
     frequency: int | None = None
     """Classes of training frequency that the report's final losses are split by: 10 for deciles."""
     name: str | None = None

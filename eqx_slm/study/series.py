@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..commandline import complain, parse
+from ..errors import UserError
+from ..train.processes import join, leads
 from .blocks import Block
 from .command import StudyOptions, again, study_main
 from .results import Results
@@ -47,6 +49,11 @@ def series_main(
     if options.steps is not None:
         complain(f"--steps {options.steps}: the studies of {name} have their own lengths; leave it out")
         return 2
+    try:
+        join(options.processes)
+    except UserError as error:
+        complain(error)
+        return 2
     found: dict[str, Results] = {}
     folder = _folder(name) if options.out is None else Path(options.out)
     for part, study in studies.items():
@@ -55,7 +62,8 @@ def series_main(
             found[part] = results
             return []
 
-        print(f"== {part}")
+        if leads():
+            print(f"== {part}")
         kept = dataclasses.replace(study, report=(*study.report, keep))
         own = given if options.dry_run else [*_without_out(given), "--out", str(folder / part)]
         if code := study_main(kept, own, again_with=again(arguments)(folder)):
@@ -65,8 +73,9 @@ def series_main(
             if part not in found and (folder / part / "result.json").exists():
                 found[part] = load_results(folder / part)
         found = {part: found[part] for part in every if part in found}
-        path = write_report([block for section in report for block in section(found)], folder)
-        print(path)
+        blocks = [block for section in report for block in section(found)]
+        if leads():
+            print(write_report(blocks, folder))
     return 0
 
 

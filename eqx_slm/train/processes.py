@@ -24,7 +24,7 @@ def join(text: str | None) -> None:
 
     **Raises:** `UserError` for another text, where the others do not come, and where JAX has begun already.
     """
-    if not text:
+    if not text or jax.distributed.is_initialized():  # a series of studies joins once
         return
     given: dict[str, Any] = {}
     if text != "auto":
