@@ -80,7 +80,9 @@ class Tracker:
 
     def close(self) -> None:
         """Ends the run that is open, and tells of those that wait."""
-        for run in dict.fromkeys([*([] if self.run is None else [self.run]), *self.waiting]):
+        if self.run is not None:
+            self._send(self.run, last=True)
+        for run in list(self.waiting):
             self._send(run, last=True)
 
     def _send(self, run: tuple[str, int, float], last: bool) -> None:
