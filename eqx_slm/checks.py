@@ -30,7 +30,8 @@ def whole(name: str, value: Any, least: int = 1, otherwise: str = "", most: int 
 def finite(name: str, value: Any, bound: str = "a number") -> None:
     """**Raises:** `UserError` where `value` is no finite number."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value):
-        raise UserError(f"{name}={shown(value)}: it must be {bound}, and finite")
+        also = "" if "finite" in bound else ", and finite"
+        raise UserError(f"{name}={shown(value)}: it must be {bound}{also}")
 
 
 def real(name: str, value: Any, *, positive: bool = False) -> None:
@@ -62,9 +63,11 @@ def one_sequence(x: Any, width: int, what: str) -> None:
 
 
 def check_key(key: Any) -> None:
-    """Raises `UserError` for what is no key of JAX, such as a seed."""
+    """Raises `UserError` for what is no key of JAX, such as a seed, and for several."""
     if not hasattr(key, "dtype") or not hasattr(key, "shape"):
         raise UserError(f"key={shown(key)}: give a key, such as jax.random.key(0)")
+    if len(key.shape) > (0 if str(key.dtype).startswith("key<") else 1):  # a raw key is a row of integers
+        raise UserError(f"key of shape {tuple(key.shape)}: give one key; jax.vmap makes a model a key")
 
 
 def check_sizes(**sizes: Any) -> None:

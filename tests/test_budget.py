@@ -106,6 +106,8 @@ def test_ledger_of_presets_studies_and_models(tmp_path, capsys):
         (["budget", "30M", "--arms", "no"], "unknown arm 'no'; allowed: dense"),
         (["budget", "30M", "--png", "/nowhere/b.png"], "/nowhere/b.png cannot be written: No such file"),
         (["ledger", "256"], "unknown preset '256'"),
+        (["budget", "30M", "--multiple", "7"], "--multiple 7: heads have this width"),
+        (["budget", "1e30"], "parameters=1000000000000000000000000000000: it must be at most"),
         (["ledger", "nowhere.json"], "cannot read nowhere.json"),
     ],
 )

@@ -2,13 +2,17 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 from tiny import tiny_config, tiny_stream
 
 from eqx_slm import OptimizerConfig, UserError, load_run
+from eqx_slm.data.tokenizer import ListTokenizer
+from eqx_slm.data.vocabulary import save_tokenizer
 from eqx_slm.study import Study, paired, run_study
+from eqx_slm.study.first_weights import FirstWeights
 from eqx_slm.study.folder import read_rows
 from eqx_slm.train import RunConfig, make_program, train_runs
 from eqx_slm.train.checkpoint import named_arrays
@@ -67,5 +71,10 @@ def test_what_cannot_begin_so_says_why(finished, tmp_path):
     deeper = dataclasses.replace(ARMS["one"], depth=2)
     refused("its arm 'two' is another model", study(5, arms={"one": ARMS["one"], "two": deeper}))
     refused("give one", study(5), go_on_from=finished)
+    other = tmp_path / "other"
+    shutil.copytree(finished, other)
+    save_tokenizer(other / "vocabulary.json", ListTokenizer("char", "abc"))
+    with pytest.raises(UserError, match="its ids are of another tokenizer .* give --tokenizer .*vocabulary.json"):
+        FirstWeights(other, [("one", 0)], lambda name, seed: None, load_run, ListTokenizer("char", "abd"))
     with pytest.raises(UserError, match="cannot go on: .* --init-from FOLDER"):
         run_study(study(9), STREAM, out=tmp_path / "new", go_on_from=finished)

@@ -1,6 +1,7 @@
 """A finished run put to use: its tokenizer with it, text from a prompt, the loss on a text as training has it."""
 
 import dataclasses
+import gzip
 import json
 import shutil
 
@@ -14,7 +15,7 @@ from eqx_slm import UserError, load_run, make_stream
 from eqx_slm.__main__ import main
 from eqx_slm.study import Study, frequency_classes, open_run, paired, text_by_frequency, text_loss
 from eqx_slm.study.study import run_study
-from eqx_slm.study.text_loss import ids_losses
+from eqx_slm.study.text_loss import ids_losses, read_text
 from eqx_slm.train import RunConfig
 
 LENGTH = 16
@@ -171,6 +172,33 @@ def test_the_commands(study, tmp_path, capsys):
     assert capsys.readouterr().out.startswith(f"{loss.nll:.4f} nats a token over 19 tokens, perplexity ")
 
 
+def test_eval_reads_a_file_as_training_does(study, tmp_path, capsys):
+    """Line ends, byte-order marks, records and packed files give the loss of their text."""
+    folder, text = str(study[0]), "the cat sat on a mat"
+    (tmp_path / "plain.txt").write_text(text)
+    (tmp_path / "mark.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    (tmp_path / "crlf.txt").write_bytes(b"a\r\nb\r\n")
+    assert read_text(tmp_path / "crlf.txt") == "a\nb\n"
+    (tmp_path / "records.jsonl").write_text(json.dumps({"text": text, "id": 1}) + "\n")
+    (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress((json.dumps({"text": text}) + "\n").encode()))
+    (tmp_path / "body.jsonl").write_text(json.dumps({"body": text}) + "\n")
+    said = set()
+    for name, *more in (
+        ("plain.txt",),
+        ("crlf.txt",),
+        ("records.jsonl",),
+        ("packed.jsonl.gz",),
+        ("body.jsonl", "body"),
+    ):
+        assert main(["eval", folder, str(tmp_path / name), *(["--text-field", *more] if more else [])]) == 0, name
+        said.add(capsys.readouterr().out)
+    assert len(said) == 1
+    (tmp_path / "two").mkdir()
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / "two" / name).write_text("the cat")
+    assert read_text(tmp_path / "two") == "the cat\n\nthe cat"
+
+
 def test_a_model_goes_out_and_comes_back(study, tmp_path, capsys):
     folder, out, plain, back = str(study[0]), *(str(tmp_path / name) for name in ("hf", "plain", "back"))
     assert main(["export", folder, out, "--arm", "one"]) == 0 and main(["import", out, back]) == 0
@@ -191,6 +219,9 @@ def test_what_cannot_be_is_one_line(study, tmp_path, capsys):
     folder = str(study[0])
     (tmp_path / "one.txt").write_text("t")
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "cut.jsonl").write_text('{"text": "the c')
+    empty = shutil.copytree(folder, tmp_path / "empty")
+    (empty / "runs.jsonl").write_text("")
     bare = shutil.copytree(folder, tmp_path / "bare")
     (bare / "vocabulary.json").unlink()
     damaged = shutil.copytree(folder, tmp_path / "damaged")
@@ -203,8 +234,13 @@ def test_what_cannot_be_is_one_line(study, tmp_path, capsys):
         (["generate", folder, "the", "--arm", "three"], "has no model three/seed-0; there are: one/seed-0"),
         (["generate", str(bare), "the"], "holds no tokenizer (vocabulary.json): run its study again"),
         (["generate", str(damaged), "the"], "is damaged"),
-        (["eval", folder, str(tmp_path / "no.txt")], "no.txt as text: No such file"),
-        (["eval", folder, str(tmp_path / "bad.txt")], "bad.txt as text"),
+        (["generate", folder, "the", "--tokens", "1e9"], "tokens=1000000000: it must be at most"),
+        (["generate", folder, "the", "--sample", "9" * 20], "(--sample)=99999999999999999999: it must be at most"),
+        (["generate", folder, "the", "--rate", "1"], "none is of learning rate 1; say which of one/seed-0/lr-"),
+        (["generate", str(empty), "the"], "has lost its runs.jsonl: say which arm"),
+        (["eval", folder, str(tmp_path / "no.txt")], "no file matches"),
+        (["eval", folder, str(tmp_path / "bad.txt")], "this is UTF-16, not text in UTF-8"),
+        (["eval", folder, str(tmp_path / "cut.jsonl")], "cut.jsonl, line 1 (byte 0): not JSON"),
         (["eval", folder, str(tmp_path / "one.txt")], "the text has 1 tokens: at least two are needed"),
         (["eval", folder, str(tmp_path / "one.txt"), "--stride", "99"], "stride=99: it must be at most 16"),
     ):

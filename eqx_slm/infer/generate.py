@@ -97,6 +97,9 @@ def generate_batch(
     return Continuation(model, prompts, keys, tokens=tokens, context=context, **how).draw(tokens)
 
 
+MOST = 10_000_000  # tokens of one continuation: what is drawn, and a key for each, is held in memory
+
+
 class Continuation:
     """Prompts that are being continued: every call of `draw` gives some more tokens of each, up to `tokens` in all."""
 
@@ -120,7 +123,7 @@ class Continuation:
         rows = [_checked(prompt) for prompt in prompts]
         for key in keys:
             check_key(key)
-        self.left, context = whole("tokens", tokens, least=0), whole("context", context)
+        self.left, context = whole("tokens", tokens, least=0, most=MOST), whole("context", context)
         self.how = sampling(1 if vocab_size is None else vocab_size, **how)
         self.model = model = materialize(model) if hasattr(model, "embedding") else model
         # Sizes in steps of 64 tokens: a program then serves many lengths of prompt and answer.

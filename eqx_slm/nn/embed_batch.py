@@ -52,7 +52,8 @@ def embed_batch(
     tokens = check_ids(tokens)
     flat = tokens.reshape(-1)
     if not getattr(embedding, "distinct_pays", False) or flat.shape[0] == 0:
-        return embedding(flat).reshape(*tokens.shape, -1)
+        found = embedding(flat)
+        return found.reshape(*tokens.shape, found.shape[-1])
     if distinct is None:
         distinct = distinct_tokens(flat, embedding.vocab_size)
     rows = embedding.first_rows(distinct.ids, distinct.number)

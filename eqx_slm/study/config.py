@@ -87,7 +87,8 @@ def check_arms(arms: Any) -> None:
     if not isinstance(arms, Mapping):
         raise UserError(f"arms is a {type(arms).__name__}: give a dict, a ModelConfig by name, or a grid")
     for name, arm in arms.items():
-        if not callable(arm) and not isinstance(arm, ModelConfig):
+        model = hasattr(arm, "batch_features") and not isinstance(arm, type)  # modules can be called too
+        if model or (not callable(arm) and not isinstance(arm, ModelConfig)):
             raise UserError(
                 f"arm {name!r} is a {type(arm).__name__}: give a ModelConfig, or a function from a key to a model; "
                 "arms that have names are named_arms((...), preset(...).tuned)"

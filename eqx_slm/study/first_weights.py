@@ -8,9 +8,12 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 
+from ..data.tokenizer import Tokenizer
+from ..data.vocabulary import load_tokenizer
 from ..errors import UserError
 from ..files import folder_with
 from ..train.checkpoint import named_arrays
+from .text import VOCABULARY
 
 
 class FirstWeights:
@@ -25,13 +28,22 @@ class FirstWeights:
         runs: Collection[tuple[str, int]],
         initial: Callable[[str, int], Any],
         load: Callable[..., Any],
+        tokenizer: Tokenizer | None = None,
     ):
         """**Arguments:** `folder`: the finished study's. `runs`: arm and seed of all that begin with its weights.
         `initial`: the model that a run would begin with otherwise; it says what has to be equal. `load`: `load_run`.
+        `tokenizer`: of this study.
 
-        **Raises:** `UserError` where the folder has no such run, or where one is of another model.
+        **Raises:** `UserError` where the folder has no such run, where one is of another model, and where its ids are
+        those of another tokenizer.
         """
         self.folder, self.load = folder_with("runs.jsonl", "--init-from", folder), load
+        own = self.folder / VOCABULARY
+        if tokenizer is not None and own.is_file() and (theirs := load_tokenizer(own)).hash != tokenizer.hash:
+            raise UserError(
+                f"--init-from {folder}: its ids are of another tokenizer ({theirs.name}, this study's is "
+                f"{tokenizer.name} of other tokens): give --tokenizer {own}"
+            )
         self.hashes: dict[tuple[str, int], str] = {}
         for name, seed in dict.fromkeys(runs):
             model = self.model(name, seed)  # one at a time: all of them together may be more than fits

@@ -261,6 +261,8 @@ def model_folder(folder: Path, *, arm: str | None, seed: int | None, rate: float
         raise UserError(f"{folder} holds no run: no <arm>/seed-<n>/lr-<rate>/model.safetensors in it")
     if (folder / "config.json").exists():
         rows = read_rows(folder / "runs.jsonl")
+        if arm is None and not rows:
+            raise UserError(f"{folder} has lost its runs.jsonl: say which arm, or name the folder of one model in it")
         arm = rows[0].arm if arm is None and rows else arm or ""
         wanted = f"{folder_name(arm)}/seed-{0 if seed is None else seed}"
         if rate is None and (folder / "result.json").exists():
@@ -272,7 +274,8 @@ def model_folder(folder: Path, *, arm: str | None, seed: int | None, rate: float
         models = found
     chosen = [at for name, at in models.items() if rate is None or at.name == f"lr-{float(rate)!r}"]
     if len(chosen) != 1:
-        raise UserError(f"{folder}: {len(chosen)} models fit; say which of {', '.join(sorted(models))}")
+        fit = f"{len(chosen)} models fit" if chosen else f"none is of learning rate {rate:g}"
+        raise UserError(f"{folder}: {fit}; say which of {', '.join(sorted(models))}")
     if not (chosen[0] / "model.json").exists():
         raise UserError(f"{chosen[0]}: its arm was a function, use eqx_slm.train.load_model(file, like)")
     return chosen[0]

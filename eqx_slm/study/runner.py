@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from ..checks import shown
 from ..configs import to_dict
 from ..cores import check_cores
 from ..data import Stream
@@ -164,6 +165,10 @@ class Runner:
         if self.config.pairing == "data-only":
             key = subkey(key, name)
         model = build(arm, key=key, **self.sides[name]) if isinstance(arm, ModelConfig) else arm(key)
+        if not isinstance(arm, ModelConfig) and not hasattr(model, "batch_features"):
+            raise UserError(
+                f"arm {name}: its function gave {shown(model)} for a key: a model has batch_features and read_out"
+            )
         vocab = getattr(getattr(model, "embedding", None), "vocab_size", self.stream.vocab_size)
         if vocab < self.stream.vocab_size:
             raise UserError(f"arm {name} embeds {vocab} ids, the stream has {self.stream.vocab_size}")

@@ -44,7 +44,8 @@ def load_results(folder: str | Path) -> Results:
     folder = Path(folder)
     file = folder / "result.json"
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}: name the run folder of a finished study")
+        what = f"{folder} is a file" if folder.is_file() else f"there is no folder {folder}"
+        raise UserError(f"{what}: name the run folder of a finished study")
     if not file.exists():
         if (folder / "config.json").exists():
             raise UserError(f"the study in {folder} is not finished: give its command again with --out {folder}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tyro.conf import Positional
 
+from ..checks import whole
 from ..commandline import command
 from ..errors import UserError
 
@@ -92,6 +93,9 @@ def fits(options: Budget) -> dict[str, Fit]:
     from .arms import Tuned, changed, make_arm
 
     target, vocab = count_of("parameters", options.parameters), options.vocab
+    whole("parameters", target, most=10**13)
+    if options.multiple % 2:
+        raise UserError(f"--multiple {options.multiple}: heads have this width, and rotary positions need an even one")
     if not options.arms:
         raise UserError("--arms is empty: name one or more, or leave it out")
 

@@ -172,7 +172,7 @@ def run_study(
         if go_on_from is not None:
             raise UserError("--go-on-from and --init-from: a run begins with one of them; give one")
         begins = [(name, seed) for name in arms for seed in most]
-        runner.weights = FirstWeights(init_from, begins, runner.initial, load_run)
+        runner.weights = FirstWeights(init_from, begins, runner.initial, load_run, stream.tokenizer)
     if go_on_from is not None:
         trunks = runner.keys(study.which, study.rates, trunk=True).values()
         runner.shorter = Shorter(go_on_from, study.run, set(trunks))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checks import whole
 from ..errors import UserError
 
 if TYPE_CHECKING:  # --help is answered without loading jax
@@ -84,7 +85,7 @@ class OpenRun:
 
         from ..infer.generate import Continuation
 
-        stops, key = _stops(stop), jax.random.key(seed)
+        stops, key = _stops(stop), jax.random.key(whole("seed (--sample)", seed, least=0, most=2**32 - 1))
         rows = [self.encode(each) if isinstance(each, str) else each for each in prompts]
         if any(len(ids) == 0 for ids in rows):
             raise UserError("the prompt has no tokens: give at least one character that the tokenizer knows")

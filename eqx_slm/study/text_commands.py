@@ -11,7 +11,6 @@ from typing import ClassVar
 from tyro.conf import Positional
 
 from ..commandline import command
-from ..errors import UserError
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,9 @@ class Evaluate(Which):
     )
 
     file: Positional[Path]
-    """A text file in UTF-8."""
+    """A text file in UTF-8, JSON lines or parquet, a folder or a glob of them; read as training reads it."""
+    text_field: str = "text"
+    """The field of a record that holds its text, where files hold records."""
     stride: int | None = None
     """Windows begin every so many tokens; the model's context, so that none overlap, without it."""
     frequency: int = 0
@@ -102,12 +103,9 @@ def evaluate_main(arguments: Sequence[str] | None = None) -> int:
         from .frequency import frequency_table
         from .terminal import plain_text
         from .text import open_run
-        from .text_loss import text_by_frequency, text_loss
+        from .text_loss import read_text, text_by_frequency, text_loss
 
-        try:
-            text = o.file.read_bytes().decode("utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read {o.file} as text: {getattr(error, 'strerror', None) or error}") from None
+        text = read_text(o.file, o.text_field)
         opened = open_run(o.run, arm=o.arm, seed=o.seed, rate=o.rate)
         split = text_by_frequency(opened, text, classes=o.frequency, stride=o.stride) if o.frequency else None
         found = text_loss(opened, text, stride=o.stride)

@@ -6,12 +6,17 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import numpy as np
 
 from ..checks import whole
+from ..data.documents import START, Problem
+from ..data.files import find_files
+from ..data.formats import read_items
+from ..data.records import LARGEST, Fields
 from ..data.tokenizer import lost_share
 from ..errors import UserError
 from ..train.loss import token_losses
@@ -35,6 +40,20 @@ class TextLoss:
     def perplexity(self) -> float:
         """e to the loss."""
         return math.exp(self.nll)
+
+
+def read_text(data: str | Path, field: str = "text") -> str:
+    """The text of a file, a folder or a glob, as training reads it: records' `field`, packed files, LF line ends.
+
+    Documents have a blank line between them. **Raises:** `UserError` for what cannot be read, naming file and line.
+    """
+    fields, parts = Fields(text=field), []
+    for number, file in enumerate(find_files(str(data))):
+        for item in read_items(file, number, fields, "", START, largest=max(LARGEST, file.size)):
+            if isinstance(item, Problem):
+                raise UserError(item.message)
+            parts.append(item.text)
+    return "\n\n".join(parts)
 
 
 def text_loss(run: OpenRun, text: str, *, stride: int | None = None) -> TextLoss:
