@@ -182,15 +182,9 @@ def test_eval_reads_a_file_as_training_does(study, tmp_path, capsys):
     (tmp_path / "records.jsonl").write_text(json.dumps({"text": text, "id": 1}) + "\n")
     (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress((json.dumps({"text": text}) + "\n").encode()))
     (tmp_path / "body.jsonl").write_text(json.dumps({"body": text}) + "\n")
-    said = set()
-    for name, *more in (
-        ("plain.txt",),
-        ("crlf.txt",),
-        ("records.jsonl",),
-        ("packed.jsonl.gz",),
-        ("body.jsonl", "body"),
-    ):
-        assert main(["eval", folder, str(tmp_path / name), *(["--text-field", *more] if more else [])]) == 0, name
+    said, field = set(), {"body.jsonl": ["--text-field", "body"]}
+    for name in ("plain.txt", "mark.txt", "records.jsonl", "packed.jsonl.gz", "body.jsonl"):
+        assert main(["eval", folder, str(tmp_path / name), *field.get(name, [])]) == 0, name
         said.add(capsys.readouterr().out)
     assert len(said) == 1
     (tmp_path / "two").mkdir()
