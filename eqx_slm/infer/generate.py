@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from ..checks import check_key, whole
 from ..errors import UserError
 from ..nn.lm import LanguageModel
-from ..nn.table import TableEmbedding
+from ..nn.table import TableConfig, TableEmbedding
 from .sampling import Sampling, draw, sampling
 
 
@@ -24,7 +24,7 @@ class MaterializedEmbedding(TableEmbedding):
         """**Arguments:** `table`, one row a token id."""
         self.table = table
         self.vocab_size, self.d_model = table.shape
-        self.std = 0.0
+        self.config = TableConfig(std=0.0)
 
 
 def materialize(model: LanguageModel) -> LanguageModel:

@@ -1,16 +1,16 @@
 """A fixed code of the id's bits: one linear map to the model's width, or none, and then no parameter at all."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
-from ..checks import check_scale, check_sizes, one_of
+from ..checks import check_scale, configured, one_of
 from ..errors import UserError
-from .embedding import TokenEmbedding, check_ids, known_or_nan
+from .embedding import ConfiguredEmbedding, EmbeddingDefaults, check_ids, known_or_nan
 from .head import ReadOut
 from .init import normal
 from .ops import inner_dtype, with_axes
@@ -19,7 +19,7 @@ Map = Literal["linear", "none"]
 
 
 @dataclass(frozen=True)
-class BinaryConfig:
+class BinaryConfig(EmbeddingDefaults):
     """The bits of an id as signs. `map`: "linear" trains a map to d_model; "none" repeats the signs over its width, so
     that nothing is trained. `std` of the embedding's entries, at the start or (without a map) for good."""
 
@@ -29,23 +29,21 @@ class BinaryConfig:
     tieable: ClassVar[bool] = True
 
     def __post_init__(self):
+        one_of("map", self.map, ("linear", "none"))
         check_scale(std=self.std)
 
     def check(self, vocab_size: int, d_model: int) -> None:
-        """Raises `UserError` where the repeated signs of two ids would be the same."""
-        check_width(self.map, vocab_size, d_model)
+        """**Raises:** `UserError` where the repeated signs of two ids would be the same."""
+        bits = id_bits(vocab_size)
+        if self.map == "none" and d_model < bits:
+            raise UserError(
+                f"d_model={d_model}: without a map it has no room for the {bits} bits of {vocab_size} ids; take a "
+                f'd_model of at least {bits}, or map="linear"'
+            )
 
     def parameters(self, vocab_size: int, d_model: int) -> int:
         """D bits(V), or none."""
         return id_bits(vocab_size) * d_model if self.map == "linear" else 0
-
-    def table_parameters(self, vocab_size: int, d_model: int) -> int:
-        """None: no parameter belongs to one token."""
-        return 0
-
-    def buffer_bytes(self, vocab_size: int) -> int:
-        """None: the code is computed from the id."""
-        return 0
 
     def flops(self, vocab_size: int, d_model: int) -> int:
         """2 bits(V) D for the map."""
@@ -63,7 +61,7 @@ class BinaryConfig:
         self, vocab_size: int, d_model: int, *, order: Int32[Array | np.ndarray, " v"] | None = None, key: PRNGKeyArray
     ) -> "BinaryEmbedding":
         """The module."""
-        return BinaryEmbedding(vocab_size, d_model, map=self.map, std=self.std, key=key)
+        return BinaryEmbedding(vocab_size, d_model, self, key=key)
 
 
 def id_bits(vocab_size: int) -> int:
@@ -71,18 +69,7 @@ def id_bits(vocab_size: int) -> int:
     return max(1, (vocab_size - 1).bit_length())
 
 
-def check_width(map: str, vocab_size: int, d_model: int) -> None:
-    """Raises `UserError` for a map that is none of the two, and for a width that has no room for the bits."""
-    one_of("map", map, ("linear", "none"))
-    bits = id_bits(vocab_size)
-    if map == "none" and d_model < bits:
-        raise UserError(
-            f"d_model={d_model}: without a map it has no room for the {bits} bits of {vocab_size} ids; take a d_model "
-            f'of at least {bits}, or map="linear"'
-        )
-
-
-class BinaryEmbedding(TokenEmbedding):
+class BinaryEmbedding(ConfiguredEmbedding):
     """The signs of the id's bits, lowest first, scaled to length one, times a trained map; or, without a map, the signs
     repeated up to the model's width (`code[i mod bits]`), a fixed input without a parameter.
 
@@ -90,22 +77,20 @@ class BinaryEmbedding(TokenEmbedding):
     """
 
     weight: Float[Array, "{self.bits} {self.d_model}"] | None
-    vocab_size: int = eqx.field(static=True)
-    d_model: int = eqx.field(static=True)
+    config: BinaryConfig = eqx.field(static=True)
     bits: int = eqx.field(static=True)
-    std: float = eqx.field(static=True)
-    no_decay: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, vocab_size: int, d_model: int, *, map: Map = "linear", std: float = 0.02, key: PRNGKeyArray):
-        """**Arguments:** `vocab_size`; `d_model`; `map`, "linear" or "none"; `std` of the entries; `key`."""
-        check_sizes(vocab_size=vocab_size, d_model=d_model)
-        check_width(map, vocab_size, d_model)
-        check_scale(std=std)
-        self.vocab_size = int(vocab_size)
-        self.d_model = int(d_model)
+    def __init__(
+        self, vocab_size: int, d_model: int, config: BinaryConfig | None = None, *, key: PRNGKeyArray, **fields: Any
+    ):
+        """**Arguments:** `vocab_size`; `d_model`; a `config`, or its `fields` as keywords; `key`.
+
+        **Raises:** `UserError` for a value out of its range, and a width without room for the bits.
+        """
+        super().__init__(vocab_size, d_model, configured(BinaryConfig, config, fields))
         self.bits = id_bits(self.vocab_size)
-        self.std = std
-        self.weight = normal(key, "weight", (self.bits, d_model), std) if map == "linear" else None
+        mapped = self.config.map == "linear"
+        self.weight = normal(key, "weight", (self.bits, d_model), self.config.std) if mapped else None
 
     def __call__(self, ids: Int[Array, "*t"]) -> Float[Array, "*t {self.d_model}"]:
         ids = check_ids(ids)
@@ -131,4 +116,4 @@ class BinaryEmbedding(TokenEmbedding):
         if self.weight is not None:
             return (signs.astype(self.weight.dtype) * self.bits**-0.5) @ self.weight
         places = jnp.arange(self.d_model) % self.bits
-        return signs[..., places].astype(inner_dtype(jnp.float32)) * self.std
+        return signs[..., places].astype(inner_dtype(jnp.float32)) * self.config.std

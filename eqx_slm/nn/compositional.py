@@ -1,19 +1,20 @@
 """A sum of codebook rows picked by a token's digits: Leviathan's codebooks without its splines."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
-from ..checks import check_scale, check_sizes
+from ..checks import check_scale, check_whole, configured
 from ..pytree import Fixed
 from .digits import coordinate_base, to_coordinates
 from .embedding import (
+    ConfiguredEmbedding,
+    EmbeddingDefaults,
     OrderKind,
-    TokenEmbedding,
     check_ids,
     check_order,
     known_or_nan,
@@ -23,7 +24,7 @@ from .init import normal
 
 
 @dataclass(frozen=True)
-class CompositionalConfig:
+class CompositionalConfig(EmbeddingDefaults):
     """A sum over `coordinates` codebooks; `std` of the sum's initial entries; the coordinate `order` of the ids."""
 
     kind: Literal["compositional"] = "compositional"
@@ -33,7 +34,7 @@ class CompositionalConfig:
     tieable: ClassVar[bool] = True
 
     def __post_init__(self):
-        check_sizes(coordinates=self.coordinates)
+        check_whole(self, "coordinates")
         check_scale(std=self.std)
 
     def parameters(self, vocab_size: int, d_model: int) -> int:
@@ -48,24 +49,14 @@ class CompositionalConfig:
         """Four bytes a token for an order other than the tokenizer's."""
         return 0 if self.order == "tokenizer" else 4 * vocab_size
 
-    def flops(self, vocab_size: int, d_model: int) -> int:
-        """Lookups and additions multiply nothing."""
-        return 0
-
-    def activations(self, vocab_size: int, d_model: int) -> int:
-        """Only the result."""
-        return d_model
-
     def build(
         self, vocab_size: int, d_model: int, *, order: Int32[Array | np.ndarray, " v"] | None = None, key: PRNGKeyArray
     ) -> "CompositionalEmbedding":
         """The module."""
-        return CompositionalEmbedding(
-            vocab_size, d_model, coordinates=self.coordinates, std=self.std, order=order, key=key
-        )
+        return CompositionalEmbedding(vocab_size, d_model, self, order=order, key=key)
 
 
-class CompositionalEmbedding(TokenEmbedding):
+class CompositionalEmbedding(ConfiguredEmbedding):
     r"""$E_i = \sum_r C_r[i_r]$ over the base-b digits of the id: the control that leaves out the splines.
 
     From compositional embeddings by complementary partitions (arXiv 1909.02107).
@@ -73,34 +64,30 @@ class CompositionalEmbedding(TokenEmbedding):
 
     codebooks: Float[Array, "{self.coordinates} {self.base} {self.d_model}"]
     order: Fixed | Int32[Array, "{self.vocab_size}"] | None
-    vocab_size: int = eqx.field(static=True)
-    d_model: int = eqx.field(static=True)
+    config: CompositionalConfig = eqx.field(static=True)
     coordinates: int = eqx.field(static=True)
     base: int = eqx.field(static=True)
-    std: float = eqx.field(static=True)
-    no_decay: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
         vocab_size: int,
         d_model: int,
+        config: CompositionalConfig | None = None,
         *,
-        coordinates: int = 3,
-        std: float = 0.02,
         order: Int32[Array | np.ndarray, " v"] | None = None,
         key: PRNGKeyArray,
+        **fields: Any,
     ):
-        """**Arguments:** `vocab_size`; `d_model`; `coordinates` k; `std` of the sum's entries; `order`, an int32
-        permutation of the ids (None: the tokenizer's); `key`."""
-        check_sizes(vocab_size=vocab_size, d_model=d_model, coordinates=coordinates)
-        check_scale(std=std)
-        self.base = coordinate_base(vocab_size, coordinates)
-        self.codebooks = normal(key, "codebooks", (coordinates, self.base, d_model), std * coordinates**-0.5)
+        """**Arguments:** `vocab_size`; `d_model`; a `config`, or its other `fields` as keywords; `order`, an int32
+        permutation of the ids (None: the tokenizer's); `key`.
+
+        **Raises:** `UserError` for a value out of its range, and an order that is no permutation.
+        """
+        super().__init__(vocab_size, d_model, configured(CompositionalConfig, config, fields))
+        self.coordinates = c = self.config.coordinates
+        self.base = coordinate_base(vocab_size, c)
+        self.codebooks = normal(key, "codebooks", (c, self.base, d_model), self.config.std * c**-0.5)
         self.order = check_order(order, vocab_size)
-        self.vocab_size = int(vocab_size)
-        self.d_model = int(d_model)
-        self.coordinates = int(coordinates)
-        self.std = std
 
     def __call__(self, ids: Int[Array, "*t"]) -> Float[Array, "*t {self.d_model}"]:
         ids = check_ids(ids)

@@ -10,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray
 
+from ..checks import whole
 from ..errors import UserError
 from ..pytree import Fixed, fixed
 from .chunks import chunk_size, chunked_sum
@@ -64,7 +65,7 @@ class TokenEmbedding(eqx.Module):
 
 @runtime_checkable
 class EmbeddingConfig(Protocol):
-    """What `build` and the accounting ask of an embedding's config."""
+    """What `build` and the accounting ask of an embedding's config; `EmbeddingDefaults` has the usual answers."""
 
     @property
     def kind(self) -> str:
@@ -99,6 +100,48 @@ class EmbeddingConfig(Protocol):
     ) -> TokenEmbedding:
         """The module. One that knows more of a stream than an order takes that by name too (`eqx_slm.model.SIDES`)."""
         ...
+
+
+class EmbeddingDefaults:
+    """What an embedding's config answers unless it says otherwise: a base for frozen dataclasses, without fields."""
+
+    def check(self, vocab_size: int, d_model: int) -> None:
+        """**Raises:** `UserError` where the sizes do not fit the config; here, all do."""
+
+    def table_parameters(self, vocab_size: int, d_model: int) -> int:
+        """None: no parameter belongs to one token alone."""
+        return 0
+
+    def buffer_bytes(self, vocab_size: int) -> int:
+        """None."""
+        return 0
+
+    def flops(self, vocab_size: int, d_model: int) -> int:
+        """None: lookups and sums multiply nothing."""
+        return 0
+
+    def activations(self, vocab_size: int, d_model: int) -> int:
+        """Only the result: a lookup keeps no more, and a generator is evaluated again in the backward pass."""
+        return d_model
+
+
+class ConfiguredEmbedding(TokenEmbedding):
+    """An embedding that keeps the config that it was made of, which a constructor takes whole or by its fields."""
+
+    vocab_size: int = eqx.field(static=True)
+    d_model: int = eqx.field(static=True)
+    config: Any = eqx.field(static=True)
+    no_decay: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, vocab_size: int, d_model: int, config: EmbeddingDefaults):
+        """**Arguments:** `vocab_size`; `d_model`; the whole `config`.
+
+        **Raises:** `UserError` for sizes that are no whole numbers of at least 1, or do not fit the config.
+        """
+        self.vocab_size = whole("vocab_size", vocab_size)
+        self.d_model = whole("d_model", d_model)
+        config.check(self.vocab_size, self.d_model)
+        self.config = config
 
 
 def row_of(table: Float[Array, "v d"], ids: Int[Array, "*t"]) -> Float[Array, "*t d"]:

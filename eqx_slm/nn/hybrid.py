@@ -1,23 +1,23 @@
 """Rows of their own for the most frequent tokens, a generator for the tail."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray
 
-from ..checks import check_scale, check_sizes, whole
+from ..checks import check_scale, check_whole, configured
 from ..errors import UserError
 from ..pytree import Fixed
-from .embedding import OrderKind, TokenEmbedding, check_order, known_or_nan, position_of
+from .embedding import ConfiguredEmbedding, EmbeddingDefaults, OrderKind, check_order, known_or_nan, position_of
 from .init import normal
 from .leviathan import LeviathanConfig, LeviathanEmbedding
 
 
 @dataclass(frozen=True)
-class HybridConfig:
+class HybridConfig(EmbeddingDefaults):
     """A table of `rows` rows and a `generator` for all other tokens; `std` of the rows' initial values.
 
     `ranking` says who gets the rows: the most frequent tokens of the training split ("frequency"), or the lowest ids
@@ -32,7 +32,7 @@ class HybridConfig:
     tieable: ClassVar[bool] = False
 
     def __post_init__(self):
-        whole("rows", self.rows, least=0)
+        check_whole(self, "rows", least=0)
         check_scale(std=self.std)
 
     @property
@@ -46,8 +46,9 @@ class HybridConfig:
         return self.generator.coordinates
 
     def check(self, vocab_size: int, d_model: int) -> None:
-        """Raises `UserError` for more rows than tokens."""
-        check_rows(self.rows, vocab_size)
+        """**Raises:** `UserError` for rows that no token would use."""
+        if self.rows > vocab_size:
+            raise UserError(f"rows={self.rows}: there are only {vocab_size} tokens; take at most {vocab_size} rows")
 
     def parameters(self, vocab_size: int, d_model: int) -> int:
         """K D and the generator's."""
@@ -66,10 +67,6 @@ class HybridConfig:
         """The generator's, as if every token were of the tail: how many are, only a text tells. An upper bound."""
         return self.generator.flops(vocab_size, d_model) if self.rows < vocab_size else 0
 
-    def activations(self, vocab_size: int, d_model: int) -> int:
-        """As the generator."""
-        return self.generator.activations(vocab_size, d_model)
-
     def build(
         self,
         vocab_size: int,
@@ -83,13 +80,7 @@ class HybridConfig:
         return HybridEmbedding(vocab_size, d_model, self, order=order, ranking=ranking, key=key)
 
 
-def check_rows(rows: int, vocab_size: int) -> None:
-    """Raises `UserError` for rows that no token would use."""
-    if whole("rows", rows, least=0) > vocab_size:
-        raise UserError(f"rows={rows}: there are only {vocab_size} tokens; take at most {vocab_size} rows")
-
-
-class HybridEmbedding(TokenEmbedding):
+class HybridEmbedding(ConfiguredEmbedding):
     """`rows[ranking[i]]` for the first tokens of the ranking, `generator(i)` for the others.
 
     A batch evaluates the generator for its distinct tokens of the tail alone. Calling the module evaluates it for all.
@@ -98,9 +89,7 @@ class HybridEmbedding(TokenEmbedding):
     rows: Float[Array, "k {self.d_model}"]
     generator: LeviathanEmbedding | None
     ranking: Fixed | Int32[Array, "{self.vocab_size}"] | None
-    vocab_size: int = eqx.field(static=True)
-    d_model: int = eqx.field(static=True)
-    no_decay: ClassVar[tuple[str, ...]] = ()
+    config: HybridConfig = eqx.field(static=True)
     distinct_pays: ClassVar[bool] = True
 
     def __init__(
@@ -112,22 +101,20 @@ class HybridEmbedding(TokenEmbedding):
         order: Int32[Array | np.ndarray, " v"] | None = None,
         ranking: Int32[Array | np.ndarray, " v"] | None = None,
         key: PRNGKeyArray,
+        **fields: Any,
     ):
-        """**Arguments:** `vocab_size`; `d_model`; `config` (None: its defaults); `order`, the generator's coordinate
-        order; `ranking`, a permutation of the ids, 0 for the first to get a row (None: the ids themselves); `key`.
+        """**Arguments:** `vocab_size`; `d_model`; a `config`, or its other `fields` as keywords; `order` of the
+        generator; `ranking`, a permutation of the ids, 0 for the first to get a row (None: the ids themselves); `key`.
 
-        **Raises:** `UserError` for more rows than tokens, and what is no permutation.
+        **Raises:** `UserError` for a value out of its range, more rows than tokens, and what is no permutation.
         """
-        config = HybridConfig() if config is None else config
-        check_sizes(vocab_size=vocab_size, d_model=d_model)
-        check_rows(config.rows, vocab_size)
+        config = configured(HybridConfig, config, fields)
+        super().__init__(vocab_size, d_model, config)
         self.rows = normal(key, "rows", (config.rows, d_model), config.std)
         tail = config.rows < vocab_size
         # Under the embedding's own key: its leaves start as those of an arm that has the generator alone.
         self.generator = config.generator.build(vocab_size, d_model, order=order, key=key) if tail else None
         self.ranking = check_order(ranking, vocab_size)
-        self.vocab_size = int(vocab_size)
-        self.d_model = int(d_model)
 
     def __call__(self, ids: Int[Array, "*t"]) -> Float[Array, "*t {self.d_model}"]:
         has_row, rows = self._rows(ids)

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
-from ..checks import check_scale, check_sizes
-from ..errors import UserError
+from ..checks import check_scale, check_whole, configured, one_of
 from ..pytree import Fixed
 from .chunks import chunk_size, chunked_sum
 from .digits import coordinate_base, to_coordinates
 from .embedding import (
+    ConfiguredEmbedding,
+    EmbeddingDefaults,
     OrderKind,
-    TokenEmbedding,
     check_ids,
     check_order,
     known_or_nan,
@@ -33,8 +33,20 @@ EPS = 1e-6
 
 
 @dataclass(frozen=True)
-class LeviathanConfig:
-    """The generator's sizes; the defaults are the published recipe (see `LeviathanEmbedding`)."""
+class LeviathanConfig(EmbeddingDefaults):
+    """What the generator is made of; the defaults are the published recipe (see `LeviathanEmbedding`).
+
+    **Arguments:**
+
+    - `coordinates`: digits a token id is written in (k).
+    - `seed_size`: width of the codebooks and of every head's input.
+    - `n_heads`, `knots`, `rank`: heads (h), spline knots (at least 3), separable modes a head (r).
+    - `skip`: "linear" adds `z @ w_skip` to the result (seed_size x d_model parameters; v1's "residual").
+    - `output_std`: std of W_out's entries at the start; None is the published 0.02 / sqrt(n_heads).
+    - `codebook_std`, `input_std`, `spline_std`: of the codebooks', W_in's and the spline offsets' entries. The norm
+      behind W_in makes the function blind to the size of the first two: larger ones learn more slowly.
+    - `order`: which order of the ids is written in digits; one that depends on a stream, `build` is given.
+    """
 
     kind: Literal["leviathan"] = "leviathan"
     coordinates: int = 3
@@ -51,9 +63,9 @@ class LeviathanConfig:
     tieable: ClassVar[bool] = False
 
     def __post_init__(self):
-        check_sizes(coordinates=self.coordinates, seed_size=self.seed_size, n_heads=self.n_heads, rank=self.rank)
         check_knots(self.knots)
-        check_skip(self.skip)
+        check_whole(self, "coordinates", "seed_size", "n_heads", "knots", "rank")
+        one_of("skip", self.skip, ("none", "linear"))
         check_scale(output_std=self.output_std, codebook_std=self.codebook_std)
         check_scale(input_std=self.input_std, spline_std=self.spline_std)
 
@@ -66,10 +78,6 @@ class LeviathanConfig:
         skip = seed * d_model if self.skip == "linear" else 0
         return codebooks + heads_in + modes + heads * self.rank * d_model + skip
 
-    def table_parameters(self, vocab_size: int, d_model: int) -> int:
-        """None: no parameter belongs to one token alone."""
-        return 0
-
     def buffer_bytes(self, vocab_size: int) -> int:
         """Four bytes a token for an order other than the tokenizer's."""
         return 0 if self.order == "tokenizer" else 4 * vocab_size
@@ -80,39 +88,14 @@ class LeviathanConfig:
         skip = 2 * seed * d_model if self.skip == "linear" else 0
         return 2 * (heads * seed * seed + heads * seed * 3 * rank + heads * rank * d_model) + skip
 
-    def activations(self, vocab_size: int, d_model: int) -> int:
-        """Nothing inside the generator is kept: the backward pass evaluates it again, chunk by chunk."""
-        return d_model
-
     def build(
         self, vocab_size: int, d_model: int, *, order: Int32[Array | np.ndarray, " v"] | None = None, key: PRNGKeyArray
     ) -> "LeviathanEmbedding":
         """The module."""
-        return LeviathanEmbedding(
-            vocab_size,
-            d_model,
-            coordinates=self.coordinates,
-            seed_size=self.seed_size,
-            n_heads=self.n_heads,
-            knots=self.knots,
-            rank=self.rank,
-            skip=self.skip,
-            output_std=self.output_std,
-            codebook_std=self.codebook_std,
-            input_std=self.input_std,
-            spline_std=self.spline_std,
-            order=order,
-            key=key,
-        )
+        return LeviathanEmbedding(vocab_size, d_model, self, order=order, key=key)
 
 
-def check_skip(skip: str) -> None:
-    """Raises `UserError` for a skip that is none of the two."""
-    if skip not in ("none", "linear"):
-        raise UserError(f"skip={skip!r}: it is 'none' or 'linear'")
-
-
-class LeviathanEmbedding(TokenEmbedding):
+class LeviathanEmbedding(ConfiguredEmbedding):
     r"""A generator in place of the V x D token table.
 
     The base-b digits $(i_1 .. i_k)$ of a token's position, $b = \lceil V^{1/k} \rceil$, pick one row each of k shared
@@ -126,7 +109,7 @@ class LeviathanEmbedding(TokenEmbedding):
     Calling the module is the plain reference and works in forward and reverse mode; `embed_batch` evaluates each
     distinct token of a batch once, in bounded chunks.
 
-    From Leviathan (arXiv 2601.22040); the arguments' defaults are its published recipe.
+    From Leviathan (arXiv 2601.22040); the config's defaults are its published recipe.
     """
 
     codebooks: Float[Array, "{self.coordinates} {self.base} {self.seed_size}"]
@@ -137,8 +120,8 @@ class LeviathanEmbedding(TokenEmbedding):
     w_out: Float[Array, "{self.n_heads} {self.rank} {self.d_model}"]
     w_skip: Float[Array, "{self.seed_size} {self.d_model}"] | None
     order: Fixed | Int32[Array, "{self.vocab_size}"] | None
-    vocab_size: int = eqx.field(static=True)
-    d_model: int = eqx.field(static=True)
+    config: LeviathanConfig = eqx.field(static=True)
+    # The config's sizes once more, so that shapes and formulas read as they do in the paper.
     coordinates: int = eqx.field(static=True)
     base: int = eqx.field(static=True)
     seed_size: int = eqx.field(static=True)
@@ -152,58 +135,31 @@ class LeviathanEmbedding(TokenEmbedding):
         self,
         vocab_size: int,
         d_model: int,
+        config: LeviathanConfig | None = None,
         *,
-        coordinates: int = 3,
-        seed_size: int = 128,
-        n_heads: int = 8,
-        knots: int = 16,
-        rank: int = 64,
-        skip: Literal["none", "linear"] = "none",
-        output_std: float | None = None,
-        codebook_std: float = 0.02,
-        input_std: float = 0.02,
-        spline_std: float = 0.1,
         order: Int32[Array | np.ndarray, " v"] | None = None,
         key: PRNGKeyArray,
+        **fields: Any,
     ):
-        """**Arguments:**
+        """**Arguments:** `vocab_size` and `d_model` of the table that this stands for; a `config`, or its other
+        `fields` as keywords; `order`, an int32 permutation of the ids (None: the ids themselves); `key`.
 
-        - `vocab_size`, `d_model`: the table this stands for is `vocab_size` x `d_model`.
-        - `coordinates`: digits a token id is written in (k).
-        - `seed_size`: width of the codebooks and of every head's input.
-        - `n_heads`, `knots`, `rank`: heads (h), spline knots (at least 3), separable modes a head (r).
-        - `skip`: "linear" adds `z @ w_skip` to the result (seed_size x d_model parameters; v1's "residual").
-        - `output_std`: std of W_out's entries at the start; None is the published 0.02 / sqrt(n_heads).
-        - `codebook_std`, `input_std`, `spline_std`: of the codebooks', W_in's and the spline offsets' entries. The norm
-          behind W_in makes the function blind to the size of the first two: larger ones learn more slowly.
-        - `order`: an int32 permutation of the ids; None writes the ids themselves in digits.
-        - `key`: for the initial values.
-
-        **Raises:** `UserError` (a `ValueError`) for a size that is no whole number of at least 1, fewer than 3 knots,
-        and an order that is no permutation.
+        **Raises:** `UserError` (a `ValueError`) for a value out of its range, and an order that is no permutation.
         """
-        check_sizes(vocab_size=vocab_size, d_model=d_model, coordinates=coordinates)
-        check_sizes(seed_size=seed_size, n_heads=n_heads, rank=rank)
-        check_knots(knots)
-        check_skip(skip)
-        check_scale(output_std=output_std, codebook_std=codebook_std, input_std=input_std, spline_std=spline_std)
-        self.base = coordinate_base(vocab_size, coordinates)
-        self.codebooks = normal(key, "codebooks", (coordinates, self.base, seed_size), codebook_std)
-        self.w_in = normal(key, "w_in", (n_heads, seed_size, seed_size), input_std)
-        self.norm_weight = jnp.ones((n_heads, seed_size))
-        self.norm_bias = jnp.zeros((n_heads, seed_size))
-        self.spline_offset = normal(key, "spline_offset", (n_heads, seed_size, knots, rank), spline_std)
-        std = 0.02 * n_heads**-0.5 if output_std is None else output_std
-        self.w_out = normal(key, "w_out", (n_heads, rank, d_model), std)
-        self.w_skip = normal(key, "w_skip", (seed_size, d_model), 0.02) if skip == "linear" else None
+        config = configured(LeviathanConfig, config, fields)
+        super().__init__(vocab_size, d_model, config)
+        c, s, n, q, r = config.coordinates, config.seed_size, config.n_heads, config.knots, config.rank
+        self.coordinates, self.seed_size, self.n_heads, self.knots, self.rank = c, s, n, q, r
+        self.base = coordinate_base(vocab_size, c)
+        self.codebooks = normal(key, "codebooks", (c, self.base, s), config.codebook_std)
+        self.w_in = normal(key, "w_in", (n, s, s), config.input_std)
+        self.norm_weight = jnp.ones((n, s))
+        self.norm_bias = jnp.zeros((n, s))
+        self.spline_offset = normal(key, "spline_offset", (n, s, q, r), config.spline_std)
+        std = 0.02 * n**-0.5 if config.output_std is None else config.output_std
+        self.w_out = normal(key, "w_out", (n, r, d_model), std)
+        self.w_skip = normal(key, "w_skip", (s, d_model), 0.02) if config.skip == "linear" else None
         self.order = check_order(order, vocab_size)
-        self.vocab_size = int(vocab_size)
-        self.d_model = int(d_model)
-        self.coordinates = int(coordinates)
-        self.seed_size = int(seed_size)
-        self.n_heads = int(n_heads)
-        self.knots = int(knots)
-        self.rank = int(rank)
 
     def __call__(self, ids: Int[Array, "*t"]) -> Float[Array, "*t {self.d_model}"]:
         ids = check_ids(ids)

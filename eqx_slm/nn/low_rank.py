@@ -1,20 +1,20 @@
 """A factored token table: V x r rows, then r x D."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
-from ..checks import check_scale, check_sizes
-from .embedding import TokenEmbedding, row_of
+from ..checks import check_scale, check_whole, configured
+from .embedding import ConfiguredEmbedding, EmbeddingDefaults, row_of
 from .head import ReadOut
 from .init import normal
 
 
 @dataclass(frozen=True)
-class LowRankConfig:
+class LowRankConfig(EmbeddingDefaults):
     """A table of rank `rank`; `std` of the product's initial entries."""
 
     kind: Literal["low-rank"] = "low-rank"
@@ -23,7 +23,7 @@ class LowRankConfig:
     tieable: ClassVar[bool] = True
 
     def __post_init__(self):
-        check_sizes(rank=self.rank)
+        check_whole(self, "rank")
         check_scale(std=self.std)
 
     def parameters(self, vocab_size: int, d_model: int) -> int:
@@ -33,10 +33,6 @@ class LowRankConfig:
     def table_parameters(self, vocab_size: int, d_model: int) -> int:
         """V r: the rows that belong to one token each."""
         return vocab_size * self.rank
-
-    def buffer_bytes(self, vocab_size: int) -> int:
-        """None."""
-        return 0
 
     def flops(self, vocab_size: int, d_model: int) -> int:
         """2 r D for the second factor."""
@@ -54,33 +50,30 @@ class LowRankConfig:
         self, vocab_size: int, d_model: int, *, order: Int32[Array | np.ndarray, " v"] | None = None, key: PRNGKeyArray
     ) -> "LowRankEmbedding":
         """The module."""
-        return LowRankEmbedding(vocab_size, d_model, rank=self.rank, std=self.std, key=key)
+        return LowRankEmbedding(vocab_size, d_model, self, key=key)
 
 
-class LowRankEmbedding(TokenEmbedding):
+class LowRankEmbedding(ConfiguredEmbedding):
     """`rows[ids] @ columns`: the plainest way to make a table smaller, and so a control for any cleverer one.
 
     From ALBERT's factored embedding (arXiv 1909.11942).
     """
 
-    rows: Float[Array, "{self.vocab_size} {self.rank}"]
-    columns: Float[Array, "{self.rank} {self.d_model}"]
-    vocab_size: int = eqx.field(static=True)
-    d_model: int = eqx.field(static=True)
-    rank: int = eqx.field(static=True)
-    std: float = eqx.field(static=True)
-    no_decay: ClassVar[tuple[str, ...]] = ()
+    rows: Float[Array, "{self.vocab_size} {self.config.rank}"]
+    columns: Float[Array, "{self.config.rank} {self.d_model}"]
+    config: LowRankConfig = eqx.field(static=True)
 
-    def __init__(self, vocab_size: int, d_model: int, *, rank: int = 64, std: float = 0.02, key: PRNGKeyArray):
-        """**Arguments:** `vocab_size`; `d_model`; `rank`; `std` of the product's initial entries; `key`."""
-        check_sizes(vocab_size=vocab_size, d_model=d_model, rank=rank)
-        check_scale(std=std)
-        self.rows = normal(key, "rows", (vocab_size, rank), std)
+    def __init__(
+        self, vocab_size: int, d_model: int, config: LowRankConfig | None = None, *, key: PRNGKeyArray, **fields: Any
+    ):
+        """**Arguments:** `vocab_size`; `d_model`; a `config`, or its `fields` as keywords; `key`.
+
+        **Raises:** `UserError` for a value out of its range.
+        """
+        super().__init__(vocab_size, d_model, configured(LowRankConfig, config, fields))
+        rank = self.config.rank
+        self.rows = normal(key, "rows", (vocab_size, rank), self.config.std)
         self.columns = normal(key, "columns", (rank, d_model), rank**-0.5)
-        self.vocab_size = int(vocab_size)
-        self.d_model = int(d_model)
-        self.rank = int(rank)
-        self.std = std
 
     def __call__(self, ids: Int[Array, "*t"]) -> Float[Array, "*t {self.d_model}"]:
         return row_of(self.rows, ids) @ self.columns

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray, UInt32
 
-from ..checks import check_scale, check_sizes, one_of
+from ..checks import check_scale, check_whole, configured, one_of
 from ..errors import UserError
 from ..pytree import Fixed
-from .embedding import TokenEmbedding, check_ids, known_or_nan
+from .embedding import ConfiguredEmbedding, EmbeddingDefaults, check_ids, known_or_nan
 from .init import normal
 from .ops import inner_dtype, with_axes
 from .orders import hashes
@@ -23,7 +23,7 @@ Code = Literal["kronecker", "fourier"]
 
 
 @dataclass(frozen=True)
-class SpelledConfig:
+class SpelledConfig(EmbeddingDefaults):
     """The code of (byte, place): "kronecker" has one place for each pair, 256 `longest`; "fourier" has `size` waves.
 
     Bytes beyond the first `longest` of a token are left out: tokens that differ only there are one. `spelling`: "text",
@@ -40,7 +40,10 @@ class SpelledConfig:
     pieces: ClassVar[int] = 256
 
     def __post_init__(self):
-        check_code(self.code, self.size, self.longest)
+        one_of("code", self.code, ("kronecker", "fourier"))
+        check_whole(self, "size", "longest")
+        if self.size % 2:
+            raise UserError(f"size={self.size}: waves come in pairs, a cosine and a sine; take size {self.size + 1}")
         check_scale(std=self.std)
 
     @property
@@ -52,10 +55,6 @@ class SpelledConfig:
         """Size of the code times D, whatever the vocabulary."""
         return self.features * d_model
 
-    def table_parameters(self, vocab_size: int, d_model: int) -> int:
-        """None: tokens with a byte in the same place share its parameters."""
-        return 0
-
     def buffer_bytes(self, vocab_size: int) -> int:
         """Four bytes for each byte of a token, up to `longest`."""
         return 4 * vocab_size * self.longest
@@ -63,10 +62,6 @@ class SpelledConfig:
     def flops(self, vocab_size: int, d_model: int) -> int:
         """2 size D for the map of waves; a pair with its own place is a lookup."""
         return 2 * self.size * d_model if self.code == "fourier" else 0
-
-    def activations(self, vocab_size: int, d_model: int) -> int:
-        """Nothing inside is kept: the backward pass evaluates the code again, chunk by chunk."""
-        return d_model
 
     def build(
         self,
@@ -78,19 +73,10 @@ class SpelledConfig:
         key: PRNGKeyArray,
     ) -> "SpelledEmbedding":
         """The module."""
-        sizes = {"code": self.code, "size": self.size, "longest": self.longest, "std": self.std}
-        return SpelledEmbedding(vocab_size, d_model, spelling=spelling, key=key, **sizes)
+        return SpelledEmbedding(vocab_size, d_model, self, spelling=spelling, key=key)
 
 
-def check_code(code: str, size: int, longest: int) -> None:
-    """Raises `UserError` for a code that is none of the two, and for sizes that make none."""
-    one_of("code", code, ("kronecker", "fourier"))
-    check_sizes(size=size, longest=longest)
-    if size % 2:
-        raise UserError(f"size={size}: waves come in pairs, a cosine and a sine; take size {size + 1}")
-
-
-class SpelledEmbedding(TokenEmbedding):
+class SpelledEmbedding(ConfiguredEmbedding):
     r"""$E_i = n_i^{-1/2} \sum_{p < n_i} \gamma(b_p, p)\, W$ over the $n_i$ bytes of a token, $\gamma$ of length one.
 
     "kronecker": $\gamma$ is one-hot in the pair, so that the sum picks a row of W a byte. From Kronecker embeddings
@@ -100,59 +86,43 @@ class SpelledEmbedding(TokenEmbedding):
     A token without bytes (a padded vocabulary has such) is the zero vector.
     """
 
-    weight: Float[Array, "features {self.d_model}"]
-    spelling: Fixed | Int32[Array, "{self.vocab_size} {self.longest}"]
-    vocab_size: int = eqx.field(static=True)
-    d_model: int = eqx.field(static=True)
-    code: Code = eqx.field(static=True)
-    longest: int = eqx.field(static=True)
-    no_decay: ClassVar[tuple[str, ...]] = ()
+    weight: Float[Array, "{self.config.features} {self.d_model}"]
+    spelling: Fixed | Int32[Array, "{self.vocab_size} {self.config.longest}"]
+    config: SpelledConfig = eqx.field(static=True)
     distinct_pays: ClassVar[bool] = True
 
     def __init__(
         self,
         vocab_size: int,
         d_model: int,
+        config: SpelledConfig | None = None,
         *,
-        code: Code = "kronecker",
-        size: int = 128,
-        longest: int = 32,
-        std: float = 0.02,
         spelling: Int32[Array | np.ndarray, "v p"] | None = None,
         key: PRNGKeyArray,
+        **fields: Any,
     ):
-        """**Arguments:**
+        """**Arguments:** `vocab_size`; `d_model`; a `config`, or its other `fields` as keywords; `spelling`, the bytes
+        of every id, -1 after the last (None writes the ids themselves in base 256); `key`.
 
-        - `vocab_size`, `d_model`.
-        - `code`, `size`, `longest`, `std`: see `SpelledConfig`.
-        - `spelling`: the bytes of every id, -1 after the last; None writes the ids themselves in base 256.
-        - `key`: for the initial values.
-
-        **Raises:** `UserError` for sizes that do not fit and for what is no spelling.
+        **Raises:** `UserError` for a value out of its range, and for what is no spelling.
         """
-        check_sizes(vocab_size=vocab_size, d_model=d_model)
-        check_code(code, size, longest)
-        check_scale(std=std)
-        features = size if code == "fourier" else 256 * longest
-        self.weight = normal(key, "weight", (features, d_model), std)
-        self.spelling = check_spelling(spelling, vocab_size, pieces=256, longest=longest)
-        self.vocab_size = int(vocab_size)
-        self.d_model = int(d_model)
-        self.code = code
-        self.longest = int(longest)
+        super().__init__(vocab_size, d_model, configured(SpelledConfig, config, fields))
+        config = self.config
+        self.weight = normal(key, "weight", (config.features, d_model), config.std)
+        self.spelling = check_spelling(spelling, vocab_size, pieces=config.pieces, longest=config.longest)
 
     @property
     def numbers(self) -> int:
         """A number for every byte and wave, or byte and channel."""
-        return self.longest * max(self.d_model, self.weight.shape[0] if self.code == "fourier" else 1)
+        return self.config.longest * max(self.d_model, self.config.size if self.config.code == "fourier" else 1)
 
     def __call__(self, ids: Int[Array, "*t"]) -> Float[Array, "*t {self.d_model}"]:
         ids = check_ids(ids)
         spelled, dtype = jnp.asarray(self.spelling).at[ids].get(mode="clip"), inner_dtype(self.weight)
         here = spelled >= 0
         scale = jax.lax.rsqrt(jnp.maximum(here.sum(axis=-1, keepdims=True), 1).astype(dtype))
-        if self.code == "kronecker":
-            places = with_axes(256 * jnp.arange(self.longest, dtype=jnp.int32), spelled.ndim)
+        if self.config.code == "kronecker":
+            places = with_axes(256 * jnp.arange(self.config.longest, dtype=jnp.int32), spelled.ndim)
             rows = self.weight[jnp.maximum(spelled, 0) + places]
             total = jnp.where(here[..., None], rows.astype(dtype), 0).sum(axis=-2)
             vectors = (total * scale).astype(self.weight.dtype)

@@ -1,20 +1,20 @@
 """The dense token table: one learned row a token."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
-from ..checks import check_scale, check_sizes
-from .embedding import TokenEmbedding, row_of
+from ..checks import check_scale, configured
+from .embedding import ConfiguredEmbedding, EmbeddingDefaults, row_of
 from .head import ReadOut
 from .init import normal
 
 
 @dataclass(frozen=True)
-class TableConfig:
+class TableConfig(EmbeddingDefaults):
     """A V x D table; `std` of its initial values."""
 
     kind: Literal["table"] = "table"
@@ -32,42 +32,28 @@ class TableConfig:
         """All of them."""
         return vocab_size * d_model
 
-    def buffer_bytes(self, vocab_size: int) -> int:
-        """None."""
-        return 0
-
-    def flops(self, vocab_size: int, d_model: int) -> int:
-        """A lookup multiplies nothing."""
-        return 0
-
-    def activations(self, vocab_size: int, d_model: int) -> int:
-        """Only the result."""
-        return d_model
-
     def build(
         self, vocab_size: int, d_model: int, *, order: Int32[Array | np.ndarray, " v"] | None = None, key: PRNGKeyArray
     ) -> "TableEmbedding":
         """The module."""
-        return TableEmbedding(vocab_size, d_model, std=self.std, key=key)
+        return TableEmbedding(vocab_size, d_model, self, key=key)
 
 
-class TableEmbedding(TokenEmbedding):
+class TableEmbedding(ConfiguredEmbedding):
     """`table[ids]`, the baseline everything here is compared with."""
 
     table: Float[Array, "{self.vocab_size} {self.d_model}"]
-    vocab_size: int = eqx.field(static=True)
-    d_model: int = eqx.field(static=True)
-    std: float = eqx.field(static=True)
-    no_decay: ClassVar[tuple[str, ...]] = ()
+    config: TableConfig = eqx.field(static=True)
 
-    def __init__(self, vocab_size: int, d_model: int, *, std: float = 0.02, key: PRNGKeyArray):
-        """**Arguments:** `vocab_size`; `d_model`; `std` of the initial values; `key`."""
-        check_sizes(vocab_size=vocab_size, d_model=d_model)
-        check_scale(std=std)
-        self.table = normal(key, "table", (vocab_size, d_model), std)
-        self.vocab_size = int(vocab_size)
-        self.d_model = int(d_model)
-        self.std = std
+    def __init__(
+        self, vocab_size: int, d_model: int, config: TableConfig | None = None, *, key: PRNGKeyArray, **fields: Any
+    ):
+        """**Arguments:** `vocab_size`; `d_model`; a `config`, or its `fields` as keywords; `key`.
+
+        **Raises:** `UserError` for a value out of its range.
+        """
+        super().__init__(vocab_size, d_model, configured(TableConfig, config, fields))
+        self.table = normal(key, "table", (vocab_size, d_model), self.config.std)
 
     def __call__(self, ids: Int[Array, "*t"]) -> Float[Array, "*t {self.d_model}"]:
         return row_of(self.table, ids)
