@@ -11,9 +11,10 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ..errors import UserError
+from ..files import json_hash
 from .documents import START, Document, OnError, Position, Problem, Skipped, Source
 from .order import draw, label_start
-from .sources import lasting, spec_hash
+from .sources import lasting
 from .splits import SplitRule
 from .state import LARGEST, StreamState, check_cursor
 from .stream import BatchIterator, Stream
@@ -77,7 +78,7 @@ class StreamingStream(Stream):
         self._eval: list[np.ndarray] | None = None
         self.info = {
             "corpus": source.name,
-            "corpus_hash": spec_hash(self.identity()),
+            "corpus_hash": json_hash(self.identity()),
             "corpus_note": f"streamed through a shuffle buffer of {self.buffer:,} sequences",
             "split_rule": str(rule),
             **self.info,
@@ -85,7 +86,7 @@ class StreamingStream(Stream):
 
     def identity(self) -> dict[str, Any]:
         return {
-            "source": spec_hash(lasting(self.source.spec)),
+            "source": json_hash(lasting(self.source.spec)),
             "rule": str(self.rule),
             "tokenizer": self.tokenizer.hash,
             "buffer": self.buffer,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import abc
-import hashlib
 import itertools
-import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -17,6 +15,7 @@ import numpy as np
 
 from ..cores import usable_cores
 from ..errors import UserError
+from ..files import json_hash
 from .tokens import check_sizes, integers
 
 UNKNOWN = "<unk>"
@@ -117,7 +116,7 @@ class ByteTokenizer(Tokenizer):
     """The 256 bytes of UTF-8; a line feed between documents."""
 
     def __init__(self) -> None:
-        self.name, self.vocab_size, self.hash = "byte", 256, _hash(["byte"])
+        self.name, self.vocab_size, self.hash = "byte", 256, json_hash(["byte"])
         self.byte_lengths = np.ones(256, np.int32)
         self.separator = (ord("\n"),)
 
@@ -144,7 +143,7 @@ class ListTokenizer(Tokenizer):
 
     def __init__(self, name: str, entries: Iterable[str]) -> None:
         self.name, self.entries = name, list(entries)
-        self.vocab_size, self.hash = len(self.entries), _hash([name, *self.entries])
+        self.vocab_size, self.hash = len(self.entries), json_hash([name, *self.entries])
         self._ids = {entry: i for i, entry in enumerate(self.entries)}
         lossless = name == "char" and UNKNOWN not in self._ids  # words lose the white space between them
         self.byte_lengths = np.array([len(c.encode("utf-8")) for c in self.entries], np.int32) if lossless else None
@@ -209,7 +208,3 @@ def refusal(error: BaseException, what: str) -> BaseException:
     if isinstance(error, UserError) or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
         return error
     return UserError(f"{what}: {(str(error).splitlines() or [type(error).__name__])[0][:200]}")
-
-
-def _hash(parts: list[str]) -> str:
-    return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()
