@@ -67,10 +67,10 @@ def check_key(key: Any) -> None:
         raise UserError(f"key={shown(key)}: give a key, such as jax.random.key(0)")
 
 
-def check_sizes(**sizes: Any) -> None:
+def check_sizes(*, most: int | None = None, **sizes: Any) -> None:
     """`whole` for each, by name: a constructor's sizes."""
     for name, value in sizes.items():
-        whole(name, value)
+        whole(name, value, most=most)
 
 
 def check_scale(**scales: Any) -> None:

@@ -101,7 +101,7 @@ def test_prepare_and_describe(prepared, capsys):
         (["describe", "{}/bad.jsonl", "--tokenizer", "nothing"], "unknown tokenizer 'nothing'"),
         (["describe", "{}/in", "--tokenizer", "byte", "--split", "official"], "no official splits"),
         (["describe", "--tokenizer", "byte"], "no data: name a corpus"),
-        (["describe", "stdlib", "--tokenizer", "byte", "--pad-vocab-to", "0"], "pad_vocab_to is 0"),
+        (["describe", "stdlib", "--tokenizer", "byte", "--pad-vocab-to", "0"], "pad_vocab_to=0: "),
         (["export", "{}/x.bin", "--data", "{}/out"], "end the name in .json"),
     ],
 )

@@ -317,7 +317,7 @@ def test_sizes_and_names(tmp_path):
     folder = prepared(tmp_path / "out")
     for options, message in (
         ({"batch_size": 512}, r"the train split has \d+ tokens, but one batch of 512 x 128 needs 65,537"),
-        ({"sequence_length": 0}, "sequence_length is 0"),
+        ({"sequence_length": 0}, "sequence_length=0: "),
         ({"batch_size": 6, "process_count": 4}, "a batch of 6 does not divide among 4 processes"),
         ({"weights": [1, 2]}, "1 sources, but 2 weights"),
     ):

@@ -13,10 +13,11 @@ from unicodedata import combining
 
 import numpy as np
 
+from ..checks import INT32, whole
 from ..cores import usable_cores
 from ..errors import UserError
 from ..files import json_hash
-from .tokens import check_sizes, integers
+from .tokens import integers
 
 UNKNOWN = "<unk>"
 END_OF_SENTENCE = "<eos>"
@@ -193,7 +194,7 @@ def _words(text: str, name: str) -> list[str]:
 
 def padded_vocab(size: int, multiple: int) -> int:
     """The smallest multiple that is at least `size`; `UserError` where the multiple is below 1 (which pads nothing)."""
-    check_sizes(pad_vocab_to=multiple)
+    whole("pad_vocab_to", multiple, most=INT32)
     return -(-size // multiple) * multiple
 
 
