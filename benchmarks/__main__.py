@@ -3,8 +3,8 @@
     python -m benchmarks                  # all of them, one after another, on an otherwise idle machine
     python -m benchmarks loss decode      # some
 
-`results.json` keeps the rows of benchmarks that were not run this time. The generator's benchmark reads text from
-`--data-root` (a folder with `wikitext-2/train.txt`; default: EQX_SLM_DATA) and says so where it has none.
+`results.json` keeps the rows of benchmarks that were not run this time. Those of the generator and of data read text
+from `--data-root` (a folder with `wikitext-2/train.txt`; default: EQX_SLM_DATA) and do without where it has none.
 """
 
 import argparse
@@ -24,12 +24,13 @@ SCRIPTS = (
     "loss",
     "overhead",
     "step_small",
-    "step_60m",
     "compile_depth",
     "warm_start",
     "decode",
     "decode_peer",
     "input_wait",
+    "data_prepare",
+    "data_streaming",
     "seeds",
     "import_time",
     "titans_chunks",

@@ -1,13 +1,13 @@
 """How fast is text prepared, and how fast is it read again, beside tiktoken's own tokenizing of texts in memory?
 
-    python -m benchmarks.data_prepare --megabytes 256 --rounds 3
+    python -m benchmarks data_prepare
+    python -m benchmarks.data_prepare --megabytes 256
 
 `python -m eqx_slm.data prepare` (reading, splitting, hashing, writing and the start of Python included) against
 tiktoken's `encode_ordinary_batch` on texts that are in memory, on the same cores, in interleaved rounds; the peak
 memory of its process; and tokens a second of prepared batches.
 """
 
-import argparse
 import contextlib
 import itertools
 import json
@@ -28,6 +28,7 @@ from eqx_slm.data.documents import Document
 from eqx_slm.errors import UserError
 
 from .data_set import made_set, options
+from .harness import Row, show
 
 
 def batches_of_texts(folder: Path, size: int = 8 << 20) -> Iterator[list[str]]:
@@ -94,35 +95,33 @@ def reading_speed(out: Path, sequence_length: int, batch_size: int) -> tuple[flo
 
 
 def main() -> None:
-    """Prints every figure and, last, one line of JSON."""
-    chosen = options(__doc__).parse_args()
+    """Prints the ratio, the peak, and how fast what was prepared is read."""
+    chosen = options(__doc__)
+    threads, peers, ours, peaks = usable_cores(), [], [], []
     with made_set(chosen) as folder:
-        print(json.dumps(measure(folder, folder.with_name(f"prepared-{chosen.megabytes}"), chosen)))
-
-
-def measure(folder: Path, out: Path, chosen: argparse.Namespace) -> dict[str, float]:
-    """Both sides in turns."""
-    result: dict[str, float] = {"cores": usable_cores(), "megabytes": chosen.megabytes, "rounds": chosen.rounds}
-    peers, ours, peaks = [], [], []
-    for _ in range(chosen.rounds):
-        peers.append(peer_seconds(folder, chosen.tokenizer, usable_cores()))
-        seconds, peak = prepare_seconds(folder, out, chosen.tokenizer)
-        ours.append(seconds)
-        peaks.append(peak)
-    counts = json.loads((out / "manifest.json").read_text())["counts"]
-    size = sum(counts[split]["bytes"] for split in ("train", "valid", "test"))
+        out = folder.with_name(f"prepared-{chosen.megabytes}")
+        for _ in range(chosen.rounds):
+            peers.append(peer_seconds(folder, chosen.tokenizer, threads))
+            seconds, peak = prepare_seconds(folder, out, chosen.tokenizer)
+            ours.append(seconds)
+            peaks.append(peak)
+        counts = json.loads((out / "manifest.json").read_text())["counts"]
+        reading = {}
+        for length, batch in ((512, 512), (512, 16), (128, 8)):
+            with contextlib.suppress(UserError):  # too little text for such a batch
+                speeds = [reading_speed(out, length, batch) for _ in range(chosen.rounds)]
+                reading[f"{batch} x {length}"] = [statistics.median(values) for values in zip(*speeds, strict=True)]
+    megabytes = sum(counts[split]["bytes"] for split in ("train", "valid", "test")) / 1e6
     peer, our = statistics.median(peers), statistics.median(ours)
-    result |= {"peer_MB_s": size / peer / 1e6, "prepare_MB_s": size / our / 1e6, "prepare_ratio": peer / our}
-    result["peak_MB"] = max(peaks) / 1e6
-    speeds = f"prepare {size / our / 1e6:.1f} MB/s, encode_ordinary_batch {size / peer / 1e6:.1f} MB/s"
-    print(f"{speeds}, ratio {peer / our:.2f}; peak memory {max(peaks) / 1e6:.0f} MB for {size / 1e6:.0f} MB of text")
-    for length, batch in ((512, 512), (512, 16), (128, 8)):
-        with contextlib.suppress(UserError):  # too little text for such a batch
-            speeds = [reading_speed(out, length, batch) for _ in range(chosen.rounds)]
-            speed, opened = (statistics.median(values) for values in zip(*speeds, strict=True))
-            result[f"read_{batch}x{length}_tokens_s"] = speed
-            print(f"reading {batch} x {length}: {speed / 1e6:.0f}M tokens/s; opened and verified in {opened:.2f} s")
-    return result
+    sides = f"prepare {megabytes / our:.1f} MB/s, encode_ordinary_batch {megabytes / peer:.1f} MB/s"
+    size = f"{megabytes:.0f} MB of text in {chosen.tokenizer}, {threads} threads"
+    told = [f"{shape}: {speed / 1e6:.0f}M, opened in {opened:.2f} s" for shape, (speed, opened) in reading.items()]
+    show(
+        Row("prepare", peer / our, ">= 0.8", "x MB/s", f"{sides}; {size}"),
+        Row("prepare-memory", max(peaks) / 1e9, "<= 1", "GB resident at most, of all its processes", size),
+        Row("prepared-reading", max(speed for speed, _ in reading.values()) / 1e6, "", "M tokens/s", "; ".join(told)),
+        small=chosen.small,
+    )
 
 
 if __name__ == "__main__":

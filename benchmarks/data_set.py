@@ -7,15 +7,17 @@ The text is this Python's sources, and with a data root the prose of wikitext-2;
 import argparse
 import contextlib
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import zstandard
 
 from eqx_slm.data import load_corpus
 from eqx_slm.errors import UserError
+
+from .harness import need, parser
 
 SHARD = 64 << 20  # bytes of text a file
 
@@ -32,6 +34,8 @@ def base_texts(data_root: str | None) -> dict[str, str]:
 
 def make_set(folder: Path, megabytes: int, data_root: str | None) -> int:
     """Writes the set; returns its bytes of text."""
+    import zstandard  # of the extra `data`
+
     rng = np.random.default_rng(0)
     bases = base_texts(data_root)
     names, total, number = list(bases), 0, 0
@@ -52,15 +56,20 @@ def make_set(folder: Path, megabytes: int, data_root: str | None) -> int:
     return total
 
 
-def options(doc: str | None) -> argparse.ArgumentParser:
-    """The options of both benchmarks."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=64, help="of text in the made set")
-    parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds; ratios are of medians")
-    parser.add_argument("--tokenizer", default="o200k_base", help="a tiktoken name")
-    parser.add_argument("--data-root", default=None, help="holds wikitext-2, for prose beside the code")
-    parser.add_argument("--folder", default=None, help="where the set is made (a temporary folder by default)")
-    return parser
+def options(doc: str | None) -> argparse.Namespace:
+    """The options of both benchmarks; `--small` is a set of 2 MB, once."""
+    options = parser(doc)
+    options.add_argument("--megabytes", type=int, default=64, help="of text in the made set")
+    options.add_argument("--rounds", type=int, default=3, help="interleaved rounds; ratios are of medians")
+    options.add_argument("--tokenizer", default="o200k_base", help="a tiktoken name")
+    options.add_argument("--data-root", help="holds wikitext-2, for prose beside the code (default: EQX_SLM_DATA)")
+    options.add_argument("--folder", help="where the set is made (a temporary folder by default)")
+    chosen = options.parse_args()
+    need("zstandard")
+    chosen.data_root = chosen.data_root or os.environ.get("EQX_SLM_DATA")
+    if chosen.small:
+        chosen.megabytes, chosen.rounds = 2, 1
+    return chosen
 
 
 @contextlib.contextmanager

@@ -1,13 +1,12 @@
 """Is streamed text ever what a run waits for?
 
-    python -m benchmarks.data_streaming --megabytes 64 --rounds 3
+    python -m benchmarks data_streaming
 
 Tokens a second of a stream with a full shuffle buffer against the training speed of the default pair's dense arm, in
 interleaved rounds; seconds to the first batch, and until the next batch after a state is restored.
 """
 
 import itertools
-import json
 import statistics
 import tempfile
 import time
@@ -19,6 +18,7 @@ import numpy as np
 from eqx_slm.data import StreamState, open_data
 
 from .data_set import made_set, options
+from .harness import Row, show
 
 
 def streaming_speed(folder: Path, name: str, seconds: float) -> tuple[float, float, float, int]:
@@ -45,7 +45,7 @@ def streaming_speed(folder: Path, name: str, seconds: float) -> tuple[float, flo
     return speed, first, restored, size
 
 
-def training_speed(steps: int = 60) -> float:
+def training_speed(steps: int) -> float:
     """Tokens a second of the default pair's dense arm."""
     from eqx_slm.model import build
     from eqx_slm.study.arms import make_arm
@@ -66,16 +66,17 @@ def training_speed(steps: int = 60) -> float:
 
 
 def main() -> None:
-    """Prints every figure and, last, one line of JSON."""
-    chosen = options(__doc__).parse_args()
+    """Prints the ratio."""
+    chosen = options(__doc__)
+    length, steps = (0.5, 5) if chosen.small else (4.0, 60)
     with made_set(chosen) as folder:
-        rounds = [(streaming_speed(folder, chosen.tokenizer, 4.0), training_speed()) for _ in range(chosen.rounds)]
-    speed, train = (statistics.median(values) for values in zip(*((s[0], t) for s, t in rounds), strict=True))
-    first, restored = (statistics.median(s[i] for s, _ in rounds) for i in (1, 2))
-    print(f"streaming {speed:,.0f} tokens/s, training {train:,.0f}, ratio {speed / train:.1f}")
-    print(f"first batch {first:.2f} s, restored {restored:.2f} s, state {rounds[0][0][3] / 1e6:.1f} MB")
-    figures = {"stream_tokens_s": speed, "train_tokens_s": train, "stream_ratio": speed / train}
-    print(json.dumps({**figures, "first_batch_s": first, "restore_s": restored, "state_MB": rounds[0][0][3] / 1e6}))
+        rounds = [
+            (*streaming_speed(folder, chosen.tokenizer, length), training_speed(steps)) for _ in range(chosen.rounds)
+        ]
+    speed, first, restored, size, train = (statistics.median(values) for values in zip(*rounds, strict=True))
+    sides = f"streaming {speed:,.0f} tokens/s, training {train:,.0f} tokens/s; first batch after {first:.2f} s, "
+    sides += f"restored in {restored:.2f} s from {size / 1e6:.1f} MB"
+    show(Row("streaming", speed / train, ">= 5", "x the training's tokens/s", sides), small=chosen.small)
 
 
 if __name__ == "__main__":

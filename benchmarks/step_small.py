@@ -1,12 +1,17 @@
-"""Training tokens a second of a small dense model against transformers' Llama in PyTorch, on the same cores.
+"""Training tokens a second of dense models against transformers' Llama in PyTorch, on the same cores; and peak memory.
 
     python -m benchmarks step_small
+    python -m benchmarks.step_small --shape step-60m    # one of the two shapes
 
-2 layers x 128, V = 8,192, 32 x 128 tokens, float32, the same shapes, batches, AdamW and clipping; transformers computes
-its own loss and attends by PyTorch's fused `sdpa`. Each side has a process of its own, and they take turns: ours
-changes how its process keeps freed memory, which would change PyTorch's speed too. `step_60m` is the same at 108.7M
-parameters.
+step-small is 2 layers x 128, V = 8,192, 32 x 128 tokens; step-60m 6 layers x 256, V = 200,019, untied, 8 x 512 tokens,
+108.7M parameters. Both sides have float32, the same shapes, batches, AdamW and clipping; transformers computes its own
+loss and attends by PyTorch's fused `sdpa`. Each side has a process of its own, and they take turns: ours changes how
+its process keeps freed memory, which would change PyTorch's speed too. Peak memory (step-memory, of step-60m) is what
+building the model and the steps add to a process' resident size after its imports: parameters, optimizer, temporaries,
+our compiler.
 """
+
+from typing import NamedTuple
 
 from eqx_slm.account import parameter_ledger
 from eqx_slm.model import ModelConfig
@@ -17,16 +22,30 @@ from .harness import Row, Worker, interleave, need, parser, resident_peak, serve
 from .llama import llama_stepper
 from .training import stepper, zipf_batches
 
+
+class Shape(NamedTuple):
+    """What is trained: `rows` sequences a step, `steps` of them a turn."""
+
+    config: ModelConfig
+    rows: int
+    steps: int
+    rounds: int
+    target: str
+
+
 CONFIG = ModelConfig(vocab_size=8192, d_model=128, depth=2, context=128, mixer=AttentionConfig(n_heads=2))
-ROWS, STEPS, ROUNDS = 32, 5, 8
+LARGE = ModelConfig(vocab_size=200_019, d_model=256, depth=6, context=512, mixer=AttentionConfig(n_heads=4))
+SHAPES = {
+    "step-small": Shape(CONFIG, rows=32, steps=5, rounds=8, target=">= 2.0"),
+    "step-60m": Shape(LARGE, rows=8, steps=1, rounds=3, target=">= 3.0"),
+}
 SMALL = ModelConfig(vocab_size=512, d_model=64, depth=1, context=32, mixer=AttentionConfig(n_heads=1))
 
 
-def compare(
-    script: str, name: str, config: ModelConfig, rows: int, *, rounds: int, steps: int, target: str, small: bool
-) -> tuple[Row, dict[str, int]]:
+def compare(name: str, shape: Shape, *, small: bool) -> tuple[Row, dict[str, int]]:
     """Tokens a second over those of Llama, and both sides' peak bytes; each has a process, which take turns."""
-    workers = {side: Worker(script, "--side", side, *(["--small"] if small else [])) for side in ("ours", "llama")}
+    extra = ["--small"] if small else []
+    workers = {side: Worker("step_small", "--shape", name, "--side", side, *extra) for side in ("ours", "llama")}
     counted = {side: worker.ready["parameters"] for side, worker in workers.items()}
     if counted["ours"] != counted["llama"]:
         raise SystemExit(f"parameters differ, so the shapes do: {counted}")
@@ -35,21 +54,23 @@ def compare(
     def turn(side: str) -> None:
         peaks[side] = workers[side].turn()
 
-    seconds = interleave({side: lambda side=side: turn(side) for side in workers}, rounds=rounds)
+    seconds = interleave({side: lambda side=side: turn(side) for side in workers}, rounds=shape.rounds)
     for worker in workers.values():
         worker.close()
-    speeds = {side: steps * rows * config.context / value for side, value in seconds.items()}
+    tokens = shape.steps * shape.rows * shape.config.context
+    speeds = {side: tokens / value for side, value in seconds.items()}
     sides = ", ".join(f"{side} {speed:,.0f} tokens/s" for side, speed in speeds.items())
     sides += f"; {counted['ours']:,} parameters each"
-    return Row(name, speeds["ours"] / speeds["llama"], target, "x tokens/s", sides), peaks
+    return Row(name, speeds["ours"] / speeds["llama"], shape.target, "x tokens/s", sides), peaks
 
 
-def serve_side(side: str, config: ModelConfig, rows: int, *, steps: int) -> None:
-    """One side in this process: every turn trains `steps` steps and says how much memory it has taken at most.
+def serve_side(side: str, shape: Shape) -> None:
+    """One side in this process: every turn trains the shape's steps and says how much memory it has taken at most.
 
     The peak is counted from after the imports.
     """
-    batches = zipf_batches(config.vocab_size, rows, config.context, 4)
+    config = shape.config
+    batches = zipf_batches(config.vocab_size, shape.rows, config.context, 4)
     if side == "ours":
         import jax
 
@@ -66,7 +87,7 @@ def serve_side(side: str, config: ModelConfig, rows: int, *, steps: int) -> None
         step, parameters = llama_stepper(config, batches)
 
     def turn() -> int:
-        for _ in range(steps):
+        for _ in range(shape.steps):
             step()
         return resident_peak() - before
 
@@ -74,18 +95,23 @@ def serve_side(side: str, config: ModelConfig, rows: int, *, steps: int) -> None
 
 
 def main() -> None:
-    """Prints the ratio; with `--side`, one side, for the process that asked."""
+    """Prints the ratios; with `--side`, one side of a shape, for the process that asked."""
     options = parser(__doc__)
+    options.add_argument("--shape", choices=[*SHAPES], help="one of the shapes (default: both)")
     options.add_argument("--side", choices=["ours", "llama"])
     arguments = options.parse_args()
     need("torch", "transformers")
-    small = arguments.small
-    config, rows, rounds = (SMALL, 4, 2) if small else (CONFIG, ROWS, ROUNDS)
-    if arguments.side:
-        serve_side(arguments.side, config, rows, steps=STEPS)
-        return
-    row, _ = compare("step_small", "step-small", config, rows, rounds=rounds, steps=STEPS, target=">= 2.0", small=small)
-    show(row, small=small)
+    for name in [arguments.shape] if arguments.shape else SHAPES:
+        shape = SHAPES[name]._replace(config=SMALL, rows=4, rounds=2) if arguments.small else SHAPES[name]
+        if arguments.side:
+            serve_side(arguments.side, shape)
+            return
+        row, peaks = compare(name, shape, small=arguments.small)
+        show(row, small=arguments.small)
+        if name == "step-60m":
+            sides = ", ".join(f"{side} {size / 2**30:.2f} GiB" for side, size in peaks.items())
+            memory = Row("step-memory", peaks["ours"] / peaks["llama"], "<= 0.5", "x the peak", sides)
+            show(memory, small=arguments.small)
 
 
 if __name__ == "__main__":

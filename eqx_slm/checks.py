@@ -70,10 +70,10 @@ def check_key(key: Any) -> None:
         raise UserError(f"key of shape {tuple(key.shape)}: give one key; jax.vmap makes a model a key")
 
 
-def check_sizes(**sizes: Any) -> None:
+def check_sizes(*, most: int | None = None, **sizes: Any) -> None:
     """`whole` for each, by name: a constructor's sizes."""
     for name, value in sizes.items():
-        whole(name, value)
+        whole(name, value, most=most)
 
 
 def check_scale(**scales: Any) -> None:

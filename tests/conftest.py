@@ -37,6 +37,7 @@ if os.environ.get("EQX_SLM_TEST_XLA") != "default":
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
 # Broadcasting over ranks and conversions between types have to be written out. Not in the environment: a user's own
@@ -132,3 +133,27 @@ def getkey(request: pytest.FixtureRequest) -> Iterator[Callable[[], jax.Array]]:
     root = jax.random.key(zlib.crc32(request.node.nodeid.encode()))
     counter = itertools.count()
     yield lambda: jax.random.fold_in(root, next(counter))
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Without the tests' checks of types, which would come before the library's own."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder prepared by the command, and the files that it was made from."""
+    from text_files import some_texts, write_texts
+
+    from eqx_slm.data.command import main
+
+    folder = tmp_path_factory.mktemp("command")
+    texts = some_texts(900)
+    write_texts(folder / "in" / "a.jsonl.zst", texts[:500], ["one"] * 500)
+    write_texts(folder / "in" / "b.parquet", texts[500:], ["two"] * 400)
+    arguments = ["prepare", folder / "in", "--tokenizer", "bpe:300", "--out", folder / "out", "--valid-share", "0.1"]
+    assert main([str(argument) for argument in arguments]) == 0
+    return folder

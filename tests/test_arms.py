@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from refusals import refuses
 
 from eqx_slm import (
     CompositionalConfig,
@@ -230,9 +231,8 @@ def test_the_same_arm_twice_has_two_labels():
     ],
 )
 def test_arms_that_cannot_be_are_refused_before_training(arms, settings, told):
-    with pytest.raises(UserError) as error:
+    with refuses() as error:
         resolve(arms, settings)
-    assert "\n" not in str(error.value)
     for part in told:
         assert part in str(error.value)
 

@@ -106,9 +106,9 @@ def test_scripts_load_without_the_peers_they_compare_with(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     scripts = importlib.import_module("benchmarks.__main__").SCRIPTS
     assert {path.stem for path in (ROOT / "benchmarks").glob("*.py")} >= set(scripts)
-    for name in (*scripts, "gpu", "llama", "training"):
+    for name in (*scripts, "gpu", "data_set", "llama", "training"):
         module = importlib.import_module(f"benchmarks.{name}")
-        assert name in ("llama", "training") or callable(module.main)
+        assert name in ("data_set", "llama", "training") or callable(module.main)
 
 
 def test_a_fourth_matmul_fails_the_count_of_flops():

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from refusals import refuses
 
 from eqx_slm import AttentionConfig, HeadConfig, LeviathanConfig, MLPConfig, ModelConfig, OptimizerConfig, TaperConfig
 from eqx_slm.checks import check_choices
@@ -43,9 +44,8 @@ def replaced(outer, inner, name, value):
 @pytest.mark.parametrize("name", WRONG)
 def test_a_misspelt_word_is_named_with_what_is_allowed(name):
     outer, inner, value = WRONG[name]
-    with pytest.raises(ValueError, match=f"^{name}='{value}': it is one of \\w") as caught:
+    with refuses(f"^{name}='{value}': it is one of \\w"):
         type(outer).__post_init__(replaced(outer, inner, name, value))
-    assert "\n" not in str(caught.value)
 
 
 def test_an_optimizers_schedule():

@@ -6,6 +6,7 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refuses
 
 from eqx_slm import (
     AttentionConfig,
@@ -222,9 +223,8 @@ def test_heads_of_a_memory_are_set_by_their_own_name():
     ],
 )
 def test_what_cannot_be_set_is_told_with_what_is_allowed(path, text, told):
-    with pytest.raises(UserError) as error:
+    with refuses() as error:
         set_field(CONFIG, path, text)
-    assert "\n" not in str(error.value)
     for part in told:
         assert part in str(error.value)
 
@@ -247,9 +247,8 @@ def test_what_cannot_be_set_is_told_with_what_is_allowed(path, text, told):
     ],
 )
 def test_json_that_does_not_fit_is_told_with_its_place(data, told):
-    with pytest.raises(UserError) as error:
+    with refuses() as error:
         from_dict(PairConfig, data)
-    assert "\n" not in str(error.value)
     for part in told:
         assert part in str(error.value)
 

@@ -14,6 +14,7 @@ import tiktoken
 from filled import filled
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refuses
 from tiny import GENERATOR, VOCAB, WIDTH, tiny_config, tiny_stream
 
 from eqx_slm import (
@@ -175,9 +176,8 @@ def test_every_tokenizer_says_its_bytes():
     words = tokenizer("word")
     assert words.token_bytes()[words.encode("naïve")[0]] == "naïve".encode()
     for spec, told in (("word", "has no merges"), ("bpe:280", "take 256 to")):
-        with pytest.raises(UserError, match=f"pieces=9999: .*{told}") as caught:
+        with refuses(f"pieces=9999: .*{told}"):
             tokenizer(spec).spell(9999)
-        assert "\n" not in str(caught.value)
 
 
 def test_tokens_that_share_text_come_from_a_streams_tokenizer():
@@ -260,9 +260,8 @@ def test_rows_are_the_most_frequent_tokens_and_the_generator_makes_the_tail_alon
 def test_more_rows_than_tokens_are_refused_in_one_line(wrong):
     config = hybrid(wrong)
     for case in (lambda: tiny_config(embedding=config), lambda: config.build(VOCAB, WIDTH, key=jax.random.key(0))):
-        with pytest.raises(UserError, match=f"rows={wrong}: there are only 64 tokens; take at most 64") as caught:
+        with refuses(f"rows={wrong}: there are only 64 tokens; take at most 64"):
             case()
-        assert "\n" not in str(caught.value)
     quick = dataclasses.replace(preset("quick"), arms=("dense", "hybrid"), settings=("hybrid.embedding.rows=2049",))
     with pytest.raises(UserError, match="rows=2049: there are only 2048 tokens"):
         quick.resolve(2048)
@@ -309,9 +308,8 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_what_cannot_be_is_refused_in_one_line(case):
     wrong, told = WRONG[case]
-    with pytest.raises(ValueError, match=told) as caught:
+    with refuses(told, ValueError):
         wrong()
-    assert "\n" not in str(caught.value)
 
 
 def test_every_study_of_the_script_resolves():

@@ -13,6 +13,7 @@ import pytest
 from filled import as_numpy, filled
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refuses
 from tiny import LENGTH, ROWS, VOCAB, tiny_config, tiny_model
 
 from eqx_slm import Block, ContinuumConfig, InContext, MLPConfig, ModelConfig, OptimizerConfig, TaperConfig, build
@@ -118,9 +119,8 @@ def test_a_taper_acts_on_the_total():
     ],
 )
 def test_levels_that_make_no_sense_are_refused_in_one_line(changes, named):
-    with pytest.raises(ValueError, match=named) as caught:
+    with refuses(named):
         ContinuumConfig(**changes)
-    assert "\n" not in str(caught.value)
 
 
 HOPE = tiny_config(channel=ContinuumConfig(d_ff=32))
@@ -345,9 +345,8 @@ def test_the_outer_gradient_is_first_order_unless_asked():
     ],
 )
 def test_learning_in_context_that_makes_no_sense_is_refused(make, named):
-    with pytest.raises(ValueError, match=named) as caught:
+    with refuses(named, ValueError):
         make()
-    assert "\n" not in str(caught.value)
 
 
 def test_the_levels_own_norms_are_of_the_kind_asked_for():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from text_files import json_line, some_texts, write_texts
+from text_files import json_line
 
 from eqx_slm import ModelConfig, TableConfig, build, count_parameters, parameter_ledger
 from eqx_slm.data import open_data
@@ -62,18 +62,6 @@ def test_describe_wikitext_in_the_200k_vocabulary(data_root, capsys, monkeypatch
         assert 4 < table["splits"][split]["bytes_per_token"] < 4.5
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """A folder prepared by the command, and the files that it was made from."""
-    folder = tmp_path_factory.mktemp("command")
-    texts = some_texts(900)
-    write_texts(folder / "in" / "a.jsonl.zst", texts[:500], ["one"] * 500)
-    write_texts(folder / "in" / "b.parquet", texts[500:], ["two"] * 400)
-    arguments = ["prepare", folder / "in", "--tokenizer", "bpe:300", "--out", folder / "out", "--valid-share", "0.1"]
-    assert main([str(argument) for argument in arguments]) == 0
-    return folder
-
-
 def test_prepare_and_describe(prepared, capsys):
     table = described([prepared / "out"], capsys)
     again = described([prepared / "in", "--tokenizer", "bpe:300", "--valid-share", "0.1", "--workers", 0], capsys)
@@ -101,7 +89,7 @@ def test_prepare_and_describe(prepared, capsys):
         (["describe", "{}/bad.jsonl", "--tokenizer", "nothing"], "unknown tokenizer 'nothing'"),
         (["describe", "{}/in", "--tokenizer", "byte", "--split", "official"], "no official splits"),
         (["describe", "--tokenizer", "byte"], "no data: name a corpus"),
-        (["describe", "stdlib", "--tokenizer", "byte", "--pad-vocab-to", "0"], "pad_vocab_to is 0"),
+        (["describe", "stdlib", "--tokenizer", "byte", "--pad-vocab-to", "0"], "pad_vocab_to=0: "),
         (["export", "{}/x.bin", "--data", "{}/out"], "end the name in .json"),
     ],
 )

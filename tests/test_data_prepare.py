@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refuses
 from text_files import json_line, some_texts, write_texts
 
 from eqx_slm.data import (
@@ -28,11 +29,6 @@ from eqx_slm.errors import UserError
 from eqx_slm.files import Lock
 
 OFFICIAL = SplitRule("official")
-
-
-def one_line(error):
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def contents(folder):
@@ -159,9 +155,8 @@ def test_bad_records_are_skipped_once_whatever_interrupts(tmp_path):
     path.write_bytes(b"".join(lines))
     source = open_source(str(path))
     options = {"rule": SplitRule("content", 0.3, 0.1), "workers": 0, "commit_bytes": 50}
-    with pytest.raises(UserError, match=r"a.jsonl, line 2 \(byte \d+\): not JSON") as error:
+    with refuses(r"a.jsonl, line 2 \(byte \d+\): not JSON"):
         prepare(source, ByteTokenizer(), tmp_path / "out", **options)
-    one_line(error)
     manifest = prepare(source, ByteTokenizer(), tmp_path / "out", on_error="skip", **options)  # goes on
     assert manifest.skipped["counts"] == {"empty": 30, "json": 30} and len(manifest.skipped["first"]) == 10
     assert sum(counts.documents for counts in manifest.counts.values()) == 60
@@ -198,9 +193,8 @@ def test_what_a_tokenizer_refuses_is_named_and_can_be_skipped(tmp_path, workers)
         lambda: describe(source, Picky(), rule, workers=workers),
         lambda: next(batches("stop")),
     ):
-        with pytest.raises(UserError, match=message) as error:
+        with refuses(message):
             call()
-        one_line(error)
     manifest = prepare(source, Picky(), tmp_path / "out", on_error="skip", **options)
     assert manifest.skipped["counts"] == {"tokenizer": 1} and "line 41" in manifest.skipped["first"][0]
     assert sum(counts.documents for counts in manifest.counts.values()) == 79
@@ -214,9 +208,8 @@ def test_one_process_a_folder(tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()
     lock = Lock(folder)
-    with pytest.raises(UserError, match="is in use by process .*: wait for it, or name another folder") as error:
+    with refuses("is in use by process .*: wait for it, or name another folder"):
         prepared(folder)
-    one_line(error)
     lock.release()
     prepared(folder)
 
@@ -245,9 +238,8 @@ def test_a_damaged_shard(tmp_path):
     shard = folder / "train-00001.bin"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
-    with pytest.raises(UserError, match=r"train-00001.bin: its sha256 is [0-9a-f]{64}, its manifest says") as error:
+    with refuses(r"train-00001.bin: its sha256 is [0-9a-f]{64}, its manifest says"):
         open_prepared(folder, sequence_length=4, batch_size=2)
-    one_line(error)
     shard.write_bytes(whole[:-2])
     with pytest.raises(UserError, match="train-00001.bin has 398 bytes, its manifest says 400"):
         open_prepared(folder, sequence_length=4, batch_size=2)
@@ -258,11 +250,9 @@ def test_a_damaged_shard(tmp_path):
 
 def test_an_id_beyond_the_vocabulary(tmp_path):
     folder = prepared(tmp_path / "out")
-    with pytest.raises(
-        UserError, match=r"train-00000.bin, byte \d+: token id 1\d\d in the train split, .*120"
-    ) as error:
+    with refuses(r"train-00000.bin, byte \d+: token id 1\d\d in the train split, .*120") as error:
         open_prepared(folder, sequence_length=4, batch_size=2, vocab_size=120)
-    message = one_line(error)
+    message = str(error.value)
     byte = int(message.split("byte ")[1].split(":")[0])
     tokens = np.fromfile(folder / "train-00000.bin", "<u2")
     assert tokens[byte // 2] >= 120 and (tokens[: byte // 2] < 120).all()
@@ -284,9 +274,8 @@ def test_an_id_beyond_the_vocabulary(tmp_path):
 def test_a_damaged_folder(tmp_path, change, message):
     folder = prepared(tmp_path / "out")
     change(folder)
-    with pytest.raises(UserError, match=message) as error:
+    with refuses(message):
         open_prepared(folder, sequence_length=4, batch_size=2)
-    one_line(error)
 
 
 def edit(folder, change):
@@ -317,7 +306,7 @@ def test_sizes_and_names(tmp_path):
     folder = prepared(tmp_path / "out")
     for options, message in (
         ({"batch_size": 512}, r"the train split has \d+ tokens, but one batch of 512 x 128 needs 65,537"),
-        ({"sequence_length": 0}, "sequence_length is 0"),
+        ({"sequence_length": 0}, "sequence_length=0: "),
         ({"batch_size": 6, "process_count": 4}, "a batch of 6 does not divide among 4 processes"),
         ({"weights": [1, 2]}, "1 sources, but 2 weights"),
     ):

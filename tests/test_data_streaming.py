@@ -164,8 +164,8 @@ def test_validation_text_is_not_trained_on():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"length": 0}, "sequence_length is 0"),
-        ({"buffer": 0}, "buffer is 0"),
+        ({"length": 0}, "sequence_length=0: "),
+        ({"buffer": 0}, "buffer=0: "),
         ({"vocab_size": 255}, "the tokenizer byte has 256 ids; raise --vocab-size"),
     ],
 )

@@ -10,26 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_data_command import described, run
-from text_files import json_line, some_texts, write_texts
+from text_files import json_line, some_texts
 
 from eqx_slm.data import Corpus, open_data, prepare, split_rule
-from eqx_slm.data.command import main
 from eqx_slm.data.documents import START
 from eqx_slm.data.shards import Manifest
 from eqx_slm.data.tokenizer import ByteTokenizer
 from eqx_slm.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """A folder prepared by the command, and the files that it was made from."""
-    folder = tmp_path_factory.mktemp("command")
-    texts = some_texts(900)
-    write_texts(folder / "in" / "a.jsonl.zst", texts[:500], ["one"] * 500)
-    write_texts(folder / "in" / "b.parquet", texts[500:], ["two"] * 400)
-    arguments = ["prepare", folder / "in", "--tokenizer", "bpe:300", "--out", folder / "out", "--valid-share", "0.1"]
-    assert main([str(argument) for argument in arguments]) == 0
-    return folder
 
 
 def shell(line, folder, **environment):
@@ -146,10 +133,10 @@ def test_every_way_in_reads_the_same_field(tmp_path, capsys, spec):
         (["--valid-share", "nan"], "shares"),
         (["--test-share", "1"], "shares"),
         (["--valid-share", "-0.1"], "shares"),
-        (["--workers", "-1"], "workers is -1; give an integer of at least 0"),
-        (["--pad-vocab-to", "-3"], "pad_vocab_to is -3"),
-        (["--shard-tokens", "0", "--out", "new"], "shard_tokens is 0"),
-        (["--shard-tokens", "1" + "0" * 30, "--out", "new"], "shard_tokens is 1000"),
+        (["--workers", "-1"], "workers=-1: it must be at least 0"),
+        (["--pad-vocab-to", "-3"], "pad_vocab_to=-3: "),
+        (["--shard-tokens", "0", "--out", "new"], "shard_tokens=0: "),
+        (["--shard-tokens", "1" + "0" * 30, "--out", "new"], "shard_tokens=1000"),
         (["--tokenizer", "bpe:3"], "N of 'bpe:N'"),
     ],
 )

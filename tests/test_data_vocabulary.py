@@ -6,6 +6,7 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refuses
 from text_files import some_texts
 
 from eqx_slm.data import Corpus, make_tokenizer
@@ -87,9 +88,8 @@ def test_damaged_descriptions(made, change, message, tmp_path):
     told = {**json.loads(path.read_text()), **change}
     del told["sha256"]  # as an earlier version wrote it
     path.write_text(json.dumps(told), "utf-8-sig")  # the mark is no damage
-    with pytest.raises(UserError, match=message) as error:
+    with refuses(message):
         load_tokenizer(path)
-    assert "\n" not in str(error.value)
 
 
 def test_only_merges_can_be_exported(made, tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refuses
 from scipy.optimize import least_squares
 
 from eqx_slm import UserError
@@ -152,9 +153,8 @@ BASE = Ladder(SIZES, law(SIZES, *TRUE["dense"]))
     ],
 )
 def test_refused_in_one_line(runs, options, told):
-    with pytest.raises(UserError, match=told) as error:
+    with refuses(told):
         fit_laws(runs, **options)
-    assert "\n" not in str(error.value)
 
 
 def test_an_unknown_arm():

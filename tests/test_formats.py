@@ -10,6 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
+from refusals import refuses
 from text_files import FORMATS, json_line, some_texts, texts_of, write_texts
 
 from eqx_slm.data import load_corpus, open_source
@@ -138,11 +139,11 @@ def test_bad_records_say_where_and_are_counted(tmp_path, kind):
     items = list(source.items())
     (problem,) = [item for item in items if isinstance(item, Problem)]
     assert problem.kind == found and str(path) in problem.message
-    with pytest.raises(UserError, match=message) as error:
+    with refuses(message) as error:
         for item in source.items():
             if isinstance(item, Problem):
                 Skipped("stop").see(item)
-    assert "\n" not in str(error.value) and "--on-error skip" in str(error.value)
+    assert "--on-error skip" in str(error.value)
     texts = [item.text for item in items if isinstance(item, Document)]
     assert texts[-1] == "after"  # the next file is read
     if found not in ("truncated", "column"):
@@ -206,9 +207,8 @@ def test_what_is_no_text_is_refused_and_never_trained_on(tmp_path, name):
     (problem, *more) = open_source(str(tmp_path / name)).items()
     assert isinstance(problem, Problem) and "\n" not in problem.message and name in problem.message and not more
     assert re.search("give|convert|name it|one record a line|not JSON", problem.message)
-    with pytest.raises(UserError, match=re.escape(name)) as error:
+    with refuses(re.escape(name)):
         load_corpus(str(tmp_path))
-    assert "\n" not in str(error.value)
 
 
 def test_objects_in_json(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from filled import filled
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refuses
 
 from eqx_slm import Attention, AttentionConfig, GatedAttention, GatedAttentionConfig, ModelConfig, count_parameters
 from eqx_slm.nn.dot_product import causal_attention
@@ -156,9 +157,8 @@ def test_a_zero_centred_norm_is_the_norm_of_its_weight_plus_one():
     ],
 )
 def test_bad_options_are_refused_in_one_line(make, named, getkey):
-    with pytest.raises((ValueError, TypeError), match=named) as caught:
+    with refuses(named, (ValueError, TypeError)):
         make(getkey())
-    assert "\n" not in str(caught.value)
 
 
 def test_d_ff_can_pay_for_the_gate():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refuses
 from tiny import GENERATOR, tiny_config, tiny_model
 
 from eqx_slm import AttentionConfig, HeadConfig, MLPConfig, TaperConfig, UserError, build, generate
@@ -276,9 +277,8 @@ def test_folders_that_hold_something_else_are_refused(tmp_path):
         ({"num_hidden_layers": 2}, "it lacks"),
     ):
         (out / "config.json").write_text(json.dumps({**told, **change}))
-        with pytest.raises(UserError, match=said) as error:
+        with refuses(said):
             import_hugging_face(out)
-        assert "\n" not in str(error.value)
     (out / "model.safetensors").write_bytes(b"x")
     (out / "config.json").write_text(json.dumps(told))
     with pytest.raises(UserError, match="cannot be read"):

@@ -11,6 +11,7 @@ import pytest
 from filled import as_numpy, filled
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refuses
 
 from eqx_slm import (
     MLP,
@@ -187,9 +188,8 @@ def test_heads_that_do_not_belong_to_an_embedding_are_refused(kind, embedding):
     if legal:
         assert ModelConfig(embedding=embedding, head=HeadConfig(kind)).head.has_leaves is False
         return
-    with pytest.raises(ValueError, match=f'head "{kind}" needs a .*{embedding.kind} embedding say') as caught:
+    with refuses(f'head "{kind}" needs a .*{embedding.kind} embedding say', ValueError):
         ModelConfig(embedding=embedding, head=HeadConfig(kind))
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("field", ["vocab_size", "d_model", "depth", "context"])

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from refusals import refuses
 from tiny import tiny_config, tiny_stream
 
 from eqx_slm import OptimizerConfig, UserError
@@ -62,9 +63,9 @@ def test_what_cannot_go_on_says_why(tmp_path):
     run_study(study(8, "wsd", seeds=1), STREAM, out=tmp_path / "bare")
 
     def refused(said, asked, folder=short, **options):
-        with pytest.raises(UserError, match=said) as error:
+        with refuses(said):
             run_study(asked, STREAM, out=tmp_path / "new", go_on_from=folder, **options)
-        assert "\n" not in str(error.value) and not (tmp_path / "new").exists()
+        assert not (tmp_path / "new").exists()
 
     for schedule in ("cosine", "linear"):
         refused(f"a run by schedule {schedule} cannot go on: its rate has fallen", study(14, schedule))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refuses
 from tiny import LENGTH, ROWS, tiny_model, tiny_stream
 
 from eqx_slm import OptimizerConfig, UserError, make_program, token_losses
@@ -229,9 +230,9 @@ WRONG = {
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, wrong in WRONG.items() for value in wrong])
 def test_settings_that_no_run_could_use_are_refused(name, value):
-    with pytest.raises(UserError, match=f"^{name}.*=") as error:
+    with refuses(f"^{name}.*=") as error:
         RunConfig(**{name: value})
-    assert "\n" not in str(error.value) and len(str(error.value)) < 200
+    assert len(str(error.value)) < 200
 
 
 @pytest.mark.parametrize("value", [2.5, "10", True, None, float("nan"), [3]])

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 
-import jaxtyping
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,14 +24,6 @@ from eqx_slm.testing import model_configs
 DENSE = ModelConfig(vocab_size=200_376, d_model=256, depth=6, mixer=AttentionConfig(n_heads=8), channel=MLPConfig())
 LEVIATHAN = dataclasses.replace(DENSE, depth=52, embedding=LeviathanConfig())
 SMALL = ModelConfig(vocab_size=100, d_model=16, depth=4, mixer=AttentionConfig(n_heads=2), channel=MLPConfig(d_ff=32))
-
-
-@pytest.fixture
-def unchecked():
-    """Without the tests' checks of types, which would come before the library's own."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def size_or_none(config, vary, value, measure=count_parameters):

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from filled import as_numpy, filled, is_parameter
+from refusals import refuses
 
 from eqx_slm import (
     AttentionConfig,
@@ -226,9 +227,8 @@ def test_a_decode_state_of_another_mixer_is_refused_in_one_line(name):
         if type(state) is own:
             continue
         for call, x in ((mixer.step, jnp.ones(D)), (mixer.prefill, jnp.ones((2, D)))):
-            with pytest.raises(ValueError, match=f"is a {type(state).__name__}, but .* decodes with") as caught:
+            with refuses(f"is a {type(state).__name__}, but .* decodes with", ValueError):
                 call(x, state)
-            assert "\n" not in str(caught.value)
 
 
 @every_mixer

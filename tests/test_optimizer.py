@@ -10,6 +10,7 @@ import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refuses
 from tiny import GENERATOR, VOCAB, tiny_config, tiny_model
 
 from eqx_slm import (
@@ -277,9 +278,8 @@ WRONG = {
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, wrong in WRONG.items() for value in wrong])
 def test_what_no_run_could_use_is_refused(name, value):
-    with pytest.raises(UserError, match=f"{name}=") as error:
+    with refuses(f"{name}="):
         OptimizerConfig(schedule="wsd", **{name: value})
-    assert "\n" not in str(error.value)
 
 
 def test_shares_have_to_fit_into_the_run():

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refuses
 from tiny import LENGTH, VOCAB, tiny_model
 
-from eqx_slm import UserError, generate
+from eqx_slm import generate
 from eqx_slm.infer.sampling import allowed, draw, sampling
 
 SIZE = 12
@@ -110,6 +111,5 @@ def test_no_setting_compiles_anew():
     ids=str,
 )
 def test_settings_out_of_range_are_one_line(wrong):
-    with pytest.raises(UserError, match=next(iter(wrong))) as error:
+    with refuses(next(iter(wrong))):
         generate(tiny_model(), [1, 2], tokens=2, context=LENGTH, key=jax.random.key(0), **wrong)
-    assert "\n" not in str(error.value)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refuses
 
 from eqx_slm.data import TokenStream, load_corpus, make_stream
 from eqx_slm.errors import UserError
@@ -22,11 +23,6 @@ def counting(n_train=1000, n_valid=200, *, sequence_length=8, batch_size=4, **op
     return TokenStream.from_tokens(
         np.arange(n_train), np.arange(n_valid), sequence_length=sequence_length, batch_size=batch_size, **options
     )
-
-
-def one_line(error):
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -200,10 +196,10 @@ def test_token_counts():
             r"the train split has token id 99 at place 99, but vocab_size is 99; raise --vocab-size to at least 100",
         ),
         (((100,), (200,)), {"vocab_size": 100}, r"the valid split has token id 199"),
-        (((100,), (100,)), {"vocab_size": 0}, "vocab_size is 0"),
-        (((100,), (100,)), {"sequence_length": 0}, "sequence_length is 0; give an integer of at least 1"),
-        (((100,), (100,)), {"batch_size": -1}, "batch_size is -1"),
-        (((100,), (100,)), {"eval_tokens": 0}, "eval_tokens is 0"),
+        (((100,), (100,)), {"vocab_size": 0}, "vocab_size=0: "),
+        (((100,), (100,)), {"sequence_length": 0}, "sequence_length=0: it must be at least 1"),
+        (((100,), (100,)), {"batch_size": -1}, "batch_size=-1: "),
+        (((100,), (100,)), {"eval_tokens": 0}, "eval_tokens=0: "),
         (((-3, 100), (100,)), {}, "the train split has token id -3"),
         (((100,), (100,)), {"train_tokens": 31}, "train_tokens is 31; a batch, 32, to all, 99; give another"),
         (((100,), (100,)), {"train_tokens": 100}, "train_tokens is 100; a batch, 32, to all, 99; give another"),
@@ -213,9 +209,8 @@ def test_token_counts():
 )
 def test_bad_input(tokens, options, message):
     options = {"vocab_size": 100, "sequence_length": 8, "batch_size": 4, **options}
-    with pytest.raises(UserError, match=message) as error:
+    with refuses(message):
         TokenStream.from_tokens(*(np.arange(*bounds) for bounds in tokens), **options)
-    one_line(error)
 
 
 def test_the_smallest_split_is_enough():
@@ -273,9 +268,8 @@ def test_a_padded_vocabulary(tmp_path):
 
 
 def test_a_vocabulary_that_is_too_small(tmp_path):
-    with pytest.raises(UserError, match="vocab_size is 255, but the tokenizer byte has 256 ids") as error:
+    with refuses("vocab_size is 255, but the tokenizer byte has 256 ids"):
         make_stream(text_file(tmp_path), "byte", vocab_size=255)
-    one_line(error)
 
 
 def test_too_little_text_names_the_numbers(tmp_path):

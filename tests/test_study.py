@@ -6,6 +6,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+from refusals import refuses
 from tiny import tiny_config, tiny_stream
 
 from eqx_slm import AttentionConfig, LowRankConfig, ModelConfig, TaperConfig, UserError, count_parameters
@@ -131,9 +132,8 @@ def test_a_study_runs_reports_and_goes_on(tmp_path, monkeypatch):
     ],
 )
 def test_a_study_that_makes_no_sense_is_refused(changes, told):
-    with pytest.raises(UserError, match=told) as error:
+    with refuses(told):
         tiny_study(**changes)
-    assert "\n" not in str(error.value)
 
 
 def test_a_study_without_its_reference_is_refused_before_training(tmp_path):

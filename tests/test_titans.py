@@ -12,6 +12,7 @@ import pytest
 from filled import as_numpy, filled, is_parameter
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refuses
 
 from eqx_slm import HeadConfig, MLPConfig, ModelConfig, TaperConfig, build, count_parameters
 from eqx_slm.nn.titans import TitansConfig, TitansMemory, TitansState
@@ -301,9 +302,8 @@ def test_the_step_size_is_of_the_model_and_not_of_the_chunk_it_runs_at():
     ],
 )
 def test_bad_values_are_refused_in_one_line(options, named):
-    with pytest.raises(ValueError, match=named) as caught:
+    with refuses(named):
         ModelConfig(d_model=8, mixer=dataclasses.replace(TitansConfig(), **options))
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["read", "memory_norm", "memory_residual", "remat"])

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from filled import as_numpy, filled, is_parameter
+from refusals import refuses
 
 from eqx_slm import ModelConfig
 from eqx_slm.nn.dot_product import masked_attention
@@ -120,9 +121,8 @@ def test_bad_sizes_and_states_are_refused_in_one_line():
         (lambda: TitansMACConfig(memory=TitansConfig(n_heads=3)), "d_model=8 is not divisible by 2 x n_heads=3"),
         (lambda: TitansMACConfig(memory=TitansConfig(chunk=0)), "chunk=0: it must be at least 1"),
     ):
-        with pytest.raises(ValueError, match=named) as caught:
+        with refuses(named):
             ModelConfig(d_model=8, mixer=config())
-        assert "\n" not in str(caught.value)
     mag, mac = (filled(lambda key, c=c: c.build(D, key=key)) for c in CONFIGS.values())
     for mixer, other, named in (
         (mag, mac, "MACState.*TitansMAG decodes"),

@@ -1,6 +1,7 @@
 """Solve for a whole shape: width, depth and d_ff that spend a number of parameters at a wanted proportion."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -59,12 +60,12 @@ def fit_shape(
     check_sizes(target=target, multiple=multiple)
     check_number("aspect", aspect, "a width a layer above 0", lambda each: each > 0)
     check_number("tolerance", tolerance, "a share of the target, at least 0", lambda each: each >= 0)
-    low, high = 1, 2
+    high = 2
     while (fit := _nearest(make, high, target, multiple)).aspect > aspect and fit.config.d_model > multiple:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if _nearest(make, middle, target, multiple).aspect > aspect else (low, middle)
+        high *= 2
+    low = high // 2
+    between = range(low + 1, high)
+    low += bisect_left(between, True, key=lambda depth: _nearest(make, depth, target, multiple).aspect <= aspect)
     depths = range(max(1, low - REACH), low + REACH)
     fits = [_nearest(make, depth, target, multiple) for depth in depths]
     least = min(fits, key=lambda fit: fit.achieved)
@@ -91,16 +92,9 @@ def _nearest(make: Callable[[int, int], ModelConfig], depth: int, target: int, m
         config = make(index * multiple, depth)
         return Fit(config, total_parameters(config), target)
 
-    low, high = fit(1), fit(1)
-    index = 1
-    while high.achieved < target:
-        index *= 2
-        low, high = high, fit(index)
-    below, above = index // 2, index
-    while above - below > 1:
-        middle = fit((below + above) // 2)
-        if middle.achieved < target:
-            below, low = (below + above) // 2, middle
-        else:
-            above, high = (below + above) // 2, middle
-    return min((low, high), key=lambda each: abs(each.residual))
+    above = 1
+    while fit(above).achieved < target:
+        above *= 2
+    below = above // 2
+    below += bisect_left(range(below + 1, above), target, key=lambda index: fit(index).achieved)
+    return min((fit(max(below, 1)), fit(below + 1)), key=lambda each: abs(each.residual))

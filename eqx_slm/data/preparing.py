@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..checks import INT32, check_sizes, whole
 from ..errors import UserError
 from ..files import LOCK, Lock, write_json_atomic
 from .documents import START, Document, OnError, Position, Problem, Skipped, Source
@@ -21,7 +22,6 @@ from .sources import lasting
 from .splits import SPLITS, SplitRule
 from .tokenizer import Tokenizer, padded_vocab
 from .tokenizing import tokenized
-from .tokens import check_sizes
 from .vocabulary import save_tokenizer
 
 PROGRESS = ".progress.json"
@@ -74,8 +74,8 @@ def prepare(
     folder = Path(folder).expanduser()
     if on_leak not in ("stop", "keep"):
         raise UserError(f"on_leak={on_leak!r}: allowed is 'stop' or 'keep'")
-    check_sizes(shard_tokens=shard_tokens, commit_bytes=commit_bytes)
-    check_sizes(0, workers=workers or 0)
+    check_sizes(most=INT32, shard_tokens=shard_tokens, commit_bytes=commit_bytes)
+    whole("workers", workers or 0, 0, most=INT32)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as files:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..cores import usable_cores
 from ..errors import UserError
-from ..files import sealed, sync_folder, unsealed, write_json_atomic
+from ..files import json_hash, sealed, sync_folder, unsealed, write_json_atomic
 from .splits import SPLITS
 from .tokens import Tokens
 
@@ -184,7 +184,7 @@ class Manifest:
     def hash(self) -> str:
         """sha256 (hex) over the tokenizer's and all shards' hashes: equal hashes are equal tokens."""
         shards = {split: [[s.tokens, s.sha256] for s in shards] for split, shards in self.shards.items()}
-        return hashlib.sha256(json.dumps([self.tokenizer["hash"], shards], sort_keys=True).encode()).hexdigest()
+        return json_hash([self.tokenizer["hash"], shards])
 
     def write(self, folder: Path) -> None:
         """Writes manifest.json."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import glob
-import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -130,11 +128,6 @@ def load_corpus(data: str = "stdlib", *, data_root: str | Path | None = None, fi
         raise UserError(f"{data} is not read into memory: stream it (stream:{data}), or prepare it")
     source = open_source(data, data_root=data_root, fields=fields)
     return source if isinstance(source, Corpus) else _collect(source)
-
-
-def spec_hash(spec: dict) -> str:
-    """sha256 (hex) of a spec."""
-    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode("utf-8")).hexdigest()
 
 
 def lasting(spec: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from ..files import write_bytes_atomic, write_json_atomic
+from ..files import json_hash, sealed, write_bytes_atomic, write_json_atomic
 
 FORMAT = 2
 LARGEST = 25_000_000  # bytes of buffered tokens
@@ -39,7 +39,7 @@ class StreamState:
         """The cursor with its hash and that of the tokens."""
         tokens = hashlib.sha256(np.ascontiguousarray(self.tokens, "<i4").tobytes()).hexdigest()
         content = {"format": FORMAT, "cursor": self.cursor, "tokens": len(self.tokens), "tokens_sha256": tokens}
-        return {**content, "sha256": _hash(content)}
+        return sealed(content)
 
     @classmethod
     def from_json(cls, data: dict[str, Any], tokens: np.ndarray | None = None) -> StreamState:
@@ -47,7 +47,7 @@ class StreamState:
         content = {key: data.get(key) for key in ("format", "cursor", "tokens", "tokens_sha256")}
         if content["format"] != FORMAT and "sha256" in data:
             raise UserError(f"a data state of format {content['format']}, this version reads {FORMAT}: start again")
-        if data.get("sha256") != _hash(content):
+        if data.get("sha256") != json_hash(content):
             raise UserError("the data cursor is damaged: its hash is another; take an older checkpoint")
         state = cls(data["cursor"], np.zeros(0, np.int32) if tokens is None else np.asarray(tokens, np.int32))
         if state.to_json()["tokens_sha256"] != content["tokens_sha256"]:
@@ -95,7 +95,3 @@ def check_cursor(state: StreamState, identity: dict[str, Any]) -> None:
 
 def _tokens_file(folder: Path, name: str, data: dict[str, Any]) -> Path:
     return folder / f"{name}-{str(data.get('tokens_sha256'))[:16]}.npy"
-
-
-def _hash(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8")).hexdigest()

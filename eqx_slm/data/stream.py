@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import INT32, check_sizes, whole
 from ..errors import UserError
 from .order import Mixture, places
 from .splits import SPLITS
 from .state import StreamState, check_cursor
 from .tokenizer import Tokenizer
-from .tokens import LARGEST_SIZE, Tokens, as_tokens, check_processes, check_sizes
+from .tokens import Tokens, as_tokens, check_processes
 
 EVAL_SEED, PART_SEED = "validation", "part"  # strings: no integer seed of a run gives the same order
 
@@ -58,9 +59,8 @@ class Stream(abc.ABC):
         process_index: int = 0,
         process_count: int = 1,
     ) -> None:
-        check_sizes(
-            vocab_size=vocab_size, sequence_length=sequence_length, batch_size=batch_size, eval_tokens=eval_tokens
-        )
+        sizes = {"sequence_length": sequence_length, "batch_size": batch_size, "eval_tokens": eval_tokens}
+        check_sizes(most=INT32, vocab_size=vocab_size, **sizes)
         check_processes(batch_size, process_index, process_count)
         if tokenizer is not None:
             if vocab_size < (known := tokenizer.vocab_size):
@@ -71,7 +71,7 @@ class Stream(abc.ABC):
             byte_lengths = tokenizer.byte_lengths if byte_lengths is None else byte_lengths
             info = {**(info or {}), "tokenizer": tokenizer.name, "tokenizer_hash": tokenizer.hash}
         if byte_lengths is not None:
-            byte_lengths = as_tokens(byte_lengths, LARGEST_SIZE, "byte_lengths")
+            byte_lengths = as_tokens(byte_lengths, INT32, "byte_lengths")
             if len(byte_lengths) > vocab_size:
                 raise UserError(f"byte_lengths has {len(byte_lengths):,} entries for {vocab_size:,} ids; give one each")
             byte_lengths = np.pad(byte_lengths, (0, vocab_size - len(byte_lengths)))
@@ -196,7 +196,7 @@ class TokenStream(Stream):
         counts = {name: sum(len(tokens[name]) for tokens in self.splits) for name in SPLITS}
         self.info = {**self.info, "tokens": counts}
         if train_tokens is not None:
-            least, most = need - 1, min(counts["train"] - 1, LARGEST_SIZE)
+            least, most = need - 1, min(counts["train"] - 1, INT32)
             if len(self.splits) > 1 or not least <= train_tokens <= most:
                 allowed = f"a batch, {least:,}, to all, {most:,}" if len(self.splits) == 1 else "a mixture has no part"
                 raise UserError(f"train_tokens is {train_tokens}; {allowed}; give another, or leave it out")
@@ -217,7 +217,7 @@ class TokenStream(Stream):
         Raises `UserError` if the training or the validation split has not one batch of windows, if an id is not below
         `vocab_size` (a gather on an accelerator would clamp it silently), or if a size is not positive.
         """
-        check_sizes(vocab_size=vocab_size)
+        whole("vocab_size", vocab_size, most=INT32)
         ids = {"train": train, "valid": valid, "test": test}
         tokens = {name: Tokens([as_tokens(part, vocab_size, f"the {name} split")]) for name, part in ids.items()}
         return cls([tokens], vocab_size=vocab_size, **options)

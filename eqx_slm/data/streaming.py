@@ -10,16 +10,17 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from ..checks import INT32, whole
 from ..errors import UserError
+from ..files import json_hash
 from .documents import START, Document, OnError, Position, Problem, Skipped, Source
 from .order import draw, label_start
-from .sources import lasting, spec_hash
+from .sources import lasting
 from .splits import SplitRule
 from .state import LARGEST, StreamState, check_cursor
 from .stream import BatchIterator, Stream
 from .tokenizer import Tokenizer, padded_vocab
 from .tokenizing import tokenized
-from .tokens import check_sizes
 
 BUFFER_SEQUENCES = 10_000
 _KEPT = 4  # batches that a state may step back over
@@ -63,8 +64,8 @@ class StreamingStream(Stream):
             raise UserError(f"train_tokens is {train_tokens}: streamed text has no known part; prepare it first")
         size = padded_vocab(tokenizer.vocab_size if vocab_size is None else vocab_size, pad_vocab_to)
         super().__init__(vocab_size=size, tokenizer=tokenizer, **options)
-        check_sizes(buffer=buffer)
-        check_sizes(0, workers=workers or 0)
+        whole("buffer", buffer, most=INT32)
+        whole("workers", workers or 0, 0, most=INT32)
         self.source, self.rule, self.workers = source, rule, workers
         self.on_error: OnError = on_error
         # What the state may hold, less the batches that it may step back over and a part of a sequence.
@@ -77,7 +78,7 @@ class StreamingStream(Stream):
         self._eval: list[np.ndarray] | None = None
         self.info = {
             "corpus": source.name,
-            "corpus_hash": spec_hash(self.identity()),
+            "corpus_hash": json_hash(self.identity()),
             "corpus_note": f"streamed through a shuffle buffer of {self.buffer:,} sequences",
             "split_rule": str(rule),
             **self.info,
@@ -85,7 +86,7 @@ class StreamingStream(Stream):
 
     def identity(self) -> dict[str, Any]:
         return {
-            "source": spec_hash(lasting(self.source.spec)),
+            "source": json_hash(lasting(self.source.spec)),
             "rule": str(self.rule),
             "tokenizer": self.tokenizer.hash,
             "buffer": self.buffer,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import abc
-import hashlib
 import itertools
-import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,9 +13,11 @@ from unicodedata import combining
 
 import numpy as np
 
+from ..checks import INT32, whole
 from ..cores import usable_cores
 from ..errors import UserError
-from .tokens import check_sizes, integers
+from ..files import json_hash
+from .tokens import integers
 
 UNKNOWN = "<unk>"
 END_OF_SENTENCE = "<eos>"
@@ -117,7 +117,7 @@ class ByteTokenizer(Tokenizer):
     """The 256 bytes of UTF-8; a line feed between documents."""
 
     def __init__(self) -> None:
-        self.name, self.vocab_size, self.hash = "byte", 256, _hash(["byte"])
+        self.name, self.vocab_size, self.hash = "byte", 256, json_hash(["byte"])
         self.byte_lengths = np.ones(256, np.int32)
         self.separator = (ord("\n"),)
 
@@ -144,7 +144,7 @@ class ListTokenizer(Tokenizer):
 
     def __init__(self, name: str, entries: Iterable[str]) -> None:
         self.name, self.entries = name, list(entries)
-        self.vocab_size, self.hash = len(self.entries), _hash([name, *self.entries])
+        self.vocab_size, self.hash = len(self.entries), json_hash([name, *self.entries])
         self._ids = {entry: i for i, entry in enumerate(self.entries)}
         lossless = name == "char" and UNKNOWN not in self._ids  # words lose the white space between them
         self.byte_lengths = np.array([len(c.encode("utf-8")) for c in self.entries], np.int32) if lossless else None
@@ -194,7 +194,7 @@ def _words(text: str, name: str) -> list[str]:
 
 def padded_vocab(size: int, multiple: int) -> int:
     """The smallest multiple that is at least `size`; `UserError` where the multiple is below 1 (which pads nothing)."""
-    check_sizes(pad_vocab_to=multiple)
+    whole("pad_vocab_to", multiple, most=INT32)
     return -(-size // multiple) * multiple
 
 
@@ -209,7 +209,3 @@ def refusal(error: BaseException, what: str) -> BaseException:
     if isinstance(error, UserError) or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
         return error
     return UserError(f"{what}: {(str(error).splitlines() or [type(error).__name__])[0][:200]}")
-
-
-def _hash(parts: list[str]) -> str:
-    return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()

@@ -8,11 +8,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
+from ..checks import INT32, whole
 from ..cores import usable_cores
 from ..errors import UserError
 from .documents import Document, Item, Problem
 from .tokenizer import Tokenizer
-from .tokens import check_sizes
 
 CHUNK_BYTES = 1 << 19  # of text that a thread gets at once
 
@@ -33,7 +33,7 @@ def tokenized(
     **Arguments:** `items`: of a source; `workers`: threads; None is one a core, 0 tokenizes in the caller's.
     """
     workers = usable_cores() if workers is None else workers
-    check_sizes(0, workers=workers)
+    whole("workers", workers, 0, most=INT32)
     groups = _groups(item for item in items if isinstance(item, Problem) or wanted(item))
 
     def encode(group: list[Item]) -> list[Tokenized]:

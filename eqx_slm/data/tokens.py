@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from ..checks import INT32, whole
 from ..errors import UserError
-
-LARGEST_SIZE = 2**31 - 1  # of ids, and of every setting that counts something
-
-
-def check_sizes(smallest: int = 1, **sizes: Any) -> None:
-    """Raises `UserError` naming the first size that is not an integer from `smallest` to 2^31 - 1."""
-    for name, size in sizes.items():
-        try:
-            sound = not isinstance(size, bool) and smallest <= operator.index(size) <= LARGEST_SIZE
-        except TypeError:
-            sound = False
-        if not sound:
-            raise UserError(f"{name} is {size!r}; give an integer of at least {smallest} and at most {LARGEST_SIZE:,}")
 
 
 def check_processes(batch_size: int, index: Any, count: Any) -> None:
     """Raises `UserError` where the batch does not divide among the processes, or this is none of them."""
-    check_sizes(process_count=count)
-    check_sizes(0, process_index=index)
+    whole("process_count", count, most=INT32)
+    whole("process_index", index, 0)
     if index >= count:
         raise UserError(f"process_index is {index} of process_count {count}; give an index below the count")
     if batch_size % count:
@@ -76,7 +63,7 @@ def as_tokens(values: Any, vocab_size: int, what: str) -> np.ndarray:
     if low < 0:
         raise UserError(f"{what} has token id {low} at place {int(np.argmin(array)):,}; ids are at least 0")
     if high >= vocab_size:
-        advice = f"raise --vocab-size to at least {high + 1}" if high < LARGEST_SIZE else "give ids below 2**31"
+        advice = f"raise --vocab-size to at least {high + 1}" if high < INT32 else "give ids below 2**31"
         place = int(np.argmax(array))
         raise UserError(f"{what} has token id {high} at place {place:,}, but vocab_size is {vocab_size}; {advice}")
     return array.astype(np.int32, copy=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import itertools
 import json
 import os
@@ -14,15 +13,13 @@ from typing import Any
 
 from ..configs import read_json
 from ..errors import UserError
-from ..files import json_hash, write_bytes_atomic
+from ..files import json_hash, sealed, write_bytes_atomic
 from .corpora import Corpus
 from .documents import OnError, Problem, Skipped, Source
-from .sources import spec_hash
 from .splits import SPLITS, SplitRule
 from .tokenizer import ByteTokenizer, ListTokenizer, Tokenizer, check_lost
 
 FORMAT = 1
-DIGEST = "sha256"  # of all else in the file
 SPECS = (
     "'bpe:N', 'char', 'byte', 'word:eos=newline', 'word:eos=none', a tiktoken name such as 'o200k_base', or a file: "
     "path/tokenizer.json, path/x.tiktoken, or vocabulary.json of a run"
@@ -98,7 +95,7 @@ def _trained(spec: str, corpus: Corpus, cache_dir: str | Path | None) -> Tokeniz
     size = int(digits)
     folder = Path(cache_dir or os.environ.get("EQX_SLM_CACHE") or Path.home() / ".cache" / "eqx_slm")
     content = [FORMAT, size, corpus.hash, bpe.PATTERN, bpe.LONGEST_TOKEN, version("tokenizers"), version("tiktoken")]
-    path = folder / f"bpe-{size}-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]}.json"
+    path = folder / f"bpe-{size}-{json_hash(content)[:32]}.json"
     with contextlib.suppress(UserError):  # none there, or damaged: it is made anew
         cached = load_tokenizer(path)
         if cached.name == f"bpe:{size}":
@@ -154,7 +151,7 @@ def tokenizer_for(
             break
     identity = {"source": source.spec, "rule": str(rule), "bytes": TRAINING_BYTES, "on_error": on_error}
     train, valid, test = (tuple(texts[split]) for split in SPLITS)
-    corpus = Corpus(source.name, train, valid, test, split_rule=str(rule), hash=spec_hash(identity))
+    corpus = Corpus(source.name, train, valid, test, split_rule=str(rule), hash=json_hash(identity))
     return make_tokenizer(spec, corpus, cache_dir=cache_dir)
 
 
@@ -162,7 +159,7 @@ def save_tokenizer(path: str | Path, tokenizer: Tokenizer) -> Path:
     """Writes everything that decides a tokenizer's ids; the file appears whole or not at all."""
     document = {"format": FORMAT, "name": tokenizer.name, "hash": tokenizer.hash, **tokenizer.content()}
     # `hash` is of the tokens alone, so that a pattern or a special id that was changed would not show in it.
-    return write_bytes_atomic(path, json.dumps({**document, DIGEST: json_hash(document)}).encode("ascii"))
+    return write_bytes_atomic(path, json.dumps(sealed(document)).encode("ascii"))
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -176,7 +173,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             raise UserError(
                 f"{path} is of format {data['format']}, this version reads {FORMAT}: prepare the data again"
             )
-        digest = data.pop(DIGEST, None)  # earlier versions wrote none
+        digest = data.pop("sha256", None)  # earlier versions wrote none
         sound = digest in (None, json_hash(data))
         tokenizer = _of(data) if sound else None
         sound = tokenizer is not None and tokenizer.hash == data["hash"]

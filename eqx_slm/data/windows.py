@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import INT32, whole
 from ..errors import UserError
 from .open import make_stream
 from .order import draw, label_start
 from .splits import SPLITS
 from .stream import TokenStream
-from .tokens import Tokens, check_sizes
+from .tokens import Tokens
 
 
 class WindowStream(TokenStream):
@@ -39,7 +40,7 @@ class WindowStream(TokenStream):
         if eval_split not in SPLITS:
             raise UserError(f"eval_split={eval_split!r}: it is one of {', '.join(SPLITS)}")
         if train_tokens is not None:
-            check_sizes(train_tokens=train_tokens)
+            whole("train_tokens", train_tokens, most=INT32)
             splits = [{**each, "train": Tokens([each["train"].read(0, train_tokens)])} for each in splits]
         super().__init__(splits, **options)
         self.eval_split = eval_split

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -29,7 +28,7 @@ GROWING = ("arms", "settings", "seeds", "learning_rates", "until")
 
 def config_hash(document: Any) -> str:
     """Eight hex digits of everything in a config."""
-    return hashlib.sha256(json.dumps(json_ready(to_dict(document)), sort_keys=True).encode()).hexdigest()[:8]
+    return json_hash(json_ready(to_dict(document)))[:8]
 
 
 def check_folder(path: Path, document: Any, *, in_use: bool = True) -> None:

@@ -7,9 +7,9 @@ Comparisons whose noise is alike can lend each other theirs. Whether it is alike
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 from .statistics import Number, Spread, mean_and_sd, t_quantile
 
@@ -125,15 +125,9 @@ def seeds_for(
     With `room` the margin an interval around no difference would lie wholly inside; with `room = | |mean| - margin |`
     one around this mean would be resolved.
     """
-    few, many = 1, 2
-    while half_width(sd, many, confidence=confidence, quantile=quantile) > room:
-        few, many = many, 2 * many
-        if few >= most:
-            return None
-    while many - few > 1:
-        middle = (few + many) // 2
-        if half_width(sd, middle, confidence=confidence, quantile=quantile) > room:
-            few = middle
-        else:
-            many = middle
-    return cast(int, many) if many <= most else None
+    least = 2 + bisect_left(
+        range(2, most + 1),
+        True,
+        key=lambda seeds: not half_width(sd, seeds, confidence=confidence, quantile=quantile) > room,
+    )
+    return least if least <= most else None
