@@ -55,5 +55,6 @@ from .study import run_study as run_study
 from .text import OpenRun as OpenRun
 from .text import open_run as open_run
 from .text_loss import TextLoss as TextLoss
+from .text_loss import read_text as read_text
 from .text_loss import text_by_frequency as text_by_frequency
 from .text_loss import text_loss as text_loss
