@@ -9,19 +9,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ...checks import configured, one_sequence, whole
-from ..attention import Attention, AttentionConfig
+from ..attention import Attention
 from ..block import Decoded, Mixer, check_state
 from ..dot_product import Prefix, masked_attention
 from ..init import normal, subkey
 from ..norm import RMSNorm
 from ..ops import inner_dtype, unit_length, varying_like
-from .mag import check_even_heads
+from .mag import TitansHybridConfig
 from .mixer import GroupState, TitansConfig, TitansMemory, TitansState, decode_state
 from .rule import NORM_EPS, Matrices, Memory, recall
 
 
 @dataclass(frozen=True)
-class TitansMACConfig:
+class TitansMACConfig(TitansHybridConfig):
     """What a memory as a context is made of.
 
     **Arguments:**
@@ -33,24 +33,9 @@ class TitansMACConfig:
     kind: Literal["titans-mac"] = "titans-mac"
     memory: TitansConfig = TitansConfig(chunk=64)
 
-    keeps: ClassVar[tuple[str, ...]] = ("memory.n_heads",)
-
-    @property
-    def d_model_multiple(self) -> int:
-        """What `d_model` is a multiple of: heads of an even width."""
-        return 2 * self.memory.n_heads
-
-    def attention(self, rotary: bool = True) -> AttentionConfig:
-        """The attention's config."""
-        return AttentionConfig(n_heads=self.memory.n_heads, rotary_fraction=1.0 if rotary else 0.0)
-
     def inner(self) -> TitansConfig:
         """The memory's config, without persistent tokens."""
         return replace(self.memory, persistent=0)
-
-    def check(self, d_model: int) -> None:
-        """**Raises:** `ValueError` where the sizes do not fit `d_model`."""
-        check_even_heads(self.memory, d_model)
 
     def parameters(self, d_model: int) -> int:
         """The memory's, 4 d^2 of attention, d^2 of queries to the memory, 3 d of norms, persistent tokens."""

@@ -17,7 +17,32 @@ from .mixer import TitansConfig, TitansMemory, TitansState
 
 
 @dataclass(frozen=True)
-class TitansMAGConfig:
+class TitansHybridConfig:
+    """The memory that both hybrids have beside their attention, and what follows from its heads, which both share."""
+
+    kind: str = "titans-hybrid"
+    memory: TitansConfig = TitansConfig()
+
+    keeps: ClassVar[tuple[str, ...]] = ("memory.n_heads",)
+
+    @property
+    def d_model_multiple(self) -> int:
+        """What `d_model` is a multiple of: heads of an even width, as rotary positions turn pairs of channels."""
+        return 2 * self.memory.n_heads
+
+    def attention(self, rotary: bool = True) -> AttentionConfig:
+        """The attention's config."""
+        return AttentionConfig(n_heads=self.memory.n_heads, rotary_fraction=1.0 if rotary else 0.0)
+
+    def check(self, d_model: int) -> None:
+        """**Raises:** `ValueError` where the heads do not fit `d_model`, or attention cannot share them."""
+        check_choices(self.memory)
+        what = f"divisible by 2 x n_heads={self.memory.n_heads} (heads that are turned have an even width)"
+        check_divides(d_model, self.d_model_multiple, what)
+
+
+@dataclass(frozen=True)
+class TitansMAGConfig(TitansHybridConfig):
     """What a memory as a gate is made of.
 
     **Arguments:**
@@ -27,26 +52,10 @@ class TitansMAGConfig:
     """
 
     kind: Literal["titans-mag"] = "titans-mag"
-    memory: TitansConfig = TitansConfig()
     window: int = 64
-
-    keeps: ClassVar[tuple[str, ...]] = ("memory.n_heads",)
-
-    @property
-    def d_model_multiple(self) -> int:
-        """What `d_model` is a multiple of: heads of an even width."""
-        return 2 * self.memory.n_heads
 
     def __post_init__(self):
         check_whole(self, "window")
-
-    def attention(self, rotary: bool = True) -> AttentionConfig:
-        """The attention's config."""
-        return AttentionConfig(n_heads=self.memory.n_heads, rotary_fraction=1.0 if rotary else 0.0)
-
-    def check(self, d_model: int) -> None:
-        """**Raises:** `ValueError` where the sizes do not fit `d_model`."""
-        check_even_heads(self.memory, d_model)
 
     def parameters(self, d_model: int) -> int:
         """The memory's, 4 d^2 of attention, 2 d of norms."""
@@ -72,19 +81,6 @@ class TitansMAGConfig:
     def build(self, d_model: int, *, rotary: bool = True, output_scale: float = 1.0, key: PRNGKeyArray) -> "TitansMAG":
         """The module; `rotary=False` where positions come from elsewhere; `output_scale` multiplies both w_o."""
         return TitansMAG(d_model, self, rotary=rotary, output_scale=output_scale, key=key)
-
-
-def check_even_heads(memory: TitansConfig, d_model: int) -> None:
-    """Raises `ValueError` where a memory's heads do not fit `d_model`, or rotary attention cannot share them.
-
-    Rotary positions turn pairs of channels, so that a head has an even width.
-    """
-    check_choices(memory)
-    check_divides(
-        d_model,
-        2 * memory.n_heads,
-        f"divisible by 2 x n_heads={memory.n_heads} (heads that are turned have an even width)",
-    )
 
 
 class MAGState(NamedTuple):
