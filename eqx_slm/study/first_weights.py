@@ -8,12 +8,12 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 
+from ..data.shards import VOCABULARY
 from ..data.tokenizer import Tokenizer
 from ..data.vocabulary import load_tokenizer
 from ..errors import UserError
 from ..files import folder_with
 from ..train.checkpoint import named_arrays
-from .text import VOCABULARY
 
 
 class FirstWeights:
