@@ -583,7 +583,7 @@ OUT_OF_RANGE = [
     {"hidden_size": 12},
     {"hidden_size": 18},
     {"hidden_size": 10**30},
-    {"hidden_size": 2**31 - 4},
+    {"hidden_size": 2**31 - 8},
     {"intermediate_size": None},
     {"intermediate_size": 2**31 - 1},
     {"num_hidden_layers": 10**9},

@@ -103,7 +103,10 @@ def _from_llama(told: Mapping[str, Any], kind: str) -> ModelConfig:
         raise UserError(f"hidden_size={d_model} is no multiple of num_attention_heads={heads}: head_dim is needed")
     width = _size_or(told, "head_dim", d_model // heads)
     if not width or width % 2:
-        raise UserError(f"heads of width {width}: rotary positions turn pairs of channels, so head_dim must be even")
+        raise UserError(
+            f"head_dim={width} (hidden_size / num_attention_heads where it is not given): it must be even, as rotary "
+            "positions turn pairs of channels"
+        )
     layers = told.get("layer_types") or ["full_attention"]
     if not isinstance(layers, list) or any(layer != "full_attention" for layer in layers):
         raise UserError(f"{what} with layer_types {shown(layers)} has no place here: 'full_attention' can be imported")
