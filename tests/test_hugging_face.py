@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import struct
 
 import equinox as eqx
 import jax
@@ -200,7 +201,8 @@ def test_a_gpt2_with_its_own_head_comes_in_and_others_are_refused(tmp_path):
     model, config = read(tie_word_embeddings=False)
     assert config.head.kind == "untied"
     np.testing.assert_array_equal(model.head.weight, head)
-    assert read()[1].head.kind == "tied"
+    with pytest.raises(UserError, match="lm_head.weight is not the embedding's table"):
+        read()
     for name, value in (
         ("scale_attn_by_inverse_layer_idx", True),
         ("scale_attn_weights", False),
@@ -209,6 +211,8 @@ def test_a_gpt2_with_its_own_head_comes_in_and_others_are_refused(tmp_path):
     ):
         with pytest.raises(UserError, match=f"a GPT-2 with {name} {value!r}"):
             read(**{name: value})
+    save_file({**tensors, "lm_head.weight": tensors["transformer.wte.weight"]}, tmp_path / "model.safetensors")
+    assert read()[1].head.kind == "tied"
 
 
 def test_weights_in_bfloat16_and_a_mistral_come_in(tmp_path):
@@ -287,3 +291,410 @@ def test_folders_that_hold_something_else_are_refused(tmp_path):
     with pytest.raises(UserError, match="holds no .safetensors file, and others are not read"):
         import_hugging_face(out)
     assert dataclasses.is_dataclass(config)
+
+
+LLAMA = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32,
+    "rms_norm_eps": 1e-5,
+}
+GPT2 = {"model_type": "gpt2", "vocab_size": 64, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
+
+
+def llama_shapes(told, head=True):
+    d, f, vocab = told["hidden_size"], told["intermediate_size"], told["vocab_size"]
+    width = told.get("head_dim") or d // told["num_attention_heads"]
+    q, kv = told["num_attention_heads"] * width, told.get("num_key_value_heads", 8) * width
+    found = {"model.embed_tokens.weight": (vocab, d), "model.norm.weight": (d,)}
+    for i in range(told["num_hidden_layers"]):
+        sizes = {"q": (q, d), "k": (kv, d), "v": (kv, d), "o": (d, q)}
+        own = {f"self_attn.{name}_proj": shape for name, shape in sizes.items()}
+        own |= {"mlp.gate_proj": (f, d), "mlp.up_proj": (f, d), "mlp.down_proj": (d, f)}
+        own |= {"input_layernorm": (d,), "post_attention_layernorm": (d,)}
+        found |= {f"model.layers.{i}.{name}.weight": shape for name, shape in own.items()}
+    return found | ({"lm_head.weight": (vocab, d)} if head else {})
+
+
+def gpt2_shapes(told):
+    d, inner = told["n_embd"], told.get("n_inner") or 4 * told["n_embd"]
+    found = {"wte.weight": (told["vocab_size"], d), "wpe.weight": (told["n_positions"], d)}
+    found |= {"ln_f.weight": (d,), "ln_f.bias": (d,)}
+    for i in range(told["n_layer"]):
+        own = {"attn.c_attn": (d, 3 * d), "attn.c_proj": (d, d), "mlp.c_fc": (d, inner), "mlp.c_proj": (inner, d)}
+        for name, shape in {**own, "ln_1": (d, d), "ln_2": (d, d)}.items():
+            found[f"h.{i}.{name}.weight"] = shape[1:] if name[:2] == "ln" else shape
+            found[f"h.{i}.{name}.bias"] = shape[1:]
+    return {f"transformer.{name}": shape for name, shape in found.items()}
+
+
+def random_tensors(shapes, seed=0):
+    rng = np.random.default_rng(seed)
+    made = {name: rng.normal(size=shape).astype(np.float32) * 0.3 for name, shape in shapes.items()}
+    return {name: each + 1 if "norm" in name or "ln_" in name else each for name, each in made.items()}
+
+
+def write(folder, told, tensors, file="model.safetensors"):
+    from safetensors.numpy import save_file
+
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(told))
+    # transformers asks for the metadata
+    save_file({name: np.ascontiguousarray(each) for name, each in tensors.items()}, folder / file, {"format": "pt"})
+    return folder
+
+
+def refused(folder, *said):
+    with pytest.raises(UserError) as error:
+        import_hugging_face(folder)
+    line = str(error.value)
+    assert "\n" not in line and len(line) < 500, line
+    assert all(each in line for each in said), line
+    return line
+
+
+def without(told, *names):
+    return {name: value for name, value in told.items() if name not in names}
+
+
+MISTRAL = {**LLAMA, "model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+HALF = LLAMA["hidden_size"] // LLAMA["num_attention_heads"] // 2
+
+
+def accepted():
+    """By name: a config, its tensors, and what else stands in the folder."""
+    llama, gpt2 = random_tensors(llama_shapes(LLAMA)), random_tensors(gpt2_shapes(GPT2))
+    tied = random_tensors(llama_shapes(LLAMA, head=False))
+    inv = {"model.layers.1.self_attn.rotary_emb.inv_freq": np.ones(HALF, np.float32)}
+    masks = {
+        "transformer.h.0.attn.bias": np.tril(np.ones((1, 1, 32, 32), np.uint8)),
+        "transformer.h.1.attn.masked_bias": np.float32(-1e4),
+    }
+    eight = {**without(MISTRAL, "num_key_value_heads"), "num_attention_heads": 8, "hidden_size": 32}
+    wide = {**LLAMA, "head_dim": 6}
+    inner = {**GPT2, "n_inner": 24}
+    return {
+        "plain": (LLAMA, llama),
+        "null keys": ({**LLAMA, "rope_scaling": None, "head_dim": None, "quantization_config": None}, llama),
+        "theta": ({**LLAMA, "rope_theta": 300}, llama),
+        "parameters": ({**LLAMA, "rope_theta": 300.0, "rope_parameters": {"rope_type": "default"}}, llama),
+        "its theta": ({**LLAMA, "rope_theta": 3.0, "rope_parameters": {"rope_theta": 500.0, "type": "default"}}, llama),
+        "swish": ({**LLAMA, "hidden_act": "swish"}, llama),
+        "head_dim": (wide, random_tensors(llama_shapes(wide))),
+        "buffers": (LLAMA, {**llama, **inv}),
+        "tied": ({**LLAMA, "tie_word_embeddings": True}, tied),
+        "tied twice": (
+            {**LLAMA, "tie_word_embeddings": True},
+            {**tied, "lm_head.weight": tied["model.embed_tokens.weight"]},
+        ),
+        "bare": (
+            {**LLAMA, "tie_word_embeddings": True, "architectures": ["LlamaModel"]},
+            {name.removeprefix("model."): each for name, each in tied.items()},
+        ),
+        "half": (LLAMA, {name: each.astype(np.float16) for name, each in llama.items()}),
+        "double": (LLAMA, {name: each.astype(np.float64) for name, each in llama.items()}),
+        "mistral": (MISTRAL, llama),  # its window of 4096 reaches over the context
+        "mistral null": ({**MISTRAL, "sliding_window": None, "max_position_embeddings": 8192}, llama),
+        "mistral equal": ({**MISTRAL, "sliding_window": 32}, llama),
+        "mistral eight": (eight, random_tensors(llama_shapes(eight))),
+        "gpt2": (GPT2, gpt2),
+        "gpt2 inner": (inner, random_tensors(gpt2_shapes(inner))),
+        "gpt2 masks": (GPT2, {**gpt2, **masks}),
+        "gpt2 bare": (GPT2, {name.removeprefix("transformer."): each for name, each in gpt2.items()}),
+        "gpt2 head": ({**GPT2, "tie_word_embeddings": False}, {**gpt2, "lm_head.weight": 2 * llama["lm_head.weight"]}),
+    }
+
+
+@pytest.mark.parametrize("name", accepted())
+def test_what_comes_in_is_what_transformers_computes(name, tmp_path):
+    """Both read the same hand-written files."""
+    told, tensors = accepted()[name]
+    folder = write(tmp_path / "out", told, tensors)
+    ours = logits_of(import_hugging_face(folder)[0])
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        found = theirs(torch.tensor(IDS)[None]).logits[0].numpy()
+    np.testing.assert_allclose(found, ours, atol=1e-4 * max(1, np.abs(found).max()))
+
+
+def test_integers_as_floats_come_in(tmp_path):
+    told = {name: float(value) if isinstance(value, int) else value for name, value in LLAMA.items()}
+    assert import_hugging_face(write(tmp_path / "out", told, random_tensors(llama_shapes(LLAMA))))[1].depth == 2
+
+
+ZEROS = np.zeros(16, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("told", "more", "said"),
+    [
+        (LLAMA, {f"model.layers.0.self_attn.{n}_proj.bias": ZEROS for n in "qkvo"}, "q_proj.bias"),
+        (LLAMA, {"model.layers.0.mlp.up_proj.bias": ZEROS}, "holds 'model.layers.0.mlp.up_proj.bias', for which"),
+        (LLAMA, {"score.weight": ZEROS}, "'score.weight'"),
+        (LLAMA, {"model.layers.0.self_attn.q_norm.weight": ZEROS}, "q_norm.weight"),
+        (LLAMA, {"model.layers.0.mlp.up_proj.SCB": ZEROS}, "up_proj.SCB"),
+        (LLAMA, {"lm_head.bias": ZEROS}, "'lm_head.bias'"),
+        (LLAMA, {"model.rotary_emb.inv_freq.more": ZEROS}, "inv_freq.more"),
+        ({**LLAMA, "num_hidden_layers": 1}, {}, "holds 'model.layers.1."),
+        ({**LLAMA, "num_hidden_layers": 3}, {}, "it lacks 'layers.2."),
+        ({**LLAMA, "tie_word_embeddings": True}, {}, "lm_head.weight is not the embedding's table"),
+        ({**GPT2, "n_layer": 1}, {}, "holds 'transformer.h.1."),
+        (GPT2, {"transformer.h.0.crossattention.q_attn.weight": ZEROS}, "crossattention"),
+        (GPT2, {"lm_head.weight": np.ones((64, 16), np.float32)}, "lm_head.weight is not"),
+        (GPT2, {"wte.weight": ZEROS}, "are one name"),
+        (GPT2, {"transformer.h.0.attn.bias.weight": ZEROS}, "attn.bias.weight"),
+        ({**GPT2, "tie_word_embeddings": False}, {}, "it lacks 'lm_head.weight'"),
+    ],
+)
+def test_every_tensor_has_its_place(told, more, said, tmp_path):
+    shapes = gpt2_shapes(GPT2) if told["model_type"] == "gpt2" else llama_shapes(LLAMA)
+    refused(write(tmp_path / "out", told, {**random_tensors(shapes), **more}), said)
+
+
+def raw(path, name, dtype, shape, data):
+    """A safetensors file with one tensor of any dtype."""
+    head = json.dumps({name: {"dtype": dtype, "shape": shape, "data_offsets": [0, len(data)]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(head)) + head + data)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [("F8_E4M3", 1), ("F8_E5M2", 1), ("I8", 1), ("U8", 1), ("BOOL", 1), ("I32", 4), ("I64", 8), ("C64", 8)],
+)
+def test_other_dtypes_are_named(dtype, size, tmp_path):
+    tensors = random_tensors(llama_shapes(LLAMA))
+    del tensors["model.norm.weight"]
+    folder = write(tmp_path / "out", LLAMA, tensors, "a.safetensors")
+    raw(folder / "b.safetensors", "model.norm.weight", dtype, [16], bytes(16 * size))
+    refused(folder, f"'model.norm.weight' is of dtype {dtype}", "float16, bfloat16, float32, float64")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_numbers_that_are_not_finite_are_refused(value, dtype, tmp_path):
+    tensors = random_tensors(llama_shapes(LLAMA))
+    name = "model.layers.1.mlp.down_proj.weight"
+    tensors[name] = tensors[name].astype(dtype)
+    tensors[name][3, 5] = value
+    refused(write(tmp_path / "out", LLAMA, tensors), name, "not finite")
+
+
+def test_the_files_that_count(tmp_path):
+    """The index's, else model.safetensors, else all, where no name comes twice."""
+    tensors, stray = random_tensors(llama_shapes(LLAMA)), random_tensors(llama_shapes(LLAMA), seed=1)
+    names = sorted(tensors)
+    halves = [{name: tensors[name] for name in part} for part in (names[:9], names[9:])]
+    wanted = logits_of(import_hugging_face(write(tmp_path / "whole", LLAMA, tensors))[0])
+    out = tmp_path / "out"
+    for i, half in enumerate(halves):
+        write(out, LLAMA, half, f"part-{i}.safetensors")
+    np.testing.assert_array_equal(logits_of(import_hugging_face(out)[0]), wanted)
+    write(out, LLAMA, stray, "consolidated.safetensors")
+    refused(out, "are one name", "consolidated.safetensors", "part-0.safetensors")
+    index = out / "model.safetensors.index.json"
+    places = {name: f"part-{i}.safetensors" for i, half in enumerate(halves) for name in half}
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    np.testing.assert_array_equal(logits_of(import_hugging_face(out)[0]), wanted)
+    write(out, LLAMA, stray)
+    refused(out, "model.safetensors and an index of other files")
+    index.unlink()
+    np.testing.assert_array_equal(
+        logits_of(import_hugging_face(out)[0]), logits_of(import_hugging_face(write(tmp_path / "s", LLAMA, stray))[0])
+    )
+    (out / "model.safetensors").unlink()
+    for content in (
+        "{",
+        "[]",
+        "{}",
+        '{"weight_map": {}}',
+        '{"weight_map": ["a"]}',
+        '{"weight_map": {"a": 1}}',
+        '{"weight_map": {"a": "../part-0.safetensors"}}',
+        '{"weight_map": {"a": "config.json"}}',
+        json.dumps({"weight_map": {**places, "more": "part-2.safetensors"}}),
+    ):
+        index.write_text(content)
+        refused(out, "index.json")
+    refused(out, "names 'part-2.safetensors', which the folder does not hold")
+    for damage in (b"", b"x" * 100, (out / "part-1.safetensors").read_bytes()[:-7]):
+        index.write_text(json.dumps({"weight_map": places}))
+        (out / "part-1.safetensors").write_bytes(damage)
+        refused(out, "part-1.safetensors cannot be read")
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"])
+def test_an_adapter_is_to_be_merged_first(name, tmp_path):
+    folder = write(tmp_path / "out", LLAMA, random_tensors(llama_shapes(LLAMA)))
+    (folder / name).write_bytes(b"{}")
+    refused(folder, name, "merge it")
+    (folder / "config.json").unlink()
+    refused(folder, name, "merge it")
+
+
+NO_PLACE = [
+    {"partial_rotary_factor": 0.5},
+    {"rope_parameters": {"partial_rotary_factor": 0.5, "rope_type": "default"}},
+    {"rope_parameters": {"full_attention": {"rope_theta": 1e4, "rope_type": "default"}}},
+    {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}},
+    {"rope_parameters": {"rope_type": "llama3"}},
+    {"rope_parameters": "default"},
+    {"rope_scaling": "linear"},
+    {"rope_scaling": {"type": "linear"}},
+    {"rope_scaling": {"factor": 2.0}},
+    {"rope_scaling": {"rope_type": None}},
+    {"rope_scaling": ["default"]},
+    {"attention_bias": True},
+    {"attention_bias": "no"},
+    {"mlp_bias": True},
+    {"hidden_act": "gelu"},
+    {"hidden_act": None},
+    {"sliding_window": 31},
+    {"layer_types": ["full_attention", "sliding_attention"]},
+    {"is_causal": False},
+    {"architectures": ["LlamaForSequenceClassification"]},
+    {"architectures": ["LlamaForCausalLM", "LlamaForTokenClassification"]},
+    {"architectures": "LlamaForCausalLM"},
+    {"architectures": [1]},
+    {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
+    {"quantization_config": {"bits": 4}},
+    {"quantization_config": "fp8"},
+]
+OUT_OF_RANGE = [
+    {"num_attention_heads": 0},
+    {"num_attention_heads": 3},
+    {"num_attention_heads": 3, "head_dim": 4},
+    {"num_attention_heads": "4"},
+    {"num_attention_heads": True},
+    {"num_key_value_heads": 0},
+    {"num_key_value_heads": 3},
+    {"num_key_value_heads": -2},
+    {"num_key_value_heads": [2]},
+    {"head_dim": 7},
+    {"head_dim": 0},
+    {"head_dim": 2.5},
+    {"hidden_size": 12},
+    {"hidden_size": 18},
+    {"hidden_size": 10**30},
+    {"hidden_size": 2**31 - 8},
+    {"intermediate_size": None},
+    {"intermediate_size": 2**31 - 1},
+    {"num_hidden_layers": 10**9},
+    {"num_hidden_layers": 0},
+    {"num_hidden_layers": "2"},
+    {"vocab_size": None},
+    {"vocab_size": 64.5},
+    {"vocab_size": 2**31 - 1},
+    {"rope_theta": None},
+    {"rope_theta": "10k"},
+    {"rope_theta": 0},
+    {"rope_theta": -1e4},
+    {"rope_theta": 10**400},
+    {"rope_parameters": {"rope_theta": None}},
+    {"rms_norm_eps": "abc"},
+    {"rms_norm_eps": None},
+    {"rms_norm_eps": -1e-5},
+    {"rms_norm_eps": [1e-5]},
+    {"max_position_embeddings": None},
+    {"max_position_embeddings": "32"},
+    {"max_position_embeddings": {}},
+    {"sliding_window": "4"},
+    {"sliding_window": 0},
+    {"tie_word_embeddings": "false"},
+    {"tie_word_embeddings": None},
+]
+TAPERED = {**LLAMA, "model_type": "tapered_llama", "architectures": ["TaperedLlamaForCausalLM"]}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A Llama and a GPT-2 whose config.json a test changes."""
+    at = tmp_path_factory.mktemp("folders")
+    llama = write(at / "llama", LLAMA, random_tensors(llama_shapes(LLAMA)))
+    return {"llama": llama, "gpt2": write(at / "gpt2", GPT2, random_tensors(gpt2_shapes(GPT2)))}
+
+
+@pytest.mark.parametrize("change", NO_PLACE + OUT_OF_RANGE, ids=lambda change: str(change)[:60])
+def test_values_of_a_llama_that_have_no_place_are_named(change, folders):
+    (folders["llama"] / "config.json").write_text(json.dumps({**LLAMA, **change}))
+    name = next(iter(change))
+    line = refused(folders["llama"])
+    # A size that is none of the tensors' is found by their shapes; within rope_parameters the key's own name is said.
+    assert name in line or "has shape" in line or (name == "rope_parameters" and "rope_theta=None" in line), line
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings"])
+def test_sizes_that_are_missing_are_named(name, folders):
+    (folders["llama"] / "config.json").write_text(json.dumps(without(LLAMA, name)))
+    refused(folders["llama"], f"it lacks {name!r}")
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {**MISTRAL, "max_position_embeddings": 8192},
+        {**MISTRAL, "sliding_window": 16},
+        without(MISTRAL, "num_key_value_heads"),  # 8 by default, of 4
+        {**TAPERED, "intermediate_sizes": [24, 16]},
+        {**TAPERED, "intermediate_sizes": [24]},
+        {**TAPERED, "intermediate_sizes": "24"},
+        {**TAPERED, "intermediate_sizes": [24, "a"]},
+        {**TAPERED, "intermediate_sizes": [24, 8], "taper": "cosine"},
+        {**TAPERED, "intermediate_sizes": [24, 8], "taper": {"schedule": "none", "width": 16}},
+        {**TAPERED, "intermediate_sizes": [24, 8], "taper": {"schedule": "cosine", "width": "16"}},
+        {**TAPERED, "intermediate_sizes": [24, 8], "taper": {"schedule": "cosine", "width": 15}},
+        {**TAPERED, "intermediate_sizes": [24, 8], "taper": {"schedule": "cosine", "start": "x", "width": 16}},
+        {"model_type": ["llama"]},
+        {"model_type": 3},
+        [LLAMA],
+    ],
+    ids=str,
+)
+def test_other_configs_are_refused(told, folders):
+    (folders["llama"] / "config.json").write_text(json.dumps(told))
+    refused(folders["llama"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scale_attn_weights": False},
+        {"scale_attn_weights": None},
+        {"scale_attn_by_inverse_layer_idx": True},
+        {"add_cross_attention": True},
+        {"activation_function": "gelu"},
+        {"activation_function": ["gelu_new"]},
+        {"architectures": ["GPT2DoubleHeadsModel"]},
+        {"architectures": ["GPT2ForSequenceClassification"]},
+        {"quantization_config": {"quant_method": "gptq"}},
+        {"n_head": 3},
+        {"n_head": 0},
+        {"n_inner": "a"},
+        {"n_inner": 0},
+        {"layer_norm_epsilon": "abc"},
+        {"n_positions": None},
+        {"tie_word_embeddings": 1},
+        {"hidden_size": 24},
+        {"is_causal": False},
+    ],
+    ids=str,
+)
+def test_values_of_a_gpt2_that_have_no_place_are_named(change, folders):
+    (folders["gpt2"] / "config.json").write_text(json.dumps({**GPT2, **change}))
+    refused(folders["gpt2"], *change)
+
+
+@pytest.mark.parametrize("names", [["attn.c_attn"], ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]])
+def test_a_gpt2_with_turned_matrices_is_refused(names, tmp_path):
+    """As nanoGPT keeps them."""
+    tensors = random_tensors(gpt2_shapes(GPT2))
+    turned = {f"transformer.h.{i}.{name}.weight" for i in range(2) for name in names}
+    tensors = {name: each.T if name in turned else each for name, each in tensors.items()}
+    refused(write(tmp_path / "out", GPT2, tensors), "c_attn.weight has shape [48, 16]", "[16, 48]", "transposed")

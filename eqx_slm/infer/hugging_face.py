@@ -1,27 +1,29 @@
 """Models to and from Hugging Face's files: Llama's layout (arXiv 2302.13971) both ways, GPT-2's in; without torch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..configs import from_dict, read_json, to_dict
+from ..configs import read_json, to_dict
 from ..errors import UserError
 from ..files import check_new, write_bytes_atomic, write_json_atomic
-from ..model import ModelConfig, TaperConfig, build
+from ..model import ModelConfig, build
 from ..nn.attention import AttentionConfig
-from ..nn.head import HeadConfig
 from ..nn.mlp import MLPConfig
-from ..nn.table import TableConfig
 from .generate import materialize
+from .hugging_face_config import EPS, imported_config
+from .hugging_face_files import Tensors, refuse_adapters
 
-EPS = 1e-6
 TAPERED = Path(__file__).with_name("modeling_tapered_llama.py")
-LLAMAS = ("llama", "mistral", "tapered_llama")
+HEAD = "lm_head.weight"
+# The prefix of most names, and the buffers that transformers computes anew.
+LLAMA_NAMES = ("model.", r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+GPT2_NAMES = ("transformer.", r"h\.\d+\.attn\.(masked_)?bias")
 # Of a block: Llama's name and ours. Theirs are (out, in), ours (in, out).
 MATRICES = {
     "self_attn.q_proj": "mixer.w_q",
@@ -150,154 +152,92 @@ def export_llama(folder: str | Path, model: Any, config: ModelConfig, tokenizer:
     return folder
 
 
+class Place(NamedTuple):
+    """A tensor of theirs, without the prefix of most names, and the leaves of ours that stand side by side in it."""
+
+    theirs: str
+    ours: tuple[str, ...]
+    turned: bool = False
+
+
 def import_hugging_face(folder: str | Path) -> tuple[Any, ModelConfig]:
     """The model and config of a folder with a Llama (or Mistral) or a GPT-2 of transformers: config.json, safetensors.
 
-    Weights become float32, whatever they are kept in.
+    Weights become float32, whatever they are kept in. Every tensor of the files has its place, but for buffers that
+    transformers computes anew: what comes in is the function that transformers computes.
 
-    **Raises:** `UserError` for other architectures, and for what our modules have no place for, naming it.
+    **Raises:** `UserError` for other architectures, for what our modules have no place for, naming it, and for files
+    that are missing, contradict each other or hold what are no finite floats.
     """
     folder = Path(folder)
+    refuse_adapters(folder)  # first: one alone has no config.json
     told = read_json(folder / "config.json")
-    kind = told.get("model_type") if isinstance(told, dict) else None
-    if kind not in (*LLAMAS, "gpt2"):
-        there = f"is of model_type {kind!r}" if kind else "names no model_type: it is no model of transformers"
-        raise UserError(f"{folder}/config.json {there}; {', '.join(LLAMAS)} and gpt2 can be imported")
-    tensors = {name.removeprefix("transformer."): array for name, array in _tensors(folder).items()}
     try:
-        config = _from_gpt2(told) if kind == "gpt2" else _from_llama(told)
-        values = _gpt2_values(tensors, config) if kind == "gpt2" else _llama_values(tensors, config)
-    except KeyError as error:
-        raise UserError(f"{folder}: it lacks {error}") from None
-    model = build(config, key=jax.random.key(0))
-    for path, array in values.items():
-        model = _placed(model, path.split("."), array, folder, path)
+        config = imported_config(told)
+    except UserError as error:
+        raise UserError(f"{folder}/config.json: {error}") from None
+    gpt2 = config.positions == "learned"
+    tensors = Tensors(folder, *(GPT2_NAMES if gpt2 else LLAMA_NAMES))
+    places = [*(_gpt2_places(config) if gpt2 else _llama_places(config))]
+    tied = config.head.kind == "tied"
+    places += [] if tied else [Place(HEAD, ("head.weight",))]
+    tensors.check_names([place.theirs for place in places], [HEAD])
+    model = _filled(config, places, tensors)
+    if tied and HEAD in tensors and not np.array_equal(tensors.take(HEAD), np.asarray(model.embedding.table)):
+        raise UserError(
+            f"{folder}: lm_head.weight is not the embedding's table, and config.json ties them: with "
+            '"tie_word_embeddings": false it comes in as a head of its own'
+        )
     return model, config
 
 
-def _tensors(folder: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        other = ", and others are not read: write it with save_pretrained" if [*folder.glob("*.bin")] else ""
-        raise UserError(f"{folder} holds no .safetensors file{other}")
-    try:
-        return {name: array for file in files for name, array in load_file(file).items()}
-    except (SafetensorError, OSError, TypeError) as error:
-        raise UserError(f"{folder}: its safetensors cannot be read as numbers of numpy: {error}") from None
-
-
-def _from_llama(told: Mapping[str, Any]) -> ModelConfig:
-    rope = told.get("rope_scaling") or told.get("rope_parameters") or {}
-    rules = {
-        "rope_scaling": rope.get("rope_type", rope.get("type", "default")) == "default",
-        "attention_bias": not told.get("attention_bias", False),
-        "mlp_bias": not told.get("mlp_bias", False),
-        "hidden_act": told.get("hidden_act", "silu") == "silu",
-        "sliding_window": (told.get("sliding_window") or 2**63) >= told["max_position_embeddings"],
-    }
-    if missing := [name for name, fits in rules.items() if not fits]:
-        raise UserError(f"a Llama with {', '.join(f'{name} {told.get(name)!r}' for name in missing)} has no place here")
-    heads = told["num_attention_heads"]
-    base = rope.get("rope_theta", told.get("rope_theta", 10_000.0))
-    mixer = AttentionConfig(
-        n_heads=heads,
-        n_kv_heads=told.get("num_key_value_heads") or heads,
-        d_head=told.get("head_dim") or told["hidden_size"] // heads,
-        rotary_base=float(base),
-    )
-    taper, width = _taper(told)
-    return ModelConfig(
-        vocab_size=told["vocab_size"],
-        d_model=told["hidden_size"],
-        depth=told["num_hidden_layers"],
-        context=told["max_position_embeddings"],
-        mixer=mixer,
-        channel=MLPConfig(d_ff=width),
-        taper=taper,
-        norm_eps=float(told.get("rms_norm_eps", EPS)),
-        embedding=TableConfig(),
-        head=HeadConfig("tied" if told.get("tie_word_embeddings", False) else "untied"),
-    )
-
-
-def _taper(told: Mapping[str, Any]) -> tuple[TaperConfig, int]:
-    """The taper and the mean width of a Llama's layers; `UserError` for widths that no taper of ours gives."""
-    widths = told.get("intermediate_sizes") or [told["intermediate_size"]] * told["num_hidden_layers"]
-    if len(set(widths)) == 1:
-        return TaperConfig(), widths[0]
-    own = dict(told.get("taper") or {})
-    width = own.pop("width", None)
-    taper = from_dict(TaperConfig, own)
-    if width is None or list(taper.widths(len(widths), width)) != list(widths):
-        raise UserError(f"intermediate_sizes {widths} are of no taper that the config names: it cannot be imported")
-    return taper, width
-
-
-def _llama_values(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, np.ndarray]:
-    values = {"embedding.table": tensors["model.embed_tokens.weight"], "norm.weight": tensors["model.norm.weight"]}
+def _llama_places(config: ModelConfig) -> Iterator[Place]:
+    yield Place("embed_tokens.weight", ("embedding.table",))
+    yield Place("norm.weight", ("norm.weight",))
     for i in range(config.depth):
         for theirs, ours in MATRICES.items():
-            values[f"blocks.{i}.{ours}"] = tensors[f"model.layers.{i}.{theirs}.weight"].T
+            yield Place(f"layers.{i}.{theirs}.weight", (f"blocks.{i}.{ours}",), turned=True)
         for theirs, ours in NORMS.items():
-            values[f"blocks.{i}.{ours}.weight"] = tensors[f"model.layers.{i}.{theirs}.weight"]
-    return values | ({} if config.head.kind == "tied" else {"head.weight": tensors["lm_head.weight"]})
+            yield Place(f"layers.{i}.{theirs}.weight", (f"blocks.{i}.{ours}.weight",))
 
 
-def _from_gpt2(told: Mapping[str, Any]) -> ModelConfig:
-    rules = {
-        "activation_function": told.get("activation_function", "gelu_new") in ("gelu_new", "gelu_pytorch_tanh"),
-        "scale_attn_weights": told.get("scale_attn_weights", True),
-        "scale_attn_by_inverse_layer_idx": not told.get("scale_attn_by_inverse_layer_idx", False),
-        "add_cross_attention": not told.get("add_cross_attention", False),
-    }
-    if missing := [name for name, fits in rules.items() if not fits]:
-        raise UserError(f"a GPT-2 with {', '.join(f'{name} {told.get(name)!r}' for name in missing)} has no place here")
-    d_model = told["n_embd"]
-    return ModelConfig(
-        vocab_size=told["vocab_size"],
-        d_model=d_model,
-        depth=told["n_layer"],
-        context=told["n_positions"],
-        positions="learned",
-        norm="layer",
-        norm_eps=float(told.get("layer_norm_epsilon", 1e-5)),
-        mixer=AttentionConfig(n_heads=told["n_head"], bias="all"),
-        channel=MLPConfig(d_ff=told.get("n_inner") or 4 * d_model, activation="gelu", bias="all"),
-        head=HeadConfig("tied" if told.get("tie_word_embeddings", True) else "untied"),
-    )
+def _gpt2_places(config: ModelConfig) -> Iterator[Place]:
+    yield Place("wte.weight", ("embedding.table",))
+    yield Place("wpe.weight", ("positions.table",))
+    for part, w, b in (("weight", "w_", ""), ("bias", "b_", "b_")):
+        yield Place(f"ln_f.{part}", (f"norm.{part}",))
+        for i in range(config.depth):
+            own, at = f"h.{i}.", f"blocks.{i}."
+            yield Place(f"{own}attn.c_attn.{part}", tuple(f"{at}mixer.{w}{name}" for name in "qkv"))
+            yield Place(f"{own}attn.c_proj.{part}", (f"{at}mixer.{w}o",))
+            yield Place(f"{own}ln_1.{part}", (f"{at}mixer_norm.{part}",))
+            yield Place(f"{own}ln_2.{part}", (f"{at}channel_norm.{part}",))
+            yield Place(f"{own}mlp.c_fc.{part}", (f"{at}channel.{b}up",))
+            yield Place(f"{own}mlp.c_proj.{part}", (f"{at}channel.{b}down",))
 
 
-def _gpt2_values(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, np.ndarray]:
-    values = {"embedding.table": tensors["wte.weight"], "positions.table": tensors["wpe.weight"]}
-    values |= {f"norm.{part}": tensors[f"ln_f.{part}"] for part in ("weight", "bias")}
-    values |= {} if config.head.kind == "tied" else {"head.weight": tensors["lm_head.weight"]}
-    for i in range(config.depth):
-        own, at = f"h.{i}.", f"blocks.{i}."
-        for part, w in (("weight", "w_"), ("bias", "b_")):
-            split = np.split(tensors[f"{own}attn.c_attn.{part}"], 3, axis=-1)
-            values |= {f"{at}mixer.{w}{name}": array for name, array in zip("qkv", split, strict=True)}
-            values[f"{at}mixer.{w}o"] = tensors[f"{own}attn.c_proj.{part}"]
-            for theirs, ours in (("ln_1", "mixer_norm"), ("ln_2", "channel_norm")):
-                values[f"{at}{ours}.{part}"] = tensors[f"{own}{theirs}.{part}"]
-        for theirs, ours in (("c_fc", "up"), ("c_proj", "down")):
-            values[f"{at}channel.{ours}"] = tensors[f"{own}mlp.{theirs}.weight"]
-            values[f"{at}channel.b_{ours}"] = tensors[f"{own}mlp.{theirs}.bias"]
-    return values
+def _filled(config: ModelConfig, places: list[Place], tensors: Tensors) -> Any:
+    """The model with their tensors in its leaves; `UserError` for shapes that config.json does not say."""
+    try:  # shapes alone, so that sizes that are not there are refused before anything of them is made
+        model = eqx.filter_eval_shape(lambda key: build(config, key=key), jax.random.key(0))
+    except (ValueError, TypeError, OverflowError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{tensors.folder}/config.json: no model can be built of it: {said}") from None
+    values = {}
+    for place in places:
+        sizes = [_at(model, path).shape for path in place.ours]
+        shape = (*sizes[0][:-1], sum(size[-1] for size in sizes))
+        array = tensors.take(place.theirs, shape[::-1] if place.turned else shape)
+        ends = np.cumsum([size[-1] for size in sizes])[:-1]
+        parts = np.split(array.T if place.turned else array, ends, axis=-1)
+        values |= {path: jnp.asarray(np.ascontiguousarray(part)) for path, part in zip(place.ours, parts, strict=True)}
+    return eqx.tree_at(lambda tree: [_at(tree, path) for path in values], model, [*values.values()])
 
 
-def _placed(model: Any, path: list[str], array: np.ndarray, folder: Path, name: str) -> Any:
-    def at(node: Any) -> Any:
-        for step in path:
-            node = node[int(step)] if step.isdigit() else getattr(node, step)
-        return node
-
-    wanted = at(model).shape
-    if array.shape != wanted:
-        raise UserError(f"{folder}: {name} has shape {list(array.shape)}, its config.json says {list(wanted)}")
-    return eqx.tree_at(at, model, jnp.asarray(np.ascontiguousarray(array), jnp.float32))
+def _at(node: Any, path: str) -> Any:
+    for step in path.split("."):
+        node = node[int(step)] if step.isdigit() else getattr(node, step)
+    return node
 
 
 def _host(array: Any) -> np.ndarray:
