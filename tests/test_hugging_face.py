@@ -566,6 +566,7 @@ NO_PLACE = [
     {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
     {"quantization_config": {"bits": 4}},
     {"quantization_config": "fp8"},
+    {"quantization_config": {}},
 ]
 OUT_OF_RANGE = [
     {"num_attention_heads": 0},
@@ -595,6 +596,7 @@ OUT_OF_RANGE = [
     {"rope_theta": None},
     {"rope_theta": "10k"},
     {"rope_theta": 0},
+    {"rope_theta": 1e-300},
     {"rope_theta": -1e4},
     {"rope_theta": 10**400},
     {"rope_parameters": {"rope_theta": None}},

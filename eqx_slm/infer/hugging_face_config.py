@@ -67,8 +67,8 @@ def _check_task(told: Mapping[str, Any]) -> None:
             f"architectures {shown(names)} is no language model: ...ForCausalLM, GPT2LMHeadModel and the bare models "
             "can be imported"
         )
-    if quantized := told.get("quantization_config"):
-        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+    if (quantized := told.get("quantization_config")) is not None:
+        method = quantized.get("quant_method", quantized) if isinstance(quantized, dict) else quantized
         raise UserError(
             f"quantization_config of {shown(method)}: quantized weights are not read; give the original in float16, "
             "bfloat16 or float32, or dequantize it and save it again"
@@ -139,7 +139,10 @@ def _rope_base(told: Mapping[str, Any], what: str) -> float:
             )
         _check_fixed(given, ROPE, f"{name} of {what}")
     own = told.get("rope_scaling") or told.get("rope_parameters") or {}  # as transformers chooses
-    return _real(own if "rope_theta" in own else told, "rope_theta", 10_000.0, positive=True)
+    base = _real(own if "rope_theta" in own else told, "rope_theta", 10_000.0)
+    if base < 1:  # angles beyond what float32 tells apart: no two programs would agree on them
+        raise UserError(f"rope_theta={base}: it must be at least 1")
+    return base
 
 
 def _taper(told: Mapping[str, Any], depth: int) -> tuple[TaperConfig, int]:
@@ -204,10 +207,10 @@ def _size_or(told: Mapping[str, Any], name: str, otherwise: Any) -> Any:
     return otherwise if told.get(name) is None else _size(told, name)
 
 
-def _real(told: Mapping[str, Any], name: str, default: float, *, positive: bool = False) -> float:
+def _real(told: Mapping[str, Any], name: str, default: float) -> float:
     value = told.get(name, default)
     try:
-        real(name, value, positive=positive)
+        real(name, value)
         return float(value)
     except OverflowError:  # an integer of hundreds of digits
         raise UserError(f"{name}={shown(value)}: it must be finite, as a float") from None
