@@ -220,6 +220,8 @@ def test_leaks_are_found(tmp_path):
     with pytest.raises(UserError, match=r"3 documents .* in two splits .*train, test.*--split content"):
         prepare(source, ByteTokenizer(), tmp_path / "out", **options)
     assert not (tmp_path / "out" / "manifest.json").exists()
+    with pytest.raises(UserError, match="out is prepared data that is not finished: give its prepare command again"):
+        open_source(str(tmp_path / "out"))  # what is there is no text
     manifest = prepare(source, ByteTokenizer(), tmp_path / "out", on_leak="keep", **options)
     assert manifest.leaks["pairs"] == {"train, test": 1, "train, valid": 2}
     assert not list((tmp_path / "out").glob("hashes*"))

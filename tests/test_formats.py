@@ -222,6 +222,49 @@ def test_objects_in_json(tmp_path):
         assert list(open_source(str(tmp_path / "mixed.json")).items(item.at)) == items[number:]
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        '{ "text": "a b" }\n{ "text": "c d" }\n',
+        '\n\n{"text": "a"}\n',
+        '# from a crawl\n\n{"text": "a"}\n{"text": "b"}\n',
+        '[{"role": "user", "content": "hi"}]\n[{"role": "user", "content": "ho"}]\n',
+        '{"id": 3, "text": "' + "a long book. " * 20_000 + '"}\n',
+        '[{"text": "' + "a long book. " * 20_000 + '"}]\n',
+        "\ufeff\t{\"text\": \"a\"}\n",
+    ],
+)
+@pytest.mark.parametrize("name", ["book.txt", "book.txt.gz"])
+def test_records_under_a_name_of_text_are_not_trained_on(tmp_path, head, name):
+    data = head.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    (item,) = open_source(str(tmp_path / name)).items()
+    assert isinstance(item, Problem) and "name it .jsonl" in item.message
+
+
+@pytest.mark.parametrize("text", ["# a heading\n\ntext\n", "{x} is a set\n", "[1] a note\n[2] two\n", "1\n2\n", "#\n"])
+def test_text_that_begins_like_others_is_text(tmp_path, text):
+    (tmp_path / "a.txt").write_text(text)
+    assert texts_of(open_source(str(tmp_path / "a.txt"))) == [text]
+
+
+def test_a_pointer_and_what_a_field_holds_are_said(tmp_path):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+    for name in ("a.txt", "a.jsonl", "a.json"):
+        (tmp_path / name).write_text(pointer)
+        (item,) = open_source(str(tmp_path / name)).items()
+        assert "a Git LFS pointer" in item.message and "git lfs pull" in item.message
+    rows = [{"text": None}, {"text": 3}, {"text": [{"role": "user"}]}, {"text": ["a"]}, {"text": {}}, {"text": True}]
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = [item.message for item in open_source(str(tmp_path / "b.jsonl")).items()]
+    words = ("null", "a number", "a list of objects", "a list", "an object", "true or false")
+    for word, message in zip(words, said, strict=True):
+        assert f"no text in the field 'text', which is {word};" in message
+    (tmp_path / "c.jsonl").write_text('{"hash": "4d7a21464d7a2146", "body": "a b"}\n')
+    (item,) = open_source(str(tmp_path / "c.jsonl")).items()
+    assert "give --text-field body" in item.message
+
+
 TYPES = ("string", "large_string", "string_view", "binary", "large_binary", "dictionary")
 
 

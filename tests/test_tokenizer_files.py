@@ -12,9 +12,11 @@ from tokenizer_texts import CORPUS, check_round_trip, texts
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from eqx_slm.data import make_stream, make_tokenizer
+from eqx_slm.data.bpe import bytes_of_characters
 from eqx_slm.data.open import open_data
 from eqx_slm.data.sources import open_source
 from eqx_slm.data.splits import split_rule
+from eqx_slm.data.tokenizer_files import open_tokenizer_file
 from eqx_slm.data.vocabulary import export_tokenizer, load_tokenizer, save_tokenizer, tokenizer_for
 from eqx_slm.errors import UserError
 
@@ -184,6 +186,35 @@ def test_bytes_are_not_counted_where_some_are_lost(change):
         inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
         inner.train_from_iterator(["the cat"], trainers.BpeTrainer(vocab_size=300))
     assert HubTokenizer(change, inner.to_str()).byte_lengths is None
+
+
+def test_a_suffix_of_words_is_no_byte_level(tmp_path):
+    """CLIP's kind: a byte's character with a suffix is another token, whose bytes are not the text's."""
+    for how in ({"end_of_word_suffix": "</w>"}, {"continuing_subword_prefix": "##"}):
+        told = json.loads(byte_level().to_str())
+        told["model"] |= how | {"merges": []}
+        suffix = how.get("end_of_word_suffix", "")
+        size = max(told["model"]["vocab"].values()) + 1
+        told["model"]["vocab"] |= {
+            (token + suffix if suffix else "##" + token): size + i for i, token in enumerate(bytes_of_characters())
+        }
+        (tmp_path / "tokenizer.json").write_text(json.dumps(told))
+        assert open_tokenizer_file(str(tmp_path / "tokenizer.json")).byte_lengths is None
+
+
+def test_dropout_is_left_out_and_ids_that_would_move_are_refused(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    told = json.loads(byte_level().to_str())
+    path.write_text(json.dumps(told | {"model": told["model"] | {"dropout": 0.5}}))
+    made, text = open_tokenizer_file(str(path)), "the cat sat on a mat, and ran far. " * 20
+    assert len({tuple(made.encode(text).tolist()) for _ in range(4)}) == 1
+    path.write_text(json.dumps(told))
+    assert made.hash == open_tokenizer_file(str(path)).hash
+    token = {"id": 5000, "content": "<|far|>", "single_word": False, "lstrip": False, "rstrip": False}
+    token |= {"normalized": False, "special": True}
+    path.write_text(json.dumps(told | {"added_tokens": [token]}))
+    with refuses(r"has '<\|far\|>' at id 5000, .* must follow the others without a gap"):
+        open_tokenizer_file(str(path))
 
 
 def test_saved_and_loaded_it_is_the_same(made, tmp_path):

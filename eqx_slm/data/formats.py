@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 from collections.abc import Iterator
 
 from .documents import Item, Position
@@ -19,6 +20,10 @@ _MAGIC = {
     **{b"BZh91AY": "bzip2 data", b"\xfd7zXZ": "xz data", b"PK\x03\x04": "a zip archive", b"%PDF-": "a PDF"},
     **{b"PAR1": "parquet", b"ARROW1": "an Arrow file", b"\x93NUMPY": "a NumPy array", b"\x89HDF": "an HDF5 file"},
 }
+
+
+RECORD = re.compile(rb'\[?\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*[-\["{0-9tfn]')  # how a JSON object begins
+POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def read_items(
@@ -54,7 +59,9 @@ def _text(place: Place, stream: io.BufferedReader, largest: int) -> Iterator[Ite
     file, head = place.file, stream.peek()
     first, whole, _ = head.removeprefix(BOM).lstrip().partition(b"\n")
     what = next((what for magic, what in _MAGIC.items() if head.startswith(magic)), "")
-    if what:
+    if head.startswith(POINTER):
+        yield place.refused("a Git LFS pointer, not the file that it stands for: fetch that (git lfs pull)")
+    elif what:
         do = "convert it to UTF-8" if what == "UTF-16" else "give it the ending of what it is, or leave it out"
         yield place.refused(f"this is {what}, not text in UTF-8; {do}")
     elif whole and file.records and first.rstrip() in ((b"{", b"[") if file.format == "jsonl" else (b"{",)):
@@ -72,11 +79,17 @@ def _text(place: Place, stream: io.BufferedReader, largest: int) -> Iterator[Ite
 
 
 def _like_records(head: bytes) -> bool:
-    lines = [line for line in head.removeprefix(BOM).split(b"\n", 3)[:2] if line.strip()]
+    """Whether the first lines that are neither blank nor comments are JSON: objects, or lists of them."""
+    lines = [line.strip() for line in head.removeprefix(BOM).split(b"\n")]
+    lines = [line for line in lines if line and not line.startswith(b"#")][:2]
+    if len(lines) == 1 and b"\n" not in head.rstrip() and len(head) >= 8192:  # no end of a record in sight
+        return RECORD.match(lines[0]) is not None
     try:
-        return bool(lines) and all(line.startswith(b'{"') and any(leaves(json.loads(line))) for line in lines)
+        records = [json.loads(line) for line in lines if line[:1] in (b"{", b"[")]
     except (ValueError, RecursionError):
         return False
+    objects = [each if isinstance(each, list) else [each] for each in records]
+    return len(records) == len(lines) > 0 and all(own and any(leaves(own[0])) for own in objects)
 
 
 def _json_array(place: Place, stream: io.BufferedReader) -> Iterator[Item]:

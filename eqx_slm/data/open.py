@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..checks import shown
 from ..errors import UserError
 from .corpora import Corpus
 from .documents import OnError
@@ -21,8 +23,8 @@ from .vocabulary import is_file_spec, load_tokenizer, make_tokenizer, tokenizer_
 
 
 def make_stream(
-    data: str = "stdlib",
-    tokenizer: str = "bpe:8192",
+    data: str | os.PathLike[str] = "stdlib",
+    tokenizer: str | os.PathLike[str] = "bpe:8192",
     *,
     data_root: str | Path | None = None,
     text_field: str | None = None,
@@ -44,7 +46,7 @@ def make_stream(
 
     Raises `UserError` as those do, and if `vocab_size` is smaller than the tokenizer's.
     """
-    _check_name(data)
+    data, tokenizer = _name(data, "data"), _name(tokenizer, "tokenizer")
     corpus = load_corpus(data, data_root=data_root, fields=None if text_field is None else Fields(text=text_field))
     made = make_tokenizer(tokenizer, corpus, cache_dir=cache_dir)
     size = padded_vocab(made.vocab_size if vocab_size is None else vocab_size, pad_vocab_to)
@@ -129,7 +131,7 @@ def parse_mix(data: str) -> tuple[list[str], list[str] | None]:
 
 def prepared_tokenizer(data: str) -> str | None:
     """The name of the tokenizer that prepared data comes with; None for data that is not prepared."""
-    _check_name(data)
+    data = _name(data, "data")
     names, _ = parse_mix(data)
     if data.startswith("stream:") or not is_prepared(names[0]):
         return None
@@ -137,8 +139,8 @@ def prepared_tokenizer(data: str) -> str | None:
 
 
 def open_data(
-    data: str = "stdlib",
-    tokenizer: str | None = None,
+    data: str | os.PathLike[str] = "stdlib",
+    tokenizer: str | os.PathLike[str] | None = None,
     *,
     data_root: str | Path | None = None,
     text_field: str | None = None,
@@ -161,6 +163,7 @@ def open_data(
 
     **Raises:** `UserError` as those do.
     """
+    data, tokenizer = _name(data, "data"), None if tokenizer is None else _name(tokenizer, "tokenizer")
     own = prepared_tokenizer(data)
     if own is not None:
         if tokenizer not in (None, own) and not (is_file_spec(tokenizer) and _is_of(data, tokenizer)):
@@ -188,7 +191,10 @@ def _is_of(data: str, spec: str) -> bool:
     return Manifest.read(parse_mix(data)[0][0]).tokenizer["hash"] == tokenizer_file(spec).hash
 
 
-def _check_name(data: str) -> None:
-    """An empty name would be the working directory."""
-    if not data.removeprefix("stream:").strip():
-        raise UserError(f"data {data!r} names nothing: give a corpus, a file, a folder or a glob")
+def _name(given: Any, what: str) -> str:
+    """A name or a path as text; `UserError` for what is none, and for an empty one, the working directory."""
+    name = os.fspath(given) if isinstance(given, os.PathLike) else given
+    if not isinstance(name, str) or not name.removeprefix("stream:").strip():
+        allowed = "a corpus, a file, a folder or a glob" if what == "data" else "a name such as bpe:4096, or a file"
+        raise UserError(f"{what} {shown(given)} names nothing: give {allowed}")
+    return name

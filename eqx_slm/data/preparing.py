@@ -17,14 +17,23 @@ from ..checks import INT32, check_sizes, whole
 from ..errors import UserError
 from ..files import LOCK, Lock, write_json_atomic
 from .documents import START, Document, OnError, Position, Problem, Skipped, Source
-from .shards import MANIFEST, SHARD_TOKENS, VOCABULARY, Manifest, ShardWriter, SplitCounts, is_prepared, token_dtype
+from .shards import (
+    MANIFEST,
+    PROGRESS,
+    SHARD_TOKENS,
+    VOCABULARY,
+    Manifest,
+    ShardWriter,
+    SplitCounts,
+    is_prepared,
+    token_dtype,
+)
 from .sources import lasting
 from .splits import SPLITS, SplitRule
 from .tokenizer import Tokenizer, padded_vocab
 from .tokenizing import tokenized
 from .vocabulary import save_tokenizer
 
-PROGRESS = ".progress.json"
 COMMIT_BYTES = 64 << 20  # of text between two points that a killed run goes on from
 
 

@@ -28,6 +28,9 @@ class Fields:
     unit: Unit = "file"
 
 
+NO_TEXT = ("id", "hash", "sha256", "url", "version")  # strings that nobody means
+
+
 @dataclass
 class Place:
     """Where in a file reading is; makes the documents and problems there."""
@@ -78,15 +81,28 @@ class Place:
         text, group = (field_of(record, path) for path in (self.fields.text, self.fields.group))
         if not isinstance(text, str):
             keys = f"has {', '.join(map(repr, list(record)[:8]))}" if isinstance(record, dict) else ""
-            sizes = {path: len(text) for path, text in leaves(record) if isinstance(text, str) and text.strip()}
+            found = [(path, text.strip()) for path, text in leaves(record) if isinstance(text, str)]
+            # Text has spaces: before longer words, such as hashes and addresses.
+            sizes = {path: (" " in text, len(text)) for path, text in found if text and path not in NO_TEXT}
             hint = hint_of(max(sizes, key=sizes.__getitem__, default=""))
             have = keys or f"is a {type(record).__name__}, no object"
-            return self.bad("field", f"no text in the field {self.fields.text!r}; the record {have}{hint}", byte)
+            held = f", which is {kind_of(text)}" if isinstance(record, dict) and self.fields.text in record else ""
+            return self.bad("field", f"no text in the field {self.fields.text!r}{held}; the record {have}{hint}", byte)
         try:
             data = text.encode("utf-8")
         except UnicodeEncodeError:
             return self.bad("utf-8", "the text holds half a surrogate pair, which is no character", byte)
         return self.document(data, group if isinstance(group, str) else "", byte, text=text)
+
+
+def kind_of(value: Any) -> str:
+    """What a value of JSON is, in words."""
+    if value is None:
+        return "null"
+    if isinstance(value, list):
+        return "a list of objects" if value and isinstance(value[0], dict) else "a list"
+    names = {bool: "true or false", int: "a number", float: "a number", dict: "an object"}
+    return names.get(type(value), f"a {type(value).__name__}")
 
 
 def field_of(value: Any, path: str) -> Any:

@@ -17,11 +17,13 @@ import numpy as np
 from ..cores import usable_cores
 from ..errors import UserError
 from ..files import json_hash, sealed, sync_folder, unsealed, write_json_atomic
+from ..visible import visible
 from .splits import SPLITS
 from .tokens import Tokens
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+PROGRESS = ".progress.json"  # where prepare is, as long as it has not finished
 VOCABULARY = "vocabulary.json"
 SHARD_TOKENS = 1 << 26
 _BLOCK = 1 << 21  # tokens that are held before they are written
@@ -261,6 +263,13 @@ def _check(path: Path, shard: Shard, dtype: np.dtype) -> None:
             raise UserError(f"{path}: its sha256 is {found}, its manifest says {shard.sha256}: {again}")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; {again}") from None
+
+
+def refuse_unfinished(path: str | Path) -> None:
+    """Raises `UserError` for a folder that `prepare` began and did not finish: its files are no text."""
+    folder = Path(path)
+    if (folder / PROGRESS).is_file() and not is_prepared(folder):
+        raise UserError(f"{visible(str(path))} is prepared data that is not finished: give its prepare command again")
 
 
 def is_prepared(path: str | Path) -> bool:

@@ -17,6 +17,7 @@ from .corpora import Corpus, Named, in_memory, split_by, standard_library
 from .documents import START, Item, Position, Problem, shown
 from .files import InputFile, find_files, need
 from .formats import LARGEST, Fields, read_items
+from .shards import refuse_unfinished
 from .splits import SPLITS, hashed_split, official_splits, split_of_name, split_rule, without_companions
 
 
@@ -95,6 +96,8 @@ def open_source(
     if alone:
         return standard_library() if alone[0] == "stdlib" else _hugging_face(alone[0], fields)
     paths = [_find(name, data_root) for name in names]
+    for path in paths:
+        refuse_unfinished(path)
     name = _label(paths[0]) if len(paths) == 1 else f"{len(paths)} sources"
     files = _files(paths)
     if len(paths) == 1 and fields.unit == "file" and Path(paths[0]).is_dir() and (three := _three(files)):

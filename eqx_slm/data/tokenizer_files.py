@@ -33,6 +33,7 @@ GPT4O = "|".join(
         r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     )
 )
+SAMPLE = "The 1st quick, brown fox's\n\n\tjumps  over -- na\u00efve \u65e5\u672c \U0001f642. "
 PATTERNS = {"r50k": GPT2, "p50k": GPT2, "gpt2": GPT2, "o200k": GPT4O, "": GPT4}
 
 
@@ -75,6 +76,8 @@ class HubTokenizer(Tokenizer):
         """**Arguments:** `name`; `text` of the file; `separator`: the end of a text, as ids or as a special token."""
         # A file may say that texts are cut after 512 tokens.
         self._told = told = json.loads(text) | {"truncation": None, "padding": None}
+        if isinstance(told["model"], dict) and told["model"].get("dropout"):  # the same text, other ids each time
+            told["model"] = told["model"] | {"dropout": None}
         self.name, self._inner = name, _opened(name, json.dumps(told))
         inner = self._inner
         inner.encode_special_tokens = True
@@ -85,9 +88,17 @@ class HubTokenizer(Tokenizer):
         self._known = np.zeros(self.vocab_size, bool)
         self._known[list(vocabulary.values())] = True
         added = {token["id"]: token for token in told.get("added_tokens") or ()}
+        if moved := [each for i, each in added.items() if vocabulary.get(each.get("content")) != i]:
+            content = moved[0].get("content")
+            raise UserError(
+                f"the tokenizer {name} has {content!r} at id {moved[0]['id']}, which Hugging Face's library reads as "
+                f"{vocabulary.get(content)}: its added tokens must follow the others without a gap"
+            )
         self._special = {i for i, token in added.items() if token.get("special")}
         self.separator = self._separator(separator, vocabulary, added)
         self._table = _byte_table(told, vocabulary, added, self.vocab_size)
+        if self._table is not None and b"".join(self._table[i] for i in self.encode(SAMPLE)) != SAMPLE.encode():
+            self._table = None  # what a file may say besides, such as a suffix of words
         self.byte_lengths = None
         if self._table is not None:
             lengths = [0 if i in self._special else len(token) for i, token in enumerate(self._table)]
