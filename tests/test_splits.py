@@ -57,6 +57,7 @@ UNCLEAR = [
     (("train/a.txt", "val/a.txt", "unsup/a.txt", "urls.py"), "unsup/a.txt is not|urls.py is not"),
 ]
 NO_SPLITS = [
+    ("train.py", "test.py"),  # two programs
     ("train.py", "test_it.py", "tests/test_x.py", "eval.py", "dev.md", "README.md"),  # source code
     ("model.py", "requirements/test.txt", "requirements/dev.txt", "README.md"),
     ("train/a.txt", "train/b.txt", "train/c.md"),  # of one split, which was named
@@ -92,6 +93,36 @@ def test_splits_by_name_are_kept(tmp_path, names):
     corpus = load_corpus(str(tmp_path))
     for split in SPLITS:
         assert named(getattr(corpus, split)) == {name for name in data if split_of_name(name) == split}
+
+
+ONE_ENDING = [
+    ("en_ewt-ud-train.conllu", "en_ewt-ud-dev.conllu", "en_ewt-ud-test.conllu"),
+    ("train.src", "valid.src", "test.src"),
+    ("train.dat", "val.dat"),
+    ("train/a.py", "valid/b.py", "test/c.py"),
+    ("corpus_train.sentences", "corpus_heldout.sentences"),
+]
+
+
+@pytest.mark.parametrize("names", ONE_ENDING, ids=lambda names: names[0])
+def test_where_all_files_say_a_split_their_one_ending_may_be_any(tmp_path, names):
+    corpus = load_corpus(str(lay(tmp_path, names)))
+    for split, name in zip(SPLITS, names, strict=False):
+        assert named(getattr(corpus, split)) == {name}
+    assert split_rule(open_source(str(tmp_path))).kind == "official"
+
+
+@pytest.mark.parametrize("where", ["valid", "test"])
+def test_a_split_that_is_in_the_training_split_is_refused_and_a_part_of_one_said(tmp_path, where):
+    for split in SPLITS:
+        (tmp_path / f"{split}.txt").write_text("the same\n" if split in ("train", where) else split)
+    with refuses(f"the {where} split is in the training split too, all of it"):
+        load_corpus(str(tmp_path))
+    for split in SPLITS:
+        (tmp_path / f"{split}.txt").unlink()
+        write_texts(tmp_path / f"{split}.jsonl", ["the same", f"own {split}", f"more {split}"])
+    said = "1 of 3 valid documents are in the training split too; 1 of 3 test documents are in the training split too"
+    assert load_corpus(str(tmp_path)).note == said
 
 
 @pytest.mark.parametrize(("names", "message"), UNCLEAR, ids=lambda value: str(value[0]))

@@ -7,7 +7,7 @@ import dataclasses
 import glob
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,7 @@ def _collect(source: FileSource) -> Corpus:
     if not documents:
         raise UserError(f"{source.name} holds no text; give a text file, or a folder of text files, that is not empty")
     if splits["train"] and splits["valid"]:
-        return in_memory(source.name, splits, rule=str(rule))
+        return in_memory(source.name, splits, rule=str(rule), note=_shared(source.name, splits))
     if source.official:
         empty = source.splits.index("valid" if splits["train"] else "train")
         path = shown(source.files[empty].path)
@@ -174,6 +174,18 @@ def _collect(source: FileSource) -> Corpus:
         f"{source.name} holds too little text to split by hash (5% valid): the validation split would be empty; "
         "give more text, or a folder with train.txt, valid.txt and test.txt"
     )
+
+
+def _shared(name: str, splits: Mapping[str, Sequence[Named]]) -> str:
+    """What is to be said of documents that are in the training split and in another; `UserError` where that is a whole
+    split, whose loss would say nothing."""
+    train, said = {text for _, text in splits["train"]}, []
+    for split in ("valid", "test"):
+        shared = sum(text in train for _, text in splits[split])
+        if shared and shared == len(splits[split]):
+            raise UserError(f"{name}: the {split} split is in the training split too, all of it: give it other text")
+        said += [f"{shared} of {len(splits[split])} {split} documents are in the training split too"] if shared else []
+    return "; ".join(said)
 
 
 def _find(name: str, data_root: str | Path | None) -> str:

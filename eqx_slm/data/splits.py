@@ -124,7 +124,13 @@ def _is_data(file: InputFile) -> bool:
 
 
 def _said(files: Sequence[InputFile], names: Sequence[str]) -> list[str]:
-    """The split that each name says; none in a tree of source code, where a `test/notes.txt` is no split."""
+    """The split that each name says; none in a tree of source code, where a `test/notes.txt` is no split.
+
+    Where all files say one, train and valid among them, by one ending, that ending may be any: `dev.conllu`.
+    """
+    bare = [split_of_name(os.path.splitext(name)[0]) for name in names]
+    if len({file.ending for file in files}) == 1 and all(bare) and {"train", "valid"} <= {*bare}:
+        return bare
     data = [_is_data(file) for file in files]
     said = [split_of_name(name) if there else "" for name, there in zip(names, data, strict=True)]
     records = any(file.records and split for file, split in zip(files, said, strict=True))
