@@ -253,7 +253,7 @@ def test_a_pointer_and_what_a_field_holds_are_said(tmp_path):
     for name in ("a.txt", "a.jsonl", "a.json"):
         (tmp_path / name).write_text(pointer)
         (item,) = open_source(str(tmp_path / name)).items()
-        assert "a Git LFS pointer" in item.message and "git lfs pull" in item.message
+        assert "a pointer of Git LFS" in item.message and "git lfs pull" in item.message
     rows = [{"text": None}, {"text": 3}, {"text": [{"role": "user"}]}, {"text": ["a"]}, {"text": {}}, {"text": True}]
     (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     said = [item.message for item in open_source(str(tmp_path / "b.jsonl")).items()]

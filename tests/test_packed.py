@@ -175,7 +175,8 @@ def test_what_unpacks_to_too_much_is_bounded(read, monkeypatch, name, unit):
     pack = gzip.compress if name.endswith("gz") else zstandard.compress
     bomb = b"a" * (48 << 20)
     bomb = b'{"text": "' + bomb + b'"}\n' if "json" in name else bomb + b"\n"
-    data = pack(b"[" + bomb + b"]" if ".json." in name else json_line("one") + bomb + json_line("two"))
+    one, two = (json_line("one"), json_line("two")) if "json" in name else (b"one\n", b"two\n")
+    data = pack(b"[" + bomb + b"]" if ".json." in name else one + bomb + two)
     tracemalloc.start()
     try:
         found, (problem,) = read(name, data, fields=Fields(unit=unit))

@@ -28,6 +28,8 @@ _UNREAD = frozenset(
     " .pickle .pt .pth .safetensors .h5 .hdf5 .msgpack .tfrecord .array_record .arrayrecord .mds .sqlite .db .xls .xlsx"
     " .doc .docx .pdf".split()
 )
+# Endings of text that is data, not the source of something.
+TEXT = frozenset(["", *"txt text tokens tok raw bpe en de fr es it nl ru zh ja ko".split()])
 # What lies beside data and is none: notes on it, and what programs leave there.
 _COMPANION = re.compile(
     r"(readme|licen[cs]e|copying|notice|citation|changelog|datasheet)\b.*|(dataset[-_]?(infos?|dict|card)|state|metadata"

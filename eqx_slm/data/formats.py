@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
-import re
 from collections.abc import Iterator
 
+from .contents import BOM, misnamed, stand_in
 from .documents import Item, Position
 from .files import InputFile
-from .packed import BLOCK, Damaged, open_unpacked, skip_to
-from .records import LARGEST, Fields, Place, leaves
+from .packed import BLOCK, Damaged, open_raw, open_unpacked, skip_to
+from .records import LARGEST, Fields, Place
 from .tables import hub_rows, parquet_rows
-
-BOM = b"\xef\xbb\xbf"  # some editors write it before the first line; `cat` brings it to the start of any
-_MAGIC = {
-    **{b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x1f\x8b": "gzip data", b"\x28\xb5\x2f\xfd": "zstandard data"},
-    **{b"BZh91AY": "bzip2 data", b"\xfd7zXZ": "xz data", b"PK\x03\x04": "a zip archive", b"%PDF-": "a PDF"},
-    **{b"PAR1": "parquet", b"ARROW1": "an Arrow file", b"\x93NUMPY": "a NumPy array", b"\x89HDF": "an HDF5 file"},
-}
-
-
-RECORD = re.compile(rb'\[?\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*[-\["{0-9tfn]')  # how a JSON object begins
-POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def read_items(
@@ -47,6 +37,9 @@ def read_items(
             with open_unpacked(file) as stream:
                 yield from _text(place, stream, LARGEST if file.packing else largest)
     except Damaged as damage:
+        if said := _in_its_place(file):
+            yield place.refused(said)
+            return
         what = f"{damage} at byte {damage.offset:,}, after {place.word} {place.line - 1}"
         yield place.refused(what, "truncated")
     except OSError as error:
@@ -58,38 +51,23 @@ def _text(place: Place, stream: io.BufferedReader, largest: int) -> Iterator[Ite
     """Text and JSON in UTF-8, told apart by name; by what a file holds where that is something else."""
     file, head = place.file, stream.peek()
     first, whole, _ = head.removeprefix(BOM).lstrip().partition(b"\n")
-    what = next((what for magic, what in _MAGIC.items() if head.startswith(magic)), "")
-    if head.startswith(POINTER):
-        yield place.refused("a Git LFS pointer, not the file that it stands for: fetch that (git lfs pull)")
-    elif what:
-        do = "convert it to UTF-8" if what == "UTF-16" else "give it the ending of what it is, or leave it out"
-        yield place.refused(f"this is {what}, not text in UTF-8; {do}")
+    if said := misnamed(file, head):
+        yield place.refused(said)
     elif whole and file.records and first.rstrip() in ((b"{", b"[") if file.format == "jsonl" else (b"{",)):
         yield place.refused("JSON over several lines; give one record a line (jq -c), or an array named .json", "json")
     elif file.format == "json" and first.startswith(b"["):
         yield from _json_array(place, stream)
-    elif not file.records and b"\0" in head[:8000]:
-        yield place.refused("holds zero bytes, as binary data and UTF-16 do; give text in UTF-8, or leave it out")
-    elif not file.records and _like_records(head):
-        yield place.refused("JSON lines by what it holds: name it .jsonl, so that its records are read")
     else:
         skip_to(stream, file, place.offset)
         whole_file = place.fields.unit == "file" and not file.records
         yield from _whole_file(place, stream, largest) if whole_file else _lines(place, stream)
 
 
-def _like_records(head: bytes) -> bool:
-    """Whether the first lines that are neither blank nor comments are JSON: objects, or lists of them."""
-    lines = [line.strip() for line in head.removeprefix(BOM).split(b"\n")]
-    lines = [line for line in lines if line and not line.startswith(b"#")][:2]
-    if len(lines) == 1 and b"\n" not in head.rstrip() and len(head) >= 8192:  # no end of a record in sight
-        return RECORD.match(lines[0]) is not None
-    try:
-        records = [json.loads(line) for line in lines if line[:1] in (b"{", b"[")]
-    except (ValueError, RecursionError):
-        return False
-    objects = [each if isinstance(each, list) else [each] for each in records]
-    return len(records) == len(lines) > 0 and all(own and any(leaves(own[0])) for own in objects)
+def _in_its_place(file: InputFile) -> str:
+    """What stands in place of a file of rows or a packed one that makes no sense; "" where that is its own damage."""
+    with contextlib.suppress(OSError), open_raw(file) as raw:
+        return stand_in(file, raw.read(4096))
+    return ""
 
 
 def _json_array(place: Place, stream: io.BufferedReader) -> Iterator[Item]:

@@ -49,24 +49,36 @@ def skip_to(stream: Readable, file: InputFile, offset: int) -> None:
 
 
 class _Pieces(io.RawIOBase):
-    """Pieces of bytes, as a file."""
+    """Pieces of bytes, as a file; a read is short only at the end, or before damage, which the next one raises."""
 
     def __init__(self, raw: Readable, pieces: Iterator[bytes]) -> None:
         self._raw, self._pieces, self._ready = raw, pieces, memoryview(b"")
+        self._damage: Exception | None = None
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not self._ready:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return 0
-            self._ready = memoryview(piece)
-        count = min(len(buffer), len(self._ready))
-        buffer[:count] = self._ready[:count]
-        self._ready = self._ready[count:]
-        return count
+        room = memoryview(buffer).cast("B")
+        filled = 0
+        while filled < len(room):
+            while not self._ready:
+                try:
+                    if self._damage is not None:
+                        raise self._damage
+                    piece = next(self._pieces, None)
+                except Exception as error:
+                    self._damage = error
+                    if filled:
+                        return filled
+                    raise
+                if piece is None:
+                    return filled
+                self._ready = memoryview(piece)
+            count = min(len(room) - filled, len(self._ready))
+            room[filled : filled + count] = self._ready[:count]
+            self._ready, filled = self._ready[count:], filled + count
+        return filled
 
     def close(self) -> None:
         self._raw.close()
