@@ -231,7 +231,7 @@ def test_objects_in_json(tmp_path):
         '[{"role": "user", "content": "hi"}]\n[{"role": "user", "content": "ho"}]\n',
         '{"id": 3, "text": "' + "a long book. " * 20_000 + '"}\n',
         '[{"text": "' + "a long book. " * 20_000 + '"}]\n',
-        "\ufeff\t{\"text\": \"a\"}\n",
+        '\ufeff\t{"text": "a"}\n',
     ],
 )
 @pytest.mark.parametrize("name", ["book.txt", "book.txt.gz"])

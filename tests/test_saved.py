@@ -115,7 +115,7 @@ def test_what_is_no_finished_study_is_refused_in_one_line(study, tmp_path, capsy
     empty.mkdir()
     refused(f"there is no folder {tmp_path}/nowhere", ["report", tmp_path / "nowhere"], capsys)
     refused("holds no study", ["report", empty], capsys)
-    refused("there is no folder", ["report", study / "config.json"], capsys)
+    refused("config.json is a file", ["report", study / "config.json"], capsys)
     lock = Lock(study)
     refused("is in use by process", ["report", study], capsys)
     lock.release()

@@ -155,7 +155,7 @@ def _collect(source: FileSource) -> Corpus:
     if not documents:
         raise UserError(f"{source.name} holds no text; give a text file, or a folder of text files, that is not empty")
     if splits["train"] and splits["valid"]:
-        return in_memory(source.name, splits, rule=str(rule), note=_shared(source.name, splits))
+        return in_memory(source.name, splits, rule=str(rule), note=_shared(splits))
     if source.official:
         empty = source.splits.index("valid" if splits["train"] else "train")
         path = shown(source.files[empty].path)
@@ -176,16 +176,16 @@ def _collect(source: FileSource) -> Corpus:
     )
 
 
-def _shared(name: str, splits: Mapping[str, Sequence[Named]]) -> str:
-    """What is to be said of documents that are in the training split and in another; `UserError` where that is a whole
-    split, whose loss would say nothing."""
+def _shared(splits: Mapping[str, Sequence[Named]]) -> str:
+    """What is to be said of documents that are in the training split and in another, "" where none is."""
     train, said = {text for _, text in splits["train"]}, []
     for split in ("valid", "test"):
         shared = sum(text in train for _, text in splits[split])
         if shared and shared == len(splits[split]):
-            raise UserError(f"{name}: the {split} split is in the training split too, all of it: give it other text")
-        said += [f"{shared} of {len(splits[split])} {split} documents are in the training split too"] if shared else []
-    return "; ".join(said)
+            said.append(f"The {split} text is in the training text, all of it: its loss says nothing of other text.")
+        elif shared:
+            said.append(f"{shared} of {len(splits[split])} {split} documents are in the training text too.")
+    return " ".join(said)
 
 
 def _find(name: str, data_root: str | Path | None) -> str:
