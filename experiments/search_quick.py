@@ -167,7 +167,7 @@ def study(name, changes, seeds=2):
         report=(verdicts, forest(), losses, budgets, scope, origin),
         model=base,
         stream=QUICK.stream,
-        run=dataclasses.replace(run_of(QUICK), evaluations=4),
+        run=dataclasses.replace(run_of(QUICK), evaluations=4, sample_tokens=0),
     )
 
 
