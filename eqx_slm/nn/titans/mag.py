@@ -91,7 +91,8 @@ class MAGState(NamedTuple):
 
 
 class TitansMAG(Mixer):
-    r"""$\mathrm{RMSNorm}(\mathrm{SWA}([P, x])) \odot \sigma(\mathrm{RMSNorm}(\mathrm{LMM}([P, x])))$, without P's rows.
+    r"""$\mathrm{RMSNorm}(\mathrm{SWA}([P, x]))$ $\odot$ $\sigma(\mathrm{RMSNorm}(\mathrm{LMM}([P, x])))$,
+    without P's rows.
 
     A token sees itself and the window - 1 tokens before it, and all persistent tokens P, which it shares with the
     memory. Both branches are causal, so the product is. The paper leaves the non-linearity of the gate open: a sigmoid
