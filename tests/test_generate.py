@@ -23,6 +23,7 @@ from eqx_slm import (
     materialize,
 )
 from eqx_slm.infer import Continuation
+from eqx_slm.nn import ReadOut, TokenEmbedding
 
 KEY = jax.random.key(0)
 ORDERED = dataclasses.replace(GENERATOR, order="random")
@@ -179,6 +180,31 @@ def test_an_embedding_of_any_class_samples():
     assert materialize(other) is other
     one, two = (generate(m, jnp.asarray([3]), tokens=4, context=LENGTH, key=KEY) for m in (model, other))
     np.testing.assert_array_equal(one, two)
+
+
+class Doubled(TokenEmbedding):
+    """Rows of which the first half alone goes into the model's channels twice, and which reads out by the other."""
+
+    rows: jax.Array
+    vocab_size: int = eqx.field(static=True)
+    d_model: int = eqx.field(static=True)
+
+    def __call__(self, ids):
+        return jnp.repeat(self.rows[ids, : self.d_model // 2], 2, axis=-1)
+
+    def read_out(self):
+        return ReadOut(self.rows)
+
+
+def test_a_tied_embedding_with_a_read_out_of_its_own_keeps_it():
+    model = tiny_model()
+    rows = jax.random.normal(KEY, model.embedding.table.shape)
+    own = Doubled(rows, *rows.shape)
+    tied = eqx.tree_at(lambda m: (m.embedding, m.head), model, (own, None), is_leaf=lambda leaf: leaf is None)
+    ids = jnp.arange(LENGTH)
+    np.testing.assert_allclose(materialize(tied)(ids), tied(ids), rtol=1e-5, atol=1e-5)
+    drawn = generate(tied, ids[:1], tokens=3, context=LENGTH, temperature=0.0, key=KEY)
+    assert drawn[0] == tied(ids[:1])[-1].argmax()
 
 
 @pytest.mark.parametrize(("tokens", "context"), [(-1, LENGTH), (3, 0)])

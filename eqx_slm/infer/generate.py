@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..checks import check_key, whole
 from ..errors import UserError
+from ..nn.embedding import TokenEmbedding
 from ..nn.lm import LanguageModel
 from ..nn.table import TableConfig, TableEmbedding
 from .sampling import Sampling, draw, sampling
@@ -30,11 +31,16 @@ class MaterializedEmbedding(TableEmbedding):
 def materialize(model: LanguageModel) -> LanguageModel:
     """The same model with its token embedding evaluated once into a table; a generated head becomes a tied one.
 
-    A table stays what it is, and so does an embedding that is no `TokenEmbedding`: its vocabulary is not known.
+    A table stays what it is, and so does an embedding that is no `TokenEmbedding`: its vocabulary is not known. One
+    that reads out by other factors than its rows goes on doing so, as the head.
     """
-    if isinstance(model.embedding, TableEmbedding) or not hasattr(model.embedding, "materialize"):
+    embedding, head = model.embedding, model.head
+    if isinstance(embedding, TableEmbedding) or not hasattr(embedding, "materialize"):
         return model
-    return eqx.tree_at(lambda m: m.embedding, model, MaterializedEmbedding(_table(model.embedding)))
+    if head is None and type(embedding).read_out is not TokenEmbedding.read_out:
+        head = embedding
+    both = MaterializedEmbedding(_table(embedding)), head
+    return eqx.tree_at(lambda m: (m.embedding, m.head), model, both, is_leaf=lambda leaf: leaf is None)
 
 
 @eqx.filter_jit
