@@ -81,6 +81,11 @@ class LanguageModel(eqx.Module):
 
     def features(self, x: Float[Array, "t d"]) -> Float[Array, "t d"]:
         """What the read-out sees, from the token embeddings of one sequence."""
+        if x.ndim != 2 or not jnp.issubdtype(x.dtype, jnp.inexact):
+            given = f"{x.dtype} of shape {x.shape}"
+            raise UserError(
+                f"features of {given}: it takes the vectors of one sequence, (t, d), such as model.embed(ids)"
+            )
         if self.positions is not None:
             x = self.positions(x)
         for i, block in enumerate(self.blocks):
@@ -93,6 +98,8 @@ class LanguageModel(eqx.Module):
 
         A generator evaluates each distinct token once, and blocks that know a faster batched form (`batch`) use it.
         """
+        if (tokens := check_ids(tokens)).ndim != 2:
+            raise UserError(f"ids of shape {tokens.shape}: a batch is (b, t); of one sequence say model(ids)")
         x = self._with_bigrams(embed_batch(self.embedding, tokens), tokens)
         # Blocks stay in a Python loop: tapered ones differ in shape. Equal ones are scanned by `train.stack`.
         if self.positions is not None:
