@@ -16,11 +16,12 @@ Config = TypeVar("Config")
 INT32 = 2**31 - 1  # the most that steps, ids and sizes are counted to
 
 
-def whole(name: str, value: Any, least: int = 1, otherwise: str = "", most: int | None = None) -> int:
+def whole(name: str, value: Any, least: int | None = 1, otherwise: str = "", most: int | None = None) -> int:
     """`value` as a Python integer (NumPy's are taken). **Raises:** `UserError` for others, and beyond the bounds."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-        raise UserError(f"{name}={shown(value)}: it must be a whole number, at least {least}{otherwise}")
-    if value < least:
+        bound = "" if least is None else f", at least {least}{otherwise}"
+        raise UserError(f"{name}={shown(value)}: it must be a whole number{bound}")
+    if least is not None and value < least:
         raise UserError(f"{name}={shown(value)}: it must be at least {least}{otherwise}")
     if most is not None and int(value) > most:
         raise UserError(f"{name}={shown(value)}: it must be at most {most:,}")

@@ -91,12 +91,27 @@ def test_prepare_and_describe(prepared, capsys):
         (["describe", "--tokenizer", "byte"], "no data: name a corpus"),
         (["describe", "stdlib", "--tokenizer", "byte", "--pad-vocab-to", "0"], "pad_vocab_to=0: "),
         (["export", "{}/x.bin", "--data", "{}/out"], "end the name in .json"),
+        (["prepare", "{}/in", "--tokenizer", "byte", "--out", "{}/bad.jsonl"], "bad.jsonl is a file; --out names a"),
+        (["prepare", "{}/in", "--tokenizer", "byte", "--out", "{}/bad.jsonl/x/y"], "bad.jsonl is a file; --out names"),
+        (["describe", "{}/out", "{}/in", "--tokenizer", "byte"], "out is prepared data, not text: give it alone"),
+        (["describe", "{}/ou*", "--tokenizer", "byte"], "out is prepared data, not text: .* mix:WEIGHT=FOLDER"),
+        (["describe", "{}/out/*.bin", "--tokenizer", "byte"], "out is prepared data, not text"),
+        (["prepare", "{}/out", "--tokenizer", "byte", "--out", "{}/more"], "out is prepared data, not text"),
+        (["describe", "{}/empty.txt", "--tokenizer", "byte"], "empty.txt holds no text: give"),
+        (
+            ["describe", "{}/empty.jsonl", "--tokenizer", "byte", "--on-error", "skip"],
+            r"empty.jsonl holds no text \(.*an empty document\): give",
+        ),
+        (["describe", "{}/folders/*", "--tokenizer", "byte"], "no file matches .*, only folders such as .*folders/a"),
     ],
 )
 def test_errors_are_one_line(prepared, capsys, arguments, message):
     import re
 
     (prepared / "bad.jsonl").write_bytes(json_line("x") + b'{"text": "y"')
+    (prepared / "empty.txt").write_text("\n \n")
+    (prepared / "empty.jsonl").write_bytes(json_line("") + json_line(" "))
+    (prepared / "folders" / "a").mkdir(parents=True, exist_ok=True)
     code, output, errors = run([argument.format(prepared) for argument in arguments], capsys)
     assert (code, output) == (2, "") and errors.startswith("error: ") and errors.count("\n") == 1
     assert re.search(message, errors)

@@ -1,4 +1,5 @@
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -225,8 +226,23 @@ def test_leaks_are_found(tmp_path):
     manifest = prepare(source, ByteTokenizer(), tmp_path / "out", on_leak="keep", **options)
     assert manifest.leaks["pairs"] == {"train, test": 1, "train, valid": 2}
     assert not list((tmp_path / "out").glob("hashes*"))
+    (tmp_path / "more").mkdir()
+    os.rename(tmp_path / "out", tmp_path / "more" / "out")  # anywhere below what is named
+    for data in (str(tmp_path / "more"), f"stream:{tmp_path}/*/out", f"stream:{tmp_path}/more/out", f"{tmp_path}/m*/*"):
+        with refuses("out is prepared data, not text: give it alone as it is"):
+            open_data(data, "byte")
+    os.rename(tmp_path / "more" / "out" / "manifest.json", tmp_path / "more" / "out" / PROGRESS)
+    for data in (str(tmp_path / "more"), f"{tmp_path}/m*/*", f"mix:1={tmp_path}/more/out,1={tmp_path}/more/out"):
+        with refuses("out is prepared data that is not finished|only prepared folders are mixed"):
+            open_data(data, "byte")
     clean = prepare(memory(["a", "b"], ["c"]), ByteTokenizer(), tmp_path / "clean", **options)
     assert clean.leaks["documents"] == 0
+
+
+def test_shards_beyond_number_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("eqx_slm.data.shards.MOST_SHARDS", 1)
+    with refuses("train has more than 1 shards of 200 tokens: name another folder, with a larger --shard-tokens"):
+        prepared(tmp_path)
 
 
 def prepared(folder, **options):

@@ -11,12 +11,15 @@ import pytest
 BEGIN = """
 import jax, jax.numpy as jnp, numpy as np
 from eqx_slm import *
+from eqx_slm.data import TokenStream
+from eqx_slm.data.tokenizer import ByteTokenizer
 key, ids = jax.random.key(0), jnp.arange(8)
 config = ModelConfig(vocab_size=64, d_model=32, depth=1, context=16, mixer=AttentionConfig(n_heads=2))
 model = build(config, key=key)
 generator = LeviathanEmbedding(64, 32, seed_size=16, n_heads=2, rank=4, key=key)
 x, batch = jnp.ones((8, 32)), jnp.ones((2, 8, 32))
 mixers = [each.build(32, key=key) for each in (GatedAttentionConfig(n_heads=2), TitansConfig(n_heads=2))]
+stream = TokenStream.from_tokens(ids, ids, vocab_size=256, sequence_length=2, batch_size=2, tokenizer=ByteTokenizer())
 def tried(code):
     try:
         print(code, "|", np.shape(eval(code)))
@@ -42,10 +45,23 @@ WORKS = {
     "token_losses(x, jnp.ones((64, 32)), list(range(8)))": "(8,)",
     "token_losses(batch, jnp.ones((64, 32)), jnp.zeros((2, 8), int))": "(2, 8)",
     "build(config, key=jax.random.PRNGKey(0))(ids)": "(8, 64)",
+    "stream.batch(np.int64(3), np.uint8(2))": "(2, 3)",
     "generate(model, [1, 2], tokens=3, context=16, key=key)": "(3,)",
 }
 SAID = {
     "ModelConfig(embedding='leviathan')": "embedding='leviathan': give a config, such as LeviathanConfig()",
+    "model.features(ids)": "features of int32 of shape (8,): it takes the vectors of one sequence, (t, d)",
+    "model.features(batch)": "features of float32 of shape (2, 8, 32): it takes the vectors of one sequence",
+    "model.batch_features(ids)": "ids of shape (8,): a batch is (b, t); of one sequence say model(ids)",
+    **{
+        f"stream.batch({seed}, 0)": "it must be a whole number"
+        for seed in ("1.0", "'1'", "None", "True", "np.arange(2)")
+    },
+    "stream.batch(0, 1.0)": "index=1.0: it must be a whole number, at least 0",
+    "stream.batches([1])": "seed=[1]: it must be a whole number",
+    "next(stream.batches(0, start='a'))": "start='a': it must be a whole number, at least 0",
+    "stream.digest(0, 1.5)": "steps=1.5: it must be a whole number",
+    "stream.encode(3)": "the text to encode is 3: give a string",
     "ModelConfig(mixer='attention')": "mixer='attention': give a config",
     "ModelConfig(head='tied')": "head='tied': give a config, such as HeadConfig()",
     "ModelConfig(taper='cosine')": "taper='cosine': give a config",

@@ -265,6 +265,32 @@ def test_a_pointer_and_what_a_field_holds_are_said(tmp_path):
     assert "give --text-field body" in item.message
 
 
+def test_columns_whose_names_have_dots_and_the_one_that_holds_text(tmp_path):
+    struct = pyarrow.array([{"c.d": "the inner text", "kind": "news"}])
+    columns = {"id": ["x17"], "a.b": struct, "label": ["positive"], "body": ["a longer text of words"]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    for column, text in {"a.b.c.d": "the inner text", "body": "a longer text of words", "a.b.kind": "news"}.items():
+        assert texts_of(open_source(str(tmp_path / "a.parquet"), fields=Fields(text=column))) == [text]
+    (problem,) = open_source(str(tmp_path / "a.parquet")).items()
+    assert problem.message.endswith("'body' holds text: give --text-field body")
+
+
+@pytest.mark.parametrize(
+    ("record", "hint"),
+    [
+        ({"label": "positive", "n": 3}, ""),
+        ({"label": "positive", "body": "short"}, "body"),
+        ({"sha": "a" * 64, "story": {"content": "two words"}}, "story.content"),
+        ({"url": "https://example.org/a/long/address", "raw": "一段没有空格的文字"}, "raw"),
+        ({"content": "x", "note": "in more words"}, "note"),
+    ],
+)
+def test_the_field_that_is_hinted_at_holds_text(tmp_path, record, hint):
+    (tmp_path / "a.jsonl").write_text(json.dumps(record))
+    (problem,) = open_source(str(tmp_path / "a.jsonl")).items()
+    assert problem.message.endswith(f"give --text-field {hint}" if hint else repr([*record][-1]))
+
+
 TYPES = ("string", "large_string", "string_view", "binary", "large_binary", "dictionary")
 
 

@@ -22,6 +22,7 @@ NAMES = {
     **{"news.en.heldout-00000-of-00050": "valid", "split=test/part-0.parquet": "test", "train.en": "train"},
     **{"owt_val_003.jsonl": "valid", "testset.txt.gz": "test", "TRAIN": "train", "train_chunk_7.ndjson": "train"},
     **{"trainer/x.py": "", "contest.txt": "", "latest.jsonl": "", "devices.txt": "", "value.txt": "", "a/b.txt": ""},
+    **{"corpus.trn": "train", "corpus.tst": "test", "vld/0.jsonl": "valid", "data_train_clean.txt": ""},
     **{"restrain.txt": "", "a test of it.txt": "", "train/test.jsonl": "", "train_test.jsonl": ""},
 }
 
@@ -45,7 +46,16 @@ OFFICIAL = [
     ("my.train", "my.heldout", "CITATION.cff"),
     ("news/training/0.jsonl", "news/validation/0.jsonl", "dataset_info.json", "x.lock", "_committed_12"),
 ]
+DIFFERENT = [  # a name alone says nothing, all together do
+    ("data_train_clean.txt", "data_valid_clean.txt", "data_test_clean.txt"),
+    ("bookTrain.txt", "bookVal.txt", "bookTest.txt"),
+    ("c4_train_v2_clean_0.jsonl", "c4_train_v2_clean_1.jsonl", "c4_dev_v2_clean_0.jsonl"),
+    ("my-train-lower.tokens", "my-heldout-lower.tokens", "README.md"),
+    ("2024TrainSet_en.txt.bak.txt", "2024DevSet_en.txt.bak.txt"),
+]
 UNCLEAR = [
+    (("data_train_clean.txt", "data_test_clean.txt"), "none valid"),
+    (("bookTrain.txt", "bookValid.txt", "contest.txt"), "contest.txt is not"),
     (("wiki.train.tokens", "wiki.valid.tokens", "more.txt"), "more.txt is not"),
     (("train.jsonl", "valid.jsonl", "extra.jsonl"), "extra.jsonl is not"),
     (("data/train-0.parquet", "data/test-0.parquet"), "none valid; .* the test text would be trained on"),
@@ -95,6 +105,32 @@ def test_splits_by_name_are_kept(tmp_path, names):
         assert named(getattr(corpus, split)) == {name for name in data if split_of_name(name) == split}
 
 
+@pytest.mark.parametrize("names", DIFFERENT, ids=lambda names: names[0])
+def test_names_that_differ_in_the_splits_word_alone(tmp_path, names):
+    source = open_source(str(lay(tmp_path, names)))
+    assert split_rule(source).kind == "official"
+    for item in source.items():
+        word = item.name.lower()
+        assert item.split == ("train" if "train" in word else "test" if "test" in word else "valid")
+
+
+def test_notes_in_the_folder_of_a_split_are_texts_where_texts_end_so(tmp_path):
+    texts = ("train/ohio.txt", "train/state.txt", "train/notice.txt", "valid/a.txt", "valid/manifest.txt")
+    beside = (
+        "train/README.txt",
+        "valid/LICENSE.txt",
+        "train/_SUCCESS",
+        "train/notice.md",
+        "citation.txt",
+        "valid/x.log",
+    )
+    source = open_source(str(lay(tmp_path / "text", (*texts, *beside))))
+    assert sorted({item.name for item in source.items()}) == sorted(texts)
+    records = ("train/a.jsonl", "valid/a.jsonl")
+    source = open_source(str(lay(tmp_path / "records", (*records, "train/state.txt"))))
+    assert {item.name for item in source.items()} == {*records}
+
+
 ONE_ENDING = [
     ("en_ewt-ud-train.conllu", "en_ewt-ud-dev.conllu", "en_ewt-ud-test.conllu"),
     ("train.src", "valid.src", "test.src"),
@@ -115,7 +151,8 @@ def test_where_all_files_say_a_split_their_one_ending_may_be_any(tmp_path, names
 @pytest.mark.parametrize("where", ["valid", "test"])
 def test_what_is_in_the_training_split_too_is_said(tmp_path, where):
     for split in SPLITS:
-        (tmp_path / f"{split}.txt").write_text("the same\n" if split in ("train", where) else split)
+        (tmp_path / f"{split}.txt").write_text("the same\n" if split == "train" else split)
+    (tmp_path / f"{where}.txt").write_text("\n\n the same \n\n")
     said = f"The {where} text is in the training text, all of it: its loss says nothing of other text."
     assert load_corpus(str(tmp_path)).note == said
     for split in SPLITS:

@@ -115,6 +115,11 @@ def test_negative_indices_are_refused(call):
         call(counting())
 
 
+def test_an_option_of_another_name_is_refused():
+    with refuses("a stream has no option 'seq_len'; it has vocab_size, sequence_length"):
+        counting(seq_len=16)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Evaluation
 

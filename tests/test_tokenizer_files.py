@@ -296,6 +296,18 @@ def test_a_folder_beside_does_not_hide_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "byte").mkdir()
     assert make_tokenizer("byte", CORPUS).name == "byte"
+    (tmp_path / "mine").mkdir()
+    with refuses("unknown tokenizer 'mine': write ./mine for the one in the folder"):
+        make_tokenizer("mine", CORPUS)
+
+
+@pytest.mark.parametrize("name", ["merges.txt", "vocab.txt", "spiece.model"])
+def test_files_of_an_older_form_say_how_they_become_one(tmp_path, name):
+    for each in (name, "vocab.json"):
+        (tmp_path / each).write_text("{}")
+    for spec in (tmp_path, tmp_path / "vocab.json"):
+        with refuses(f"{name}, transformers makes one: AutoTokenizer.from_pretrained"):
+            make_tokenizer(str(spec), CORPUS)
 
 
 def test_what_is_no_tokenizer_is_said_in_one_line(tmp_path):

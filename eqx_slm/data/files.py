@@ -109,6 +109,8 @@ def find_files(pattern: str) -> list[InputFile]:
     found = _remote_files(pattern) if "://" in pattern else _local_files(pattern)
     if not found:
         what = f"{pattern} holds no text" if os.path.isdir(pattern) else f"no file matches {pattern!r}"
+        if folder := next(filter(os.path.isdir, glob.iglob(pattern)), "") if glob.has_magic(pattern) else "":
+            what += f", only folders such as {folder}"
         raise UserError(f"{what}: give a file, a folder of files, a glob or an address that fsspec knows")
     return sorted(found, key=lambda file: os.fsencode(file.name))
 

@@ -14,7 +14,7 @@ from .corpora import Corpus
 from .documents import OnError
 from .order import Mixture
 from .records import Fields
-from .shards import VOCABULARY, Manifest, is_prepared
+from .shards import VOCABULARY, Manifest, is_prepared, refuse_prepared
 from .sources import load_corpus, open_source
 from .splits import SPLITS, split_rule
 from .stream import Stream, TokenStream
@@ -90,6 +90,8 @@ def open_prepared(
     where = [Path(path).expanduser() for path in ([folders] if isinstance(folders, str | Path) else folders)]
     if not where:
         raise UserError("no prepared folder: give at least one")
+    for folder in where:
+        refuse_prepared(folder, finished=False)
     manifests = [Manifest.read(folder) for folder in where]
     tokenizer = load_tokenizer(where[0] / VOCABULARY)
     for folder, manifest in zip(where, manifests, strict=True):

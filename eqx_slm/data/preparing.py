@@ -96,6 +96,8 @@ def prepare(
             run.read(workers, commit_bytes, on_progress or (lambda progress: None))
             return run.finish(on_leak)
     except OSError as error:
+        if file := next((each for each in (folder, *folder.parents) if each.is_file()), None):
+            raise UserError(f"{file} is a file; --out names a folder, new or empty") from None
         raise UserError(
             f"cannot write {error.filename or folder}: {error.strerror or error}; nothing half-written has its final "
             "name. Make room and give the same command again: it goes on where it stopped"
@@ -292,6 +294,9 @@ def describe(
             skipped.see(item)
         else:
             counts[rule(item)].add(len(item.text), len(item.data), len(ids), item.group)
+    if not any(count.documents for count in counts.values()):
+        left = "".join(f" ({first})" for first in skipped.state()["first"][:1])
+        raise UserError(f"{source.name} holds no text{left}: give a file, or a folder of files, that is not empty")
     return {**head, "splits": {split: count.row() for split, count in counts.items()}, "skipped": skipped.state()}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ class Fields:
     unit: Unit = "file"
 
 
-NO_TEXT = ("id", "hash", "sha256", "url", "version")  # strings that nobody means
+TEXTS = ("text", "content", "body", "document", "article", "story", "sentence")
 
 
 @dataclass
@@ -81,10 +81,7 @@ class Place:
         text, group = (field_of(record, path) for path in (self.fields.text, self.fields.group))
         if not isinstance(text, str):
             keys = f"has {', '.join(map(repr, list(record)[:8]))}" if isinstance(record, dict) else ""
-            found = [(path, text.strip()) for path, text in leaves(record) if isinstance(text, str)]
-            # Text has spaces: before longer words, such as hashes and addresses.
-            sizes = {path: (" " in text, len(text)) for path, text in found if text and path not in NO_TEXT}
-            hint = hint_of(max(sizes, key=sizes.__getitem__, default=""))
+            hint = hint_of(longest_text(leaves(record)))
             have = keys or f"is a {type(record).__name__}, no object"
             held = f", which is {kind_of(text)}" if isinstance(record, dict) and self.fields.text in record else ""
             return self.bad("field", f"no text in the field {self.fields.text!r}{held}; the record {have}{hint}", byte)
@@ -123,6 +120,19 @@ def leaves(value: Any, path: str = "", depth: int = 4) -> Iterator[tuple[str, An
             yield from leaves(item, f"{path}.{key}" if path else key, depth - 1)
     elif path:
         yield path, value
+
+
+def longest_text(fields: Iterable[tuple[str, Any]]) -> str:
+    """Of fields and their values the one with the longest text, "" where there is none.
+
+    Text has more than one word: one word is a label, a hash, an address, but under a name that says text. Not all
+    scripts put spaces between words.
+    """
+    texts = [(path, text.strip()) for path, text in fields if isinstance(text, str) and text.strip()]
+    words = [(len(text), path) for path, text in texts if len(text.split()) > 1 or not text.isascii()]
+    return max(
+        words or [(len(text), path) for path, text in texts if path.rpartition(".")[2] in TEXTS], default=(0, "")
+    )[1]
 
 
 def hint_of(path: str) -> str:

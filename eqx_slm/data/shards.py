@@ -26,6 +26,7 @@ MANIFEST = "manifest.json"
 PROGRESS = ".progress.json"  # where prepare is, as long as it has not finished
 VOCABULARY = "vocabulary.json"
 SHARD_TOKENS = 1 << 26
+MOST_SHARDS = 10_000  # of a split: each is a file, and mapped
 _BLOCK = 1 << 21  # tokens that are held before they are written
 
 
@@ -101,6 +102,11 @@ class ShardWriter:
             self._append(tokens[:room])
             tokens = tokens[room:]
             if self._tokens == self.shard_tokens:
+                if len(self.shards) == MOST_SHARDS:
+                    raise UserError(
+                        f"{self.split} has more than {MOST_SHARDS:,} shards of {self.shard_tokens:,} tokens: "
+                        "name another folder, with a larger --shard-tokens"
+                    )
                 self._finish_shard()
 
     def _append(self, tokens: np.ndarray) -> None:
@@ -265,10 +271,16 @@ def _check(path: Path, shard: Shard, dtype: np.dtype) -> None:
         raise UserError(f"{path} cannot be read: {error.strerror}; {again}") from None
 
 
-def refuse_unfinished(path: str | Path) -> None:
-    """Raises `UserError` for a folder that `prepare` began and did not finish: its files are no text."""
-    folder = Path(path)
-    if (folder / PROGRESS).is_file() and not is_prepared(folder):
+def refuse_prepared(path: str | Path, *, finished: bool = True) -> None:
+    """Raises `UserError` for a folder that `prepare` made, or (not `finished`) began alone: its files are no text."""
+    folder = Path(path).expanduser()
+    if is_prepared(folder):
+        if finished and (folder / VOCABULARY).is_file():  # others have a manifest.json too
+            raise UserError(
+                f"{visible(str(path))} is prepared data, not text: give it alone as it is, or several as "
+                "mix:WEIGHT=FOLDER,WEIGHT=FOLDER"
+            )
+    elif (folder / PROGRESS).is_file():
         raise UserError(f"{visible(str(path))} is prepared data that is not finished: give its prepare command again")
 
 

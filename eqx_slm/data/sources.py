@@ -17,7 +17,7 @@ from .corpora import Corpus, Named, in_memory, split_by, standard_library
 from .documents import START, Item, Position, Problem, shown
 from .files import InputFile, find_files, need
 from .formats import LARGEST, Fields, read_items
-from .shards import refuse_unfinished
+from .shards import refuse_prepared
 from .splits import SPLITS, hashed_split, official_splits, split_of_name, split_rule, without_companions
 
 
@@ -96,8 +96,6 @@ def open_source(
     if alone:
         return standard_library() if alone[0] == "stdlib" else _hugging_face(alone[0], fields)
     paths = [_find(name, data_root) for name in names]
-    for path in paths:
-        refuse_unfinished(path)
     name = _label(paths[0]) if len(paths) == 1 else f"{len(paths)} sources"
     files = _files(paths)
     if len(paths) == 1 and fields.unit == "file" and Path(paths[0]).is_dir() and (three := _three(files)):
@@ -178,9 +176,9 @@ def _collect(source: FileSource) -> Corpus:
 
 def _shared(splits: Mapping[str, Sequence[Named]]) -> str:
     """What is to be said of documents that are in the training split and in another, "" where none is."""
-    train, said = {text for _, text in splits["train"]}, []
+    train, said = {text.strip() for _, text in splits["train"]}, []
     for split in ("valid", "test"):
-        shared = sum(text in train for _, text in splits[split])
+        shared = sum(text.strip() in train for _, text in splits[split])
         if shared and shared == len(splits[split]):
             said.append(f"The {split} text is in the training text, all of it: its loss says nothing of other text.")
         elif shared:
@@ -209,8 +207,12 @@ def _files(paths: Sequence[str]) -> tuple[InputFile, ...]:
     """The files of all inputs, each once, without what beside data is none."""
     files: dict[str, InputFile] = {}
     for path in paths:
+        for folder in glob.iglob(path) if glob.has_magic(path) else [path]:
+            refuse_prepared(folder)
         for file in find_files(path):
             files.setdefault(file.path if file.remote else os.path.realpath(file.path), file)
+    for folder in dict.fromkeys(os.path.dirname(file.path) for file in files.values() if not file.remote):
+        refuse_prepared(folder)
     return without_companions(tuple(files.values()), set(paths))
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from ..errors import UserError
 from .documents import Document, Source, shown
-from .files import InputFile
+from .files import TEXT, InputFile
 
 SplitKind = Literal["official", "content", "path"]
 SPLITS = ("train", "valid", "test")
@@ -23,14 +23,13 @@ TEST_SHARE = 0.05
 _SALT = b"split 61/"
 
 _WORDS = {
-    "train": re.compile(r"train(ing)?(set|data)?\d*"),
-    "valid": re.compile(r"(val(id(ation)?)?|dev(el(opment)?)?|eval(uation)?|heldout)(set|data)?\d*"),
-    "test": re.compile(r"(dev)?test(ing)?(set|data)?\d*"),
+    "train": re.compile(r"(train(ing)?|trn)(set|data)?\d*"),
+    "valid": re.compile(r"(val(id(ation)?)?|vld|dev(el(opment)?)?|eval(uation)?|heldout)(set|data)?\d*"),
+    "test": re.compile(r"(dev)?(test(ing)?|tst)(set|data)?\d*"),
 }
 _NUMBERING = re.compile(r"\d+|of|v\d+|(part|shard|chunk|file|split)\d*")
-# Endings of text that is data. A name without one is, too; a split's word in test.py or test.md says nothing.
-_TEXT = frozenset("txt text tokens tok raw bpe en de fr es it nl ru zh ja ko".split())
-_DATA = _TEXT | frozenset("gz zst zstd jsonl jsonlines ndjson json parquet pq".split())
+# Endings of data. A name without one is data, too; a split's word in test.py or test.md says nothing.
+_DATA = TEXT | frozenset("gz zst zstd jsonl jsonlines ndjson json parquet pq".split())
 
 
 def hashed_split(key: bytes, valid: float = VALID_SHARE, test: float = TEST_SHARE) -> str:
@@ -117,10 +116,23 @@ def split_of_name(name: str) -> str:
     return said.pop() if len(said) == 1 else ""
 
 
+def _by_difference(names: Sequence[str]) -> dict[str, str]:
+    """The split of each name that differs from another one in the split's word alone, wherever that stands:
+    data_train_clean.txt beside data_test_clean.txt, bookTrain.txt beside bookTest.txt."""
+    alike: dict[str, dict[str, str]] = {}
+    for name in names:
+        words = re.split(r"([^a-zA-Z0-9]+|(?<=[a-z0-9])(?=[A-Z]))", name)
+        for i, word in enumerate(words):
+            for split in (split for split, known in _WORDS.items() if known.fullmatch(word.lower())):
+                rest = re.sub(r"\d+", "0", "".join((*words[:i], "*", *words[i + 1 :])))
+                alike.setdefault(rest, {})[name] = split
+    return {name: split for same in alike.values() if len({*same.values()}) > 1 for name, split in same.items()}
+
+
 def _is_data(file: InputFile) -> bool:
     """Whether a split's word in its name means a split: records, and text without the ending of a source or markup."""
     word = re.split(r"[^a-z0-9]+", file.ending[1:])[0]  # of .en-00001-of-00100 too
-    return file.records or word in _TEXT or not word or word.isdigit() or bool(split_of_name(word))
+    return file.records or word in TEXT or word.isdigit() or bool(split_of_name(word))
 
 
 def _said(files: Sequence[InputFile], names: Sequence[str]) -> list[str]:
@@ -131,8 +143,10 @@ def _said(files: Sequence[InputFile], names: Sequence[str]) -> list[str]:
     bare = [split_of_name(os.path.splitext(name)[0]) for name in names]
     if len({file.ending for file in files}) == 1 and all(bare) and {"train", "valid"} <= {*bare}:
         return bare
-    data = [_is_data(file) for file in files]
-    said = [split_of_name(name) if there else "" for name, there in zip(names, data, strict=True)]
+    data, pairs = [_is_data(file) for file in files], _by_difference(names)
+    said = [
+        split_of_name(name) or pairs.get(name, "") if there else "" for name, there in zip(names, data, strict=True)
+    ]
     records = any(file.records and split for file, split in zip(files, said, strict=True))
     if not records and not all(data) and not {"train"} < {*said} - {""}:
         return [""] * len(said)
@@ -142,11 +156,25 @@ def _said(files: Sequence[InputFile], names: Sequence[str]) -> list[str]:
 def without_companions(files: Sequence[InputFile], named: Collection[str]) -> tuple[InputFile, ...]:
     """Files less README, LICENSE, dataset_info.json and their like, where records or splits are beside them.
 
-    In a tree of text they are text; so is a file whose path is among those `named`.
+    In a tree of text they are text; so is a file whose path is among those `named`, and in the folder of a split, but
+    for README and LICENSE, one that has the ending of a text there: train/state.txt beside train/ohio.txt.
     """
-    data = tuple(file for file in files if not file.companion or file.path in named)
+    data = [file for file in files if not file.companion or file.path in named]
     beside = any(file.records for file in data) or any(_said(data, [file.name for file in data]))
-    return data if beside else tuple(files)
+    if not beside:
+        return tuple(files)
+    texts = {(_folder(file), file.ending) for file in data if split_of_name(_folder(file)) and not file.records}
+    kept = {id(file) for file in data}
+    return tuple(
+        file
+        for file in files
+        if id(file) in kept
+        or ((_folder(file), file.ending) in texts and not re.search(r"(?i)readme|licen[cs]e", file.name))
+    )
+
+
+def _folder(file: InputFile) -> str:
+    return file.name.rpartition("/")[0]
 
 
 def official_splits(files: Sequence[InputFile], names: Sequence[str]) -> tuple[tuple[str, ...], str]:

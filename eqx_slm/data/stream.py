@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import INT32, check_sizes, whole
+from ..checks import INT32, check_sizes, shown, whole
 from ..errors import UserError
 from .order import Mixture, places
 from .splits import SPLITS
@@ -29,6 +29,10 @@ class BatchIterator(Iterator[np.ndarray], abc.ABC):
     @abc.abstractmethod
     def state(self, *, back: int = 0) -> StreamState:
         """The state after the last batch, or `back` batches earlier (what has been read ahead)."""
+
+
+# What a caller may say of any stream; the rest is what it is made of.
+OPTIONS = ("vocab_size", "sequence_length", "batch_size", "eval_tokens", "train_tokens", "process_index, process_count")
 
 
 class Stream(abc.ABC):
@@ -58,7 +62,10 @@ class Stream(abc.ABC):
         info: dict[str, Any] | None = None,
         process_index: int = 0,
         process_count: int = 1,
+        **unknown: Any,
     ) -> None:
+        if unknown:
+            raise UserError(f"a stream has no option {next(iter(unknown))!r}; it has {', '.join(OPTIONS)}")
         sizes = {"sequence_length": sequence_length, "batch_size": batch_size, "eval_tokens": eval_tokens}
         check_sizes(most=INT32, vocab_size=vocab_size, **sizes)
         check_processes(batch_size, process_index, process_count)
@@ -120,7 +127,7 @@ class Stream(abc.ABC):
     def digest(self, seed: int, steps: int) -> str:
         """sha256 (hex) of the first `steps` training batches of a seed: equal digests are equal data in equal order."""
         digest = hashlib.sha256(f"{self.vocab_size} {self.batch_size} {self.sequence_length}".encode())
-        for _, batch in zip(range(steps), self.batches(seed), strict=False):
+        for _, batch in zip(range(whole("steps", steps, 0)), self.batches(seed), strict=False):
             digest.update(batch.astype("<i4", copy=False).tobytes())
         return digest.hexdigest()
 
@@ -134,6 +141,8 @@ class Stream(abc.ABC):
         """The ids of a text, int32[t]; raises `ValueError` for a stream made without a tokenizer."""
         if self.tokenizer is None:
             raise ValueError("this stream was made from tokens and has no tokenizer; give `tokenizer=` to encode text")
+        if not isinstance(text, str):
+            raise UserError(f"the text to encode is {shown(text)}: give a string")
         return self.tokenizer.encode(text)
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
@@ -230,8 +239,7 @@ class TokenStream(Stream):
         return self._count(0, "train") // self.batch_size
 
     def batch(self, seed: int, index: int) -> np.ndarray:
-        if index < 0:
-            raise ValueError(f"batch index {index} is negative; give an integer of at least 0")
+        seed, index = whole("seed", seed, None), whole("index", index, 0)
         rows = self.own_rows(np.arange(self.batch_size))
         if len(self.splits) == 1:
             epoch, step = divmod(index, self.steps_per_epoch)
@@ -329,9 +337,7 @@ class TokenBatches(BatchIterator):
     """The batches of a `TokenStream`."""
 
     def __init__(self, stream: TokenStream, seed: int, start: int) -> None:
-        if start < 0:
-            raise ValueError(f"start is {start}; give an integer of at least 0")
-        self._stream, self._seed, self._index = stream, int(seed), start
+        self._stream, self._seed, self._index = stream, whole("seed", seed, None), whole("start", start, 0)
 
     def __next__(self) -> np.ndarray:
         self._index += 1

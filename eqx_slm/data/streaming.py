@@ -96,10 +96,8 @@ class StreamingStream(Stream):
 
     def batches(self, seed: int, *, start: int = 0) -> StreamingBatches:
         """The endless batches of a seed; a `start` is read up to, which `resume` does not need."""
-        if start < 0:
-            raise ValueError(f"start is {start}; give an integer of at least 0")
         iterator = StreamingBatches(self, seed)
-        for _ in range(start):
+        for _ in range(whole("start", start, 0)):
             next(iterator)
         return iterator
 
@@ -205,7 +203,7 @@ class StreamingBatches(BatchIterator):
     """
 
     def __init__(self, stream: StreamingStream, seed: int, state: StreamState | None = None) -> None:
-        self._stream, self._seed, self._index = stream, int(seed), 0
+        self._stream, self._seed, self._index = stream, whole("seed", seed, None), 0
         self._epoch, self._draws, self._ended = -1, 0, True
         self._rows: list[np.ndarray] = []
         self._packing = Packing(stream, "train", stream.workers)

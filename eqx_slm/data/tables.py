@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from .documents import Item, shown
 from .files import need
 from .packed import Damaged, open_raw
-from .records import Place, hint_of
+from .records import Place, hint_of, longest_text
 
 
 def parquet_rows(place: Place, start: int) -> Iterator[Item]:
@@ -18,23 +19,23 @@ def parquet_rows(place: Place, start: int) -> Iterator[Item]:
     with open_raw(place.file) as raw:
         try:
             table = parquet.ParquetFile(raw)
-            kinds = dict(_columns(table.schema_arrow))
-            if _kind(kinds.get(column)) not in ("string", "binary"):
-                hint = hint_of(next((name for name, kind in kinds.items() if _kind(kind) == "string"), ""))
-                have = f"no column {column!r}; there are {shown(', '.join(kinds))}"
-                if column in kinds:
-                    have = f"the column {column!r} is {kinds[column]}, not text"
-                yield place.refused(have + hint, "column")
+            columns = dict(_columns(table.schema_arrow))
+            if (found := columns.get(column)) is None or found.kind not in ("string", "binary"):
+                have = f"no column {column!r}; there are {shown(', '.join(columns))}"
+                if found is not None:
+                    have = f"the column {column!r} is {found.type}, not text"
+                yield place.refused(have + hint_of(_like_text(table, columns)), "column")
                 return
-            columns = [column] + [group] * (_kind(kinds.get(group)) == "string")
+            wanted = [found, *(each for name, each in columns.items() if name == group and each.kind == "string")]
             index = 0
             for number in range(table.num_row_groups):
                 rows = table.metadata.row_group(number).num_rows
                 if index + rows <= start:
                     index += rows
                     continue
-                for batch in table.iter_batches(256, row_groups=[number], columns=columns):
-                    texts, *groups = (_bytes(batch, name) for name in columns)
+                names = [".".join(each.path) for each in wanted]
+                for batch in table.iter_batches(256, row_groups=[number], columns=names):
+                    texts, *groups = (_bytes(batch, each.path) for each in wanted)
                     for text, name in zip(texts, groups[0] if groups else [None] * len(texts), strict=True):
                         place.offset, place.line, index = index, index + 1, index + 1
                         if index <= start:
@@ -48,25 +49,46 @@ def parquet_rows(place: Place, start: int) -> Iterator[Item]:
             raise Damaged(f"not a whole parquet file ({reason})", place.file.size) from error
 
 
-def _columns(fields: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+@dataclass(frozen=True)
+class _Column:
+    path: tuple[str, ...]  # a name may have dots itself
+    type: Any
+
+    @property
+    def kind(self) -> str:
+        """ "string" or "binary" for all kinds of them, as they are or in a dictionary."""
+        name = str(self.type.value_type if str(self.type).startswith("dictionary") else self.type)
+        return name.removeprefix("large_").removesuffix("_view")
+
+
+def _columns(fields: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, _Column]]:
+    """Every column by its names with dots between them; of two of one name that of the fewest parts comes last."""
+    inner = [field for field in fields if str(field.type).startswith("struct")]
+    for field in inner:
+        yield from _columns(field.type, (*path, field.name))
     for field in fields:
-        if str(field.type).startswith("struct"):
-            yield from _columns(field.type, f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name, field.type
+        if field not in inner:
+            yield ".".join((*path, field.name)), _Column((*path, field.name), field.type)
 
 
-def _kind(kind: Any) -> str:
-    """ "string" or "binary" for all kinds of them, as they are or in a dictionary."""
-    name = str(kind.value_type if str(kind).startswith("dictionary") else kind)
-    return name.removeprefix("large_").removesuffix("_view")
+def _like_text(table: Any, columns: dict[str, _Column]) -> str:
+    """The column whose first rows hold the most text, "" where none holds any."""
+    texts = {name: column for name, column in columns.items() if column.kind == "string"}
+    batch = next(table.iter_batches(64, columns=[".".join(column.path) for column in texts.values()]), None)
+    if batch is None or not texts:
+        return ""
+    found = {
+        name: [(text or b"").decode("utf-8", "replace") for text in _bytes(batch, column.path)]
+        for name, column in texts.items()
+    }
+    return longest_text((name, text) for name, rows in found.items() for text in rows)
 
 
-def _bytes(batch: Any, path: str) -> list[bytes | None]:
+def _bytes(batch: Any, path: tuple[str, ...]) -> list[bytes | None]:
     """A column as bytes, since a writer may have put in what is not UTF-8."""
     pyarrow, compute = (need(name, "reading parquet") for name in ("pyarrow", "pyarrow.compute"))
-    head, *inner = [path] if path in batch.schema.names else path.split(".")
-    column = compute.struct_field(batch.column(head), inner) if inner else batch.column(head)
+    column = batch.column(path[0])
+    column = compute.struct_field(column, list(path[1:])) if path[1:] else column
     if pyarrow.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     return column.cast(pyarrow.large_binary()).to_pylist()

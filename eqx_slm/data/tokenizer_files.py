@@ -50,7 +50,9 @@ def open_tokenizer_file(spec: str) -> Tokenizer:
         names = ("tokenizer.json", "tokenizer.model", *sorted(each.name for each in path.glob("*.tiktoken")))
         found = [path / name for name in names if (path / name).is_file()]
         if not found:
-            raise UserError(f"the folder {path} holds no tokenizer: neither tokenizer.json nor a .tiktoken file")
+            raise UserError(
+                f"the folder {path} holds no tokenizer: neither tokenizer.json nor a .tiktoken file{_older(path)}"
+            )
         path = found[0]
     try:
         data = path.read_bytes()
@@ -60,7 +62,9 @@ def open_tokenizer_file(spec: str) -> Tokenizer:
         return _of_ranks(path, data)
     told = read_json(path)
     if not isinstance(told, dict) or "model" not in told:
-        raise UserError(f"{path} is no tokenizer of Hugging Face: it has no 'model'; give a tokenizer.json")
+        raise UserError(
+            f"{path} is no tokenizer of Hugging Face: it has no 'model'; give a tokenizer.json{_older(path.parent)}"
+        )
     return HubTokenizer(spec, data.decode("utf-8-sig"), _end_beside(path))
 
 
@@ -144,6 +148,16 @@ class HubTokenizer(Tokenizer):
 
     def content(self) -> dict[str, Any]:
         return {"kind": "hub", "json": json.dumps(self._told), "separator": list(self.separator)}
+
+
+def _older(folder: Path) -> str:
+    """What to do where a folder has a tokenizer of transformers in files that the library alone does not read."""
+    for name in ("merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            return (
+                f" (of {name}, transformers makes one: AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained)"
+            )
+    return ""
 
 
 def _opened(name: str, text: str) -> Any:

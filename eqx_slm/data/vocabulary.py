@@ -58,12 +58,10 @@ def make_tokenizer(spec: str, corpus: Corpus, *, cache_dir: str | Path | None = 
         return _trained(spec, corpus, cache_dir)
     if spec in tiktoken.list_encoding_names():
         return bpe.load_tiktoken(spec)
-    there = (
-        "; a file of that name is there: a tokenizer's ends in .json, .tiktoken or .model"
-        if os.path.exists(spec)
-        else ""
-    )
-    raise UserError(f"unknown tokenizer {spec!r}: give {SPECS}{there}")
+    if os.path.isdir(spec):
+        raise UserError(f"unknown tokenizer {spec!r}: write ./{spec} for the one in the folder of that name")
+    ends = "; a file of that name is there: a tokenizer's ends in .json, .tiktoken or .model"
+    raise UserError(f"unknown tokenizer {spec!r}: give {SPECS}{ends if os.path.exists(spec) else ''}")
 
 
 def tokenizer_file(spec: str) -> Tokenizer:
