@@ -85,11 +85,15 @@ def process(index, port, out):
     join(f"127.0.0.1:{port},2,{index}")
     assert [bytes_from_first(bytes([int(index)]) * size) for size in (0, 1, 7)] == [b"", b"\0", b"\0" * 7]
     assert from_first(lambda: ["first", int(index)]) == ["first", 0]
-    asked = itertools.count()
+    asked, read = itertools.count(), []
+    windows = STREAM.splits[0]["train"].windows
+    STREAM.splits[0]["train"].windows = lambda starts, length: read.append(len(starts)) or windows(starts, length)
     try:  # the second process alone is told to stop, before the run and twice at its steps: the first step is over
         run_study(STUDY, STREAM, out=out, stop=lambda: index == "1" and next(asked) > 0)
     except Stopped:
         print("stopped")
+    # The first, which hashes all batches, makes whole ones; the second its own half.
+    assert set(read[-TOGETHER + 1 :]) == ({8} if index == "0" else {4}), read
     assert any_of(index == "1") and not any_of(False)
 
 

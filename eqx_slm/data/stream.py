@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import copy
 import functools
 import hashlib
 import platform
@@ -84,7 +85,8 @@ class Stream(abc.ABC):
             byte_lengths = np.pad(byte_lengths, (0, vocab_size - len(byte_lengths)))
         self.vocab_size, self.sequence_length, self.batch_size = vocab_size, sequence_length, batch_size
         self.eval_tokens, self.tokenizer, self.byte_lengths = eval_tokens, tokenizer, byte_lengths
-        self.process_index, self.process_count = process_index, process_count
+        self.process_index, self.process_count, share = process_index, process_count, batch_size // process_count
+        self._own = slice(process_index * share, (process_index + 1) * share)
         self.info = {**(info or {}), "vocab_size": vocab_size, "python": platform.python_version()}
 
     @property
@@ -153,8 +155,13 @@ class Stream(abc.ABC):
 
     def own_rows(self, rows: np.ndarray) -> np.ndarray:
         """Of the rows of a whole batch, those of this process."""
-        share = len(rows) // self.process_count
-        return rows[self.process_index * share : (self.process_index + 1) * share]
+        return rows[self._own]
+
+    def of_rows(self, rows: slice) -> Stream:
+        """The same stream, which makes these rows of its batches alone: what a process' own devices hold, say."""
+        stream = copy.copy(self)
+        stream._own = rows
+        return stream
 
     def _wanted_batches(self) -> int:
         return max(1, round(self.eval_tokens / (self.batch_size * self.sequence_length)))

@@ -18,6 +18,7 @@ from .choices import ComputeDtype, Loop, Remat
 from .host import keep_freed_memory
 from .mesh import Layout
 from .optimizer import OptimizerConfig
+from .processes import from_first, leads, together
 from .record import Evaluation, Progress, RunRecord, of_each
 from .resume import Checkpoints, reread
 from .stack import auto_loop
@@ -221,7 +222,7 @@ def train_runs(
     patience = min(patience, max(1, steps // 4))  # a short run that ends in bad steps has diverged as well
     records = [RunRecord(seed=seed, learning_rate=learning_rate) for seed in seeds]
     state: TrainState = program.start(*models, seeds=seeds)
-    together = len(seeds)
+    at_once = len(seeds)
     tokens_a_step = stream.batch_size * stream.sequence_length
     due = set(evaluate_at)
     digests = [hashlib.sha256() for _ in seeds]
@@ -229,18 +230,22 @@ def train_runs(
     spent, counted, told = 0.0, 0, time.perf_counter()
     done, averaged_from = 0, steps - round(average * steps)
     mean = None
-    feeds = [stream.batches(seed) for seed in seeds]
+    own_rows = program.reads(stream)
+    feeds = [own_rows.batches(seed) for seed in seeds]
     if checkpoints is not None and (saved := checkpoints.load(state)):
         state, done, spent, counted = program.place(saved.state), saved.step, saved.seconds, saved.counted
         if saved.mean is not None and done > averaged_from:  # a shorter run had another average
             mean = program.place(saved.mean)
-        for record, own, digest, feed in zip(records, saved.records, digests, feeds, strict=True):
+        for record, own in zip(records, saved.records, strict=True):
             record.evals, record.losses = own.evals, own.losses
-            reread(feed, digest, done, own.stream_hash)
+        seen = zip(feeds, digests, saved.records, strict=True) if leads() else ()
+        together(lambda: [reread(feed, digest, done, own.stream_hash) for feed, digest, own in seen])
+        feeds = feeds if leads() else [own_rows.batches(seed, start=done) for seed in seeds]
     mark = time.perf_counter()
     for index, *batches in zip(range(done, steps), *feeds, strict=False):
         rate = np.float32(learning_rate * optimizer.multiplier(index, steps))
-        state, metrics = program.step(state, program.batch(batches[0] if together == 1 else np.stack(batches)), rate)
+        rows = program.batch(batches[0] if at_once == 1 else np.stack(batches), stream.batch_size)
+        state, metrics = program.step(state, rows, rate)
         for digest, batch in zip(digests, batches, strict=True):  # while the step runs
             digest.update(np.ascontiguousarray(batch).tobytes())
         done = index + 1
@@ -265,8 +270,8 @@ def train_runs(
             shown = metrics if evaluated or previous is None else previous
             running = spent + (0.0 if evaluated or done <= WARM_STEPS else told - mark)
             counts = running > 0 and done > WARM_STEPS
-            speed = together * (done - WARM_STEPS) * tokens_a_step / running if counts else math.nan
-            figures = of_each(shown, together)
+            speed = at_once * (done - WARM_STEPS) * tokens_a_step / running if counts else math.nan
+            figures = of_each(shown, at_once)
             for i, seed in enumerate(seeds if evaluated else seeds[:1]):
                 said = {"evaluation": evaluated[i][0] if evaluated else None, **figures[i]}
                 on_progress(seed, Progress(done, done * tokens_a_step, tokens_per_second=speed, **said))
@@ -294,12 +299,12 @@ def train_runs(
         if own:
             record.end_diverged(done, done * tokens_a_step)
     params = [state.params]
-    if together > 1:
-        params = [jax.tree.map(operator.itemgetter(i), state.params) for i in range(together)]
+    if at_once > 1:
+        params = [jax.tree.map(operator.itemgetter(i), state.params) for i in range(at_once)]
     for record, digest, found in zip(records, digests, params, strict=True):
-        record.train_seconds = spent * done / max(counted, 1) / together
-        record.tokens_per_second = together * counted * tokens_a_step / spent if spent else 0.0
-        record.stream_hash = digest.hexdigest()
+        record.train_seconds = spent * done / max(counted, 1) / at_once
+        record.tokens_per_second = at_once * counted * tokens_a_step / spent if spent else 0.0
+        record.stream_hash = from_first(digest.hexdigest)
         record.params = found
     return records
 

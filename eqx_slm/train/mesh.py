@@ -125,9 +125,23 @@ class Placed:
         """Inside of a compiled step: a new state stays where the old one was, so that it can take its place."""
         return jax.lax.with_sharding_constraint(tree, self.shardings(tree))
 
-    def batch(self, rows: np.ndarray) -> Any:
-        """A batch on its devices, each with its own rows."""
-        return _put(rows, NamedSharding(self.mesh, P(ROWS)))
+    def own_rows(self, count: int) -> slice:
+        """The rows, of a batch of `count`, between the first and the last that this process' devices hold."""
+        split = NamedSharding(self.mesh, P(ROWS)).addressable_devices_indices_map((count,))
+        ends = [index[0].indices(count)[:2] for index in split.values() if index]
+        return slice(min(start for start, _ in ends), max(stop for _, stop in ends))
+
+    def batch(self, rows: np.ndarray, count: int | None = None) -> Any:
+        """A batch of `count` rows on its devices, each with its own; `rows` are all of them, or `own_rows`."""
+        count = len(rows) if count is None else count
+        first = 0 if count == len(rows) else self.own_rows(count).start
+
+        def part(index: Any) -> np.ndarray:
+            start, stop, _ = index[0].indices(count)
+            return rows[start - first : stop - first]
+
+        shape = (count, *rows.shape[1:])
+        return jax.make_array_from_callback(shape, NamedSharding(self.mesh, P(ROWS)), part)
 
     def batch_like(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         """The same of a shape alone."""

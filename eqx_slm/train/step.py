@@ -22,6 +22,7 @@ from .guard import chosen, group_norms, whole_norm
 from .loss import cross_entropy, token_losses
 from .mesh import Placed
 from .optimizer import OptimizerConfig, make_optimizer
+from .processes import leads
 from .stack import loop_of, stack_blocks, unstack_blocks
 
 
@@ -98,9 +99,16 @@ class Program:
         """A state as any of several processes can write it, each leaf whole; of one process the state itself."""
         return state if self.placed is None or jax.process_count() == 1 else self.placed.gathered(state)
 
-    def batch(self, rows: np.ndarray) -> Any:
-        """A batch where the step wants it."""
-        return rows if self.placed is None else self.placed.batch(rows)
+    def batch(self, rows: np.ndarray, count: int | None = None) -> Any:
+        """A batch of `count` rows where the step wants it; a process may bring its own rows alone (see `reads`)."""
+        return rows if self.placed is None else self.placed.batch(rows, count)
+
+    def reads(self, stream: Any) -> Any:
+        """What this process reads of a stream: the first of several all, since it writes their hash, another those
+        rows that its devices hold."""
+        if leads() or self.placed is None or not hasattr(stream, "of_rows"):
+            return stream
+        return stream.of_rows(self.placed.own_rows(stream.batch_size))
 
     def _start(self, model: Any, seed: int) -> TrainState:
         stacked = stack_blocks(model, loop=self.loop, remat=self.remat)
