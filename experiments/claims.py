@@ -7,7 +7,8 @@
     python experiments/claims.py adam --steps 600                # also muon: losses by frequency under two optimizers
     python experiments/claims.py quick-titans                    # minutes on a CPU: also quick-hope, quick-profiles,
                                                                  # quick-positions, quick-adamw, quick-beta2,
-                                                                 # quick-muon, quick-ptb (--data ptb --data-root)
+                                                                 # quick-muon, quick-cosine, quick-wsd,
+                                                                 # quick-constant, quick-ptb (--data ptb --data-root)
 
 Shape `small` (V = 4,096, d = 128, two layers, 1.57M parameters), 2.46M tokens a run, seeds 10 to 14, which the search
 did not see. One rate, 4e-3: of 4e-3 and 8e-3 the better for tied tables and generators, and within 0.02 nat of it for
@@ -108,6 +109,14 @@ REGISTERED = {
         "rates 3.5e-3 and 7e-3, each arm at its better one. The generator is behind most on rare tokens under AdamW: "
         "where the same holds under the other two, it is the generator's; where the rarest tenth's deficit shrinks by "
         "more than half, it is the optimizer's."
+    ),
+    "noise": (
+        "Does the schedule, or the mean of the last fifth of a run's weights, change how far one seed's paired "
+        "difference spreads? dense, leviathan-deep, bigrams and dense from other initial values at the quick size, "
+        "seeds 10 to 17, under cosine, wsd and constant, otherwise alike. Pooled over the three comparisons, a ratio "
+        "of variances to cosine's whose 95% interval by F (21 and 21 degrees of freedom) excludes 1 is a difference. "
+        "Expected before it ran: none by cosine and wsd, a larger spread under constant, and a smaller one of the "
+        "mean of weights there."
     ),
     "again": (
         "Hope's tapers at the quick size were left not resolved by seeds 10 to 14: falling -0.025 (corrected -0.047 to "
@@ -257,6 +266,15 @@ def quick_under(name, **optimizer):
     return dataclasses.replace(made, run=run, rates=(3.5e-3, 7e-3))
 
 
+def quick_scheduled(schedule):
+    """Three comparisons under a schedule, with the mean of the last fifth of the weights."""
+    arms = {"dense": plain, "leviathan-deep": INPUTS["leviathan-deep"], "bigrams": INPUTS["bigrams"]}
+    made = quick(schedule, arms, depth=2, against="dense")
+    run = dataclasses.replace(made.run, average=0.2)
+    run = dataclasses.replace(run, optimizer=dataclasses.replace(run.optimizer, schedule=schedule))
+    return dataclasses.replace(made, run=run, seeds=tuple(range(10, 18)))
+
+
 SCALING = LENGTHS["steps-3840"]
 GATED, TITANS = GatedAttentionConfig(n_heads=2), TitansConfig(n_heads=2)
 STUDIES = {
@@ -285,6 +303,7 @@ STUDIES = {
     "quick-adamw": quick_under("adamw"),
     "quick-beta2": quick_under("beta2", beta2=0.999),
     "quick-muon": quick_under("muon", kind="muon"),
+    **{f"quick-{schedule}": quick_scheduled(schedule) for schedule in ("cosine", "wsd", "constant")},
     "quick-ptb": quick("ptb", INPUTS, depth=2, against="dense"),
 }
 
