@@ -241,6 +241,14 @@ def test_a_folder_that_holds_something_else_is_refused_before_data_is_read(here,
     (here / "out").mkdir()
     (here / "out" / "letter.txt").write_text("dear")
     assert "holds files that are no run" in refused(told_before_reading(["--out", "out"]), capsys)
+    for known in ([], ["--vocab-size", "300"]):  # what a real run would refuse, a plan does
+        plan = ["--dry-run", "--data", "nowhere", *known]
+        assert "holds files that are no run" in refused([*plan, "--out", "out"], capsys)
+        assert "--out out/letter.txt is a file" in refused([*plan, "--out", "out/letter.txt"], capsys)
+        assert "--init-from gone: there is no such folder" in refused([*plan, "--init-from", "gone"], capsys)
+        (here / "out" / "runs.jsonl").write_text("")
+        assert "a run by schedule cosine cannot go on" in refused([*plan, "--go-on-from", "out"], capsys)
+        (here / "out" / "runs.jsonl").unlink()
     assert [path.name for path in here.rglob("*")] == ["out", "letter.txt"]
 
 

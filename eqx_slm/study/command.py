@@ -162,6 +162,7 @@ def _run_pair(options: Options, stopping: Stopping, command: Again) -> int:
     # Unknown arms and fields fail before any data is read.
     study = study_of(config, config.resolve(known, known - size if size else 0))
     if options.dry_run and size:
+        _check(study, options)
         return _show_plan(study, known, known - size, None)
 
     def at(stream: Any) -> "Study":
@@ -187,35 +188,25 @@ def _run(
     study: "Study", at: Callable[[Any], "Study"], options: StudyOptions, stopping: Stopping, command: Again
 ) -> int:
     """Opens the data, makes the study at its vocabulary, and runs or only plans it, until it is told to stop."""
-    from ..files import folder_with
     from ..train.host import keep_freed_memory, use_compile_cache
     from ..train.mesh import place_on
-    from ..train.processes import from_first, leads, together
+    from ..train.processes import leads, together
     from ..train.resume import Stopped
     from . import terminal
-    from .folder import check_folder
     from .noise import outlook
     from .progress import Progress
     from .report import summary
     from .runner import distinct_share
     from .study import check_compiling, run_study
-    from .trackers import Tracker, check_tracker
+    from .trackers import Tracker
 
     out, dry_run = options.out, options.dry_run
-    if options.track:
-        check_tracker(options.track)
+    _check(study, options)
     stopping.after(options.stop_after)
     check_compiling()
     keep_freed_memory()
     use_compile_cache()
     console, started = terminal.console(quiet=not leads()), time.perf_counter()
-    if out is not None and not out.strip():
-        raise UserError("--out is empty: name a folder, or leave it out")
-    if out is not None and not dry_run:
-        from_first(lambda: check_folder(Path(out), study.document()))
-    for option, other in (("--go-on-from", options.go_on_from), ("--init-from", options.init_from)):
-        if other is not None:
-            folder_with("runs.jsonl", option, other)
     if not dry_run:
         place_on(study.run.mesh)  # before anything is read
     _say(console, f"reading {study.stream.data}, tokenizer {study.stream.tokenizer} ...")
@@ -267,6 +258,27 @@ def _run(
         complain(f"diverged: {'; '.join(ended)}: no verdict is drawn from these; take a lower --lr")
         return DIVERGED
     return 0
+
+
+def _check(study: "Study", options: StudyOptions) -> None:
+    """Raises `UserError` for what would end the study before its first run, a planned one too."""
+    from ..files import folder_with
+    from ..train.processes import from_first
+    from .folder import check_folder
+    from .longer import can_go_on
+    from .trackers import check_tracker
+
+    if options.track:
+        check_tracker(options.track)
+    if (out := options.out) is not None:
+        if not out.strip():
+            raise UserError("--out is empty: name a folder, or leave it out")
+        from_first(lambda: check_folder(Path(out), study.document()))
+    for option, other in (("--go-on-from", options.go_on_from), ("--init-from", options.init_from)):
+        if other is not None:
+            folder_with("runs.jsonl", option, other)
+    if options.go_on_from is not None:
+        can_go_on(study.run)
 
 
 def again(typed: Sequence[str] | None) -> Callable[[Path], str]:
