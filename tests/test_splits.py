@@ -72,6 +72,7 @@ NO_SPLITS = [
     ("model.py", "requirements/test.txt", "requirements/dev.txt", "README.md"),
     ("train/a.txt", "train/b.txt", "train/c.md"),  # of one split, which was named
     ("a.txt", "b.md", "README.md", "contest.txt", "latest.txt"),
+    ("my_test_notes.txt", "my_eval_notes.txt", "other.txt"),  # of no training
 ]
 
 

@@ -117,8 +117,8 @@ def split_of_name(name: str) -> str:
 
 
 def _by_difference(names: Sequence[str]) -> dict[str, str]:
-    """The split of each name that differs from another one in the split's word alone, wherever that stands:
-    data_train_clean.txt beside data_test_clean.txt, bookTrain.txt beside bookTest.txt."""
+    """The split of each name that differs from one of training in that word alone, wherever it stands:
+    data_train_clean.txt and data_test_clean.txt, bookTrain.txt and bookTest.txt."""
     alike: dict[str, dict[str, str]] = {}
     for name in names:
         words = re.split(r"([^a-zA-Z0-9]+|(?<=[a-z0-9])(?=[A-Z]))", name)
@@ -126,7 +126,8 @@ def _by_difference(names: Sequence[str]) -> dict[str, str]:
             for split in (split for split, known in _WORDS.items() if known.fullmatch(word.lower())):
                 rest = re.sub(r"\d+", "0", "".join((*words[:i], "*", *words[i + 1 :])))
                 alike.setdefault(rest, {})[name] = split
-    return {name: split for same in alike.values() if len({*same.values()}) > 1 for name, split in same.items()}
+    found = [same for same in alike.values() if {"train"} < {*same.values()}]
+    return {name: split for same in found for name, split in same.items()}
 
 
 def _is_data(file: InputFile) -> bool:
