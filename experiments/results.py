@@ -9,8 +9,11 @@ A study that is to be on the page needs its folder there, and its name in `STUDI
 
 import dataclasses
 import json
+import statistics
 import sys
 from pathlib import Path
+
+import noise_table
 
 from eqx_slm.files import json_ready, sealed, unsealed, write_text_atomic
 from eqx_slm.study import laws, load_results
@@ -80,6 +83,33 @@ def scaling():
     yield from (block for block in laws(("shared", "free"), ("ND",))(series) if not isinstance(block, Heading))
 
 
+def noise():
+    """How far losses and paired differences spread over seeds: a row a corpus, size, length and schedule."""
+    yield Heading("noise", 3)
+    yield Paragraph(
+        "Standard deviations over seeds, nats a token; of several comparisons the median. Paired: same tokens, and "
+        "initial values where arms share leaves; null: the reference from other initial values. Every comparison is a "
+        "line of experiments/noise.csv."
+    )
+    groups = {}
+    for row in noise_table.table():
+        where = (row["corpus"], row["parameters"], row["tokens"], row["schedule"], row["optimizer"])
+        groups.setdefault(where, []).append(row)
+    rows = []
+    for (corpus, parameters, tokens, schedule, optimizer), found in sorted(groups.items()):
+        losses = [row for row in found if row["metric"] == "loss"]
+        kinds = {"loss": [row["sd_reference"] for row in losses]}
+        kinds |= {"paired": [row["sd_difference"] for row in losses if row["arm"] != "null"]}
+        kinds |= {"null": [row["sd_difference"] for row in losses if row["arm"] == "null"]}
+        for part, metric in (("rarest", "loss of the rarest tenth"), ("mean", "loss of the mean of the last weights")):
+            kinds[part] = [row["sd_difference"] for row in found if row["metric"] == metric and row["arm"] != "null"]
+        sds = [f"{statistics.median(map(float, own)):.4f}" if own else "" for own in kinds.values()]
+        rows.append([corpus, f"{parameters:,}", f"{tokens:,}", f"{schedule}, {optimizer}", str(len(losses)), *sds])
+    columns = ["corpus", "parameters", "tokens", "schedule, optimizer", "comparisons", "loss", "paired difference"]
+    columns += ["null difference", "paired, rarest tenth", "paired, mean of weights"]
+    yield Table(columns, rows, left=1)
+
+
 def tables():
     """All of them, as Markdown."""
     blocks = []
@@ -96,7 +126,7 @@ def tables():
                     Paragraph(f"Differences to dense by tenths of the training tokens, {of}s, most frequent first:")
                 )
                 blocks.append(rare(results, of))
-    blocks += scaling()
+    blocks += [*scaling(), *noise()]
     return markdown(blocks).strip()
 
 

@@ -16,6 +16,9 @@ def test_the_tables_are_those_of_the_rows():
     command = [sys.executable, "experiments/results.py", "--print"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     page = (ROOT / "RESULTS.md").read_text("utf-8")
+    code = "import noise_table; print(noise_table.text(), end='')"
+    noise = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "experiments", capture_output=True, check=True)
+    assert noise.stdout == (ROOT / "experiments" / "noise.csv").read_bytes()
     assert page.split("<!-- tables -->")[1].split("<!-- /tables -->")[0].strip() == shown
 
 
