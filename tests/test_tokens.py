@@ -124,7 +124,7 @@ def test_ids_on_the_disk_are_checked_like_those_in_memory(tmp_path):
     source = Corpus("m", ("good", "bad"), ("v" * 30,), (), "official", "m")
     with pytest.raises(UserError, match="byte gave an id beyond its 256 in train"):
         prepare(source, Wrong(), tmp_path / "out", rule=split_rule(source), workers=0)
-    with pytest.raises(UserError, match="is no prepared data"):
+    with pytest.raises(UserError, match="is prepared data that is not finished"):
         open_prepared(tmp_path / "out")
 
 

@@ -32,10 +32,6 @@ class BatchIterator(Iterator[np.ndarray], abc.ABC):
         """The state after the last batch, or `back` batches earlier (what has been read ahead)."""
 
 
-# What a caller may say of any stream; the rest is what it is made of.
-OPTIONS = ("vocab_size", "sequence_length", "batch_size", "eval_tokens", "train_tokens", "process_index, process_count")
-
-
 class Stream(abc.ABC):
     """Batches of token windows in an order that depends on the seed alone.
 
@@ -66,7 +62,8 @@ class Stream(abc.ABC):
         **unknown: Any,
     ) -> None:
         if unknown:
-            raise UserError(f"a stream has no option {next(iter(unknown))!r}; it has {', '.join(OPTIONS)}")
+            options = "vocab_size, sequence_length, batch_size, eval_tokens, train_tokens, process_index, process_count"
+            raise UserError(f"a stream has no option {next(iter(unknown))!r}; it has {options}")
         sizes = {"sequence_length": sequence_length, "batch_size": batch_size, "eval_tokens": eval_tokens}
         check_sizes(most=INT32, vocab_size=vocab_size, **sizes)
         check_processes(batch_size, process_index, process_count)
@@ -86,7 +83,7 @@ class Stream(abc.ABC):
         self.vocab_size, self.sequence_length, self.batch_size = vocab_size, sequence_length, batch_size
         self.eval_tokens, self.tokenizer, self.byte_lengths = eval_tokens, tokenizer, byte_lengths
         self.process_index, self.process_count, share = process_index, process_count, batch_size // process_count
-        self._own = slice(process_index * share, (process_index + 1) * share)
+        self.own = slice(process_index * share, (process_index + 1) * share)  # of the rows of a whole batch
         self.info = {**(info or {}), "vocab_size": vocab_size, "python": platform.python_version()}
 
     @property
@@ -153,14 +150,10 @@ class Stream(abc.ABC):
             return " ".join(str(i) for i in np.asarray(ids).reshape(-1).tolist())
         return self.tokenizer.decode(ids)
 
-    def own_rows(self, rows: np.ndarray) -> np.ndarray:
-        """Of the rows of a whole batch, those of this process."""
-        return rows[self._own]
-
     def of_rows(self, rows: slice) -> Stream:
         """The same stream, which makes these rows of its batches alone: what a process' own devices hold, say."""
         stream = copy.copy(self)
-        stream._own = rows
+        stream.own = rows
         return stream
 
     def _wanted_batches(self) -> int:
@@ -247,7 +240,7 @@ class TokenStream(Stream):
 
     def batch(self, seed: int, index: int) -> np.ndarray:
         seed, index = whole("seed", seed, None), whole("index", index, 0)
-        rows = self.own_rows(np.arange(self.batch_size))
+        rows = np.arange(self.batch_size)[self.own]
         if len(self.splits) == 1:
             epoch, step = divmod(index, self.steps_per_epoch)
             return self._windows(0, "train", step * self.batch_size + rows, seed=seed, epoch=epoch)
@@ -283,7 +276,7 @@ class TokenStream(Stream):
         return {"tokens": self._tokens_hashes, "weights": self.mixture.quotas, **sizes}
 
     def eval_batches(self) -> list[np.ndarray]:
-        return [self.own_rows(batch) for batch in self._eval]
+        return [batch[self.own] for batch in self._eval]
 
     def token_counts(self) -> np.ndarray:
         if self.train_tokens is not None:

@@ -121,7 +121,7 @@ class StreamingStream(Stream):
                     "a smaller batch"
                 )
             whole = range(0, len(rows) - self.batch_size + 1, self.batch_size)
-            self._eval = [self.own_rows(np.stack(rows[at : at + self.batch_size])) for at in whole]
+            self._eval = [np.stack(rows[at : at + self.batch_size])[self.own] for at in whole]
         return self._eval
 
     def token_counts(self) -> NoReturn:
@@ -222,7 +222,7 @@ class StreamingBatches(BatchIterator):
             batch = np.stack([self._draw() for _ in range(stream.batch_size)])
         self._recent.append(batch)
         self._index += 1
-        return stream.own_rows(batch).copy()
+        return batch[stream.own].copy()
 
     def _draw(self) -> np.ndarray:
         while self._ended and not self._rows:

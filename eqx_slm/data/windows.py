@@ -53,7 +53,7 @@ class WindowStream(TokenStream):
             raise ValueError(f"batch index {index} is negative; give an integer of at least 0")
         tokens, first = self.splits[0]["train"], label_start(f"{seed}/windows")
         places, numbers = len(tokens) - self.sequence_length, index * self.batch_size + np.arange(self.batch_size)
-        starts = np.array([draw(first, int(number), places) for number in self.own_rows(numbers)], np.int64)
+        starts = np.array([draw(first, int(number), places) for number in numbers[self.own]], np.int64)
         return tokens.windows(starts, self.sequence_length + 1)
 
     def identity(self) -> dict[str, Any]:

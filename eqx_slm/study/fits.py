@@ -168,7 +168,7 @@ def fit_laws(
     centre = np.mean(np.concatenate([at for at, _ in read.values()]), axis=0)
     problem = Problem([at - centre for at, _ in read.values()], [y for _, y in read.values()], floor)
     theta, delta = problem.fit()
-    rng, fitted = np.random.default_rng(seed), problem.predict(theta[None])[0][0]
+    rng, fitted = np.random.default_rng(seed), problem.log_losses(theta[None])[0]
     target = problem.logs + problem.noise(noise, problem.logs - fitted, rng, draws)
     if noise == "runs":
         target += fitted - problem.logs

@@ -49,7 +49,7 @@ class Problem:
         return theta, delta
 
     def best(self, thetas: np.ndarray, delta: Any) -> np.ndarray:
-        return thetas[np.argmin(_huber(self.predict(thetas)[0] - self.logs, delta).sum(1))]
+        return thetas[np.argmin(_huber(self.log_losses(thetas) - self.logs, delta).sum(1))]
 
     def starts(self) -> np.ndarray:
         shares = SHARES if self.floors else (None,)
@@ -64,18 +64,26 @@ class Problem:
         return np.array(made)
 
     def thresholds(self, theta: np.ndarray) -> np.ndarray:
-        residuals, sizes = self.predict(theta[None])[0][0] - self.logs, np.empty(self.arms)
+        residuals, sizes = self.log_losses(theta[None])[0] - self.logs, np.empty(self.arms)
         for g in range(self.arms):
             own = np.abs(residuals[self.arm == g])
             sizes[g] = 1.4826 * np.median(own) * math.sqrt(len(own) / max(len(own) - self.own, 1.0))
         return HUBER * np.maximum(sizes, 1e-9)[self.arm]
 
-    def predict(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Log losses `(b, m)` and their derivatives `(b, m, p)`."""
+    def _parts(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of every run the exponents and the parts of its loss, `(b, m, terms)` each, and its floor, `(b, m)`."""
         law = theta[:, : self.laws].reshape(len(theta), self.arms, self.terms, 2)[:, self.arm]
         slope = np.exp(law[..., 1])
-        parts = np.exp(law[..., 0] - slope * self.at)
-        floors = self._floors(theta)[:, self.arm]
+        return slope, np.exp(law[..., 0] - slope * self.at), self._floors(theta)[:, self.arm]
+
+    def log_losses(self, theta: np.ndarray) -> np.ndarray:
+        """Log losses `(b, m)`."""
+        _, parts, floors = self._parts(theta)
+        return np.log(parts.sum(2) + floors)
+
+    def predict(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Log losses `(b, m)` and their derivatives `(b, m, p)`."""
+        slope, parts, floors = self._parts(theta)
         total = parts.sum(2) + floors
         jacobian = np.zeros((len(theta), len(self.rows), theta.shape[1]))
         for term in range(self.terms):
@@ -108,7 +116,7 @@ class Problem:
             step = -np.linalg.solve(damped, gradient[..., None])[..., 0]
             tried = self._bounded(theta[live] + np.clip(step, -2.0, 2.0))
             before = _huber(residuals, delta).sum(1)
-            after = _huber(self.predict(tried)[0] - target[live], delta).sum(1)
+            after = _huber(self.log_losses(tried) - target[live], delta).sum(1)
             better = after <= before
             moved = np.abs(tried - theta[live]).max(1)
             theta[live[better]] = tried[better]
