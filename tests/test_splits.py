@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from refusals import refuses
 from text_files import some_texts, write_texts
 
-from eqx_slm.data import load_corpus, open_source, split_rule
+from eqx_slm.data import load_corpus, open_data, open_source, split_rule
 from eqx_slm.data.documents import START, Document
 from eqx_slm.data.splits import SPLITS, SplitRule, hashed_split, split_of_name
 from eqx_slm.errors import UserError
@@ -191,7 +191,9 @@ def test_in_a_tree_of_text_a_readme_is_text_and_beside_records_none(tmp_path):
     write_texts(tmp_path / "a.jsonl", some_texts(60))
     for name in ("README.md", "LICENSE", "dataset_info.json", "_SUCCESS", "a.idx", "a.jsonl.crc", "MD5SUMS"):
         (tmp_path / name).write_text(json.dumps({"no": "document"}))
+    (tmp_path / "manifest.json").write_text('{"files": ["a.jsonl"], "version": 3}')
     assert [item.text for item in open_source(str(tmp_path)).items()] == some_texts(60)
+    assert open_data(str(tmp_path), "byte", sequence_length=8, batch_size=2).vocab_size == 256
     for name in ("state-of-the-art.txt", "metadata.jsonl", "notes.txt"):
         write_texts(tmp_path / "more" / name, [name])
     assert len([*open_source([str(tmp_path / "a.jsonl"), str(tmp_path / "more")]).items()]) == 63

@@ -275,7 +275,7 @@ def refuse_prepared(path: str | Path, *, finished: bool = True) -> None:
     """Raises `UserError` for a folder that `prepare` made, or (not `finished`) began alone: its files are no text."""
     folder = Path(path).expanduser()
     if is_prepared(folder):
-        if finished and (folder / VOCABULARY).is_file():  # others have a manifest.json too
+        if finished:
             raise UserError(
                 f"{visible(str(path))} is prepared data, not text: give it alone as it is, or several as "
                 "mix:WEIGHT=FOLDER,WEIGHT=FOLDER"
@@ -285,5 +285,7 @@ def refuse_prepared(path: str | Path, *, finished: bool = True) -> None:
 
 
 def is_prepared(path: str | Path) -> bool:
-    """Whether a path is a folder that `prepare` finished."""
-    return (Path(path).expanduser() / MANIFEST).is_file()
+    """Whether a path is a folder that `prepare` finished; others have a manifest.json too, beside data of their own."""
+    folder = Path(path).expanduser()
+    ours = (VOCABULARY, "train-00000.bin")  # one of them may be lost
+    return (folder / MANIFEST).is_file() and any((folder / name).is_file() for name in ours)
