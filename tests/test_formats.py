@@ -201,6 +201,22 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize(
+    ("name", "do"),
+    {
+        "a.tsv": "to_json",
+        "a.csv.gz": "to_json",
+        "a.arrow": "to_parquet",
+        "a.jsonl.xz": "unpack it",
+        "a.bin": "from_tokens",
+    }.items(),
+)
+def test_other_formats_say_how_they_become_text(tmp_path, name, do):
+    (tmp_path / name).write_bytes(gzip.compress(b"a,b\n1,2\n") if name.endswith("gz") else b"a,b\n1,2\n")
+    (problem,) = open_source(str(tmp_path / name)).items()
+    assert do in problem.message
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_no_text_is_refused_and_never_trained_on(tmp_path, name):
     (tmp_path / name).write_bytes(REFUSED[name])

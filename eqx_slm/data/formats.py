@@ -15,6 +15,14 @@ from .packed import BLOCK, Damaged, open_raw, open_unpacked, skip_to
 from .records import LARGEST, Fields, Place
 from .tables import hub_rows, parquet_rows
 
+# How others come to be what is read.
+INSTEAD = {
+    ".arrow": ": datasets.load_from_disk(FOLDER).to_parquet(FILE) makes it",
+    ".csv .tsv": ": pandas' read_csv(FILE).to_json(NAME.jsonl, orient='records', lines=True) makes it",
+    ".zip .tar .tgz .7z .rar .bz2 .xz .lzma .lz4 .br .z": ": unpack it",
+    ".bin .npy .npz .pt": "; of ids, TokenStream.from_tokens makes a stream",
+}
+
 
 def read_items(
     file: InputFile, number: int, fields: Fields, split: str, start: Position, *, largest: int = LARGEST
@@ -32,7 +40,8 @@ def read_items(
             yield from readers[file.format](place, start.offset)
         elif file.format == "unread":
             what = f"{file.ending} files are not read{' packed' if file.packing else ''}"
-            yield place.refused(f"{what}; give text or JSON lines (.jsonl), plain, .gz or .zst, or parquet")
+            do = next((do for endings, do in INSTEAD.items() if file.ending in endings.split()), "")
+            yield place.refused(f"{what}; give text or JSON lines (.jsonl), plain, .gz or .zst, or parquet{do}")
         else:
             with open_unpacked(file) as stream:
                 yield from _text(place, stream, LARGEST if file.packing else largest)
