@@ -19,6 +19,7 @@ from eqx_slm.files import json_ready, sealed, unsealed, write_text_atomic
 from eqx_slm.study import laws, load_results
 from eqx_slm.study.blocks import Heading, Paragraph, Table, markdown
 from eqx_slm.study.folder import read_rows
+from eqx_slm.study.statistics import paired_interval
 
 HERE = Path(__file__).parent
 PAGE, BEGIN, END = HERE.parent / "RESULTS.md", "<!-- tables -->", "<!-- /tables -->"
@@ -30,6 +31,9 @@ STUDIES = (
 )
 # Lengths of one series, in steps of 256 tokens; rows without losses of every sequence.
 LENGTHS = tuple(f"scaling-wikitext-2-{steps}" for steps in (960, 1920, 3840, 7680))
+
+# The same tokens in all, as so many passes over a part of the text.
+PASSES = {count: f"scaling-wikitext-2-passes-{count}" for count in (1, 2, 4, 8)}
 
 
 def differences(results):
@@ -83,6 +87,34 @@ def scaling():
     yield from (block for block in laws(("shared", "free"), ("ND",))(series) if not isinstance(block, Heading))
 
 
+def passes():
+    """The same tokens as more passes over less text: each arm against dense of its width, and what changes."""
+    series = {count: load_results(HERE / "rows" / name) for count, name in PASSES.items()}
+    first, *_, last = (
+        {each.arm: each for each in results.comparisons} for results in (series[min(PASSES)], series[max(PASSES)])
+    )
+    yield Heading("scaling-wikitext-2-passes", 3)
+    settings = series[1].settings
+    yield Paragraph(
+        f"{settings['tokens']:,} tokens a run, seeds {', '.join(map(str, settings['seeds']))}, "
+        f"{series[1].machine['device']}, one core; loss, and difference to dense of the same width, after so many "
+        "passes. Change: of the difference, from one pass to eight, over paired seeds (95%)."
+    )
+    rows = []
+    for name, arm in series[1].arms.items():
+        cells = []
+        for results in series.values():
+            found = next((each for each in results.comparisons if each.arm == name), None)
+            cells.append(f"{results.arms[name].mean('final_nll'):.3f}" + (f" ({found.mean:+.3f})" if found else ""))
+        change = ""
+        if name in first:
+            pairs = zip(last[name].differences, first[name].differences, strict=True)
+            its = paired_interval([b - a for b, a in pairs])
+            change = f"{its.mean:+.3f} ({its.low:+.3f} to {its.high:+.3f})"
+        rows.append([name, f"{arm.facts.parameters['total']:,}", *cells, change])
+    yield Table(["arm", "parameters", *(f"{count} passes" for count in PASSES), "change"], rows, left=1)
+
+
 def noise():
     """How far losses and paired differences spread over seeds: a row a corpus, size, length and schedule."""
     yield Heading("noise", 3)
@@ -126,7 +158,7 @@ def tables():
                     Paragraph(f"Differences to dense by tenths of the training tokens, {of}s, most frequent first:")
                 )
                 blocks.append(rare(results, of))
-    blocks += [*scaling(), *noise()]
+    blocks += [*scaling(), *passes(), *noise()]
     return markdown(blocks).strip()
 
 
