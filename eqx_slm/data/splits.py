@@ -166,18 +166,18 @@ def without_companions(files: Sequence[InputFile], named: Collection[str]) -> tu
     beside = any(file.records for file in data) or any(_said(data, [file.name for file in data]))
     if not beside:
         return tuple(files)
-    texts = {(_folder(file), file.ending) for file in data if split_of_name(_folder(file)) and not file.records}
+    at = [(*file.name.rpartition("/")[::2], file.ending) for file in files]
     kept = {id(file) for file in data}
+    texts = {
+        (folder, ending)
+        for file, (folder, _, ending) in zip(files, at, strict=True)
+        if id(file) in kept and not file.records and split_of_name(folder)
+    }
     return tuple(
         file
-        for file in files
-        if id(file) in kept
-        or ((_folder(file), file.ending) in texts and not re.search(r"(?i)readme|licen[cs]e", file.name))
+        for file, (folder, name, ending) in zip(files, at, strict=True)
+        if id(file) in kept or ((folder, ending) in texts and not re.match("(?i)readme|licen[cs]e", name))
     )
-
-
-def _folder(file: InputFile) -> str:
-    return file.name.rpartition("/")[0]
 
 
 def official_splits(files: Sequence[InputFile], names: Sequence[str]) -> tuple[tuple[str, ...], str]:

@@ -19,7 +19,7 @@ def parquet_rows(place: Place, start: int) -> Iterator[Item]:
     with open_raw(place.file) as raw:
         try:
             table = parquet.ParquetFile(raw)
-            columns = dict(_columns(table.schema_arrow))
+            columns = _columns(table.schema_arrow)
             if (found := columns.get(column)) is None or found.kind not in ("string", "binary"):
                 have = f"no column {column!r}; there are {shown(', '.join(columns))}"
                 if found is not None:
@@ -44,7 +44,7 @@ def parquet_rows(place: Place, start: int) -> Iterator[Item]:
                             yield place.bad("field", f"nothing in the column {column!r}")
                         else:
                             yield place.document(text, (name or b"").decode("utf-8", "backslashreplace"))
-        except (pyarrow.ArrowException, EOFError, ValueError) as error:
+        except (pyarrow.ArrowException, EOFError, KeyError, ValueError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise Damaged(f"not a whole parquet file ({reason})", place.file.size) from error
 
@@ -61,21 +61,25 @@ class _Column:
         return name.removeprefix("large_").removesuffix("_view")
 
 
-def _columns(fields: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, _Column]]:
-    """Every column by its names with dots between them; of two of one name that of the fewest parts comes last."""
-    inner = [field for field in fields if str(field.type).startswith("struct")]
-    for field in inner:
-        yield from _columns(field.type, (*path, field.name))
+def _columns(schema: Any) -> dict[str, _Column]:
+    """Every column by its names with dots between them; of two of one name that of the fewest parts."""
+    found = list(_leaves(schema))
+    return {".".join(each.path): each for each in (*found, *sorted(found, key=lambda each: -len(each.path)))}
+
+
+def _leaves(fields: Any, path: tuple[str, ...] = ()) -> Iterator[_Column]:
     for field in fields:
-        if field not in inner:
-            yield ".".join((*path, field.name)), _Column((*path, field.name), field.type)
+        if str(field.type).startswith("struct"):
+            yield from _leaves(field.type, (*path, field.name))
+        else:
+            yield _Column((*path, field.name), field.type)
 
 
 def _like_text(table: Any, columns: dict[str, _Column]) -> str:
     """The column whose first rows hold the most text, "" where none holds any."""
     texts = {name: column for name, column in columns.items() if column.kind == "string"}
     batch = next(table.iter_batches(64, columns=[".".join(column.path) for column in texts.values()]), None)
-    if batch is None or not texts:
+    if batch is None:  # no rows
         return ""
     found = {
         name: [(text or b"").decode("utf-8", "replace") for text in _bytes(batch, column.path)]
