@@ -77,13 +77,6 @@ def check_sizes(*, most: int | None = None, **sizes: Any) -> None:
         whole(name, value, most=most)
 
 
-def check_scale(**scales: Any) -> None:
-    """**Raises:** `UserError` naming the first scale that is neither None nor a finite number of at least 0."""
-    for name, value in scales.items():
-        if value is not None:
-            real(name, value)
-
-
 def lr_factors(text: Any) -> dict[str, float]:
     """Path -> factor of every "PATH=FACTOR" of a text, commas between them. **Raises:** `UserError` for others."""
     found: dict[str, float] = {}

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 BEGIN = """
+import dataclasses, importlib, inspect, sys, typing
 import jax, jax.numpy as jnp, numpy as np
 from eqx_slm import *
 from eqx_slm.data import TokenStream
@@ -20,6 +21,32 @@ generator = LeviathanEmbedding(64, 32, seed_size=16, n_heads=2, rank=4, key=key)
 x, batch = jnp.ones((8, 32)), jnp.ones((2, 8, 32))
 mixers = [each.build(32, key=key) for each in (GatedAttentionConfig(n_heads=2), TitansConfig(n_heads=2))]
 stream = TokenStream.from_tokens(ids, ids, vocab_size=256, sequence_length=2, batch_size=2, tokenizer=ByteTokenizer())
+def swept():
+    # Every field of every config, given what is not of its kind: what is taken all the same, or fails otherwise.
+    found = []
+    for module in ("nn", "nn.titans", "nn.ladder", "model", "study.config", "train.loop", "train.optimizer"):
+        for cls in vars(importlib.import_module(f"eqx_slm.{module}")).values():
+            if not (inspect.isclass(cls) and dataclasses.is_dataclass(cls) and cls.__name__.endswith("Config")):
+                continue
+            kinds = typing.get_type_hints(cls)
+            for field in dataclasses.fields(cls):
+                kind, wrong = kinds[field.name], []
+                if typing.Literal in (typing.get_origin(k) for k in (kind, *typing.get_args(kind))):
+                    wrong = ["xyz"] if field.name != "kind" else []
+                elif kind in (int, float):
+                    wrong = ["a", None, float("nan"), *([1.5, True] if kind is int else [])]
+                elif kind is str:
+                    wrong = [3, None]
+                for value in wrong:
+                    try:
+                        cls(**{field.name: value})
+                    except UserError:
+                        continue
+                    except Exception as error:
+                        value = f"{value!r}: {type(error).__name__}"
+                    found.append(f"{cls.__name__}.{field.name}={value}")
+    print("swept", found, file=sys.stderr)
+    return found
 def tried(code):
     try:
         print(code, "|", np.shape(eval(code)))
@@ -46,6 +73,7 @@ WORKS = {
     "token_losses(batch, jnp.ones((64, 32)), jnp.zeros((2, 8), int))": "(2, 8)",
     "build(config, key=jax.random.PRNGKey(0))(ids)": "(8, 64)",
     "stream.batch(np.int64(3), np.uint8(2))": "(2, 3)",
+    "swept()": "(0,)",
     "generate(model, [1, 2], tokens=3, context=16, key=key)": "(3,)",
 }
 SAID = {

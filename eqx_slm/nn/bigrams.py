@@ -7,7 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray, UInt32
 
-from ..checks import check_scale, check_sizes, check_whole_or_none, whole
+from ..checks import check_sizes, check_whole_or_none, real, whole
 from .init import normal
 
 
@@ -26,7 +26,7 @@ class BigramConfig:
     def __post_init__(self):
         object.__setattr__(self, "rows", whole("rows", self.rows, least=0))
         check_whole_or_none(self, "rank")
-        check_scale(std=self.std)
+        real("std", self.std)
 
     def parameters(self, d_model: int) -> int:
         """R D, or R r + r D."""
@@ -63,7 +63,7 @@ class HashedBigrams(eqx.Module):
     def __init__(self, d_model: int, *, rows: int, rank: int | None = None, std: float = 0.0, key: PRNGKeyArray):
         """**Arguments:** `d_model`; `rows`, at least 1; `rank`, `std`: see `BigramConfig`; `key`."""
         check_sizes(d_model=d_model, rows=rows, **({} if rank is None else {"rank": rank}))
-        check_scale(std=std)
+        real("std", std)
         self.rows = normal(key, "rows", (rows, d_model if rank is None else rank), std)
         self.columns = None if rank is None else normal(key, "columns", (rank, d_model), rank**-0.5)
         self.d_model = int(d_model)

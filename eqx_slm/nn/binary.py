@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
-from ..checks import check_scale, configured, one_of
+from ..checks import configured, one_of, real
 from ..errors import UserError
 from .embedding import ConfiguredEmbedding, EmbeddingDefaults, check_ids, known_or_nan
 from .head import ReadOut
@@ -30,7 +30,7 @@ class BinaryConfig(EmbeddingDefaults):
 
     def __post_init__(self):
         one_of("map", self.map, ("linear", "none"))
-        check_scale(std=self.std)
+        real("std", self.std)
 
     def check(self, vocab_size: int, d_model: int) -> None:
         """**Raises:** `UserError` where the repeated signs of two ids would be the same."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
-from ..checks import check_scale, check_whole, configured
+from ..checks import check_choices, check_whole, configured, real
 from ..pytree import Fixed
 from .embedding import ConfiguredEmbedding, EmbeddingDefaults, check_ids, known_or_nan
 from .init import normal
@@ -32,9 +32,10 @@ class ComposedConfig(EmbeddingDefaults):
     tieable: ClassVar[bool] = True
 
     def __post_init__(self):
+        check_choices(self)
         check_whole(self, "pieces", least=2)
         check_whole(self, "longest")
-        check_scale(std=self.std)
+        real("std", self.std)
 
     def parameters(self, vocab_size: int, d_model: int) -> int:
         """Pieces times D, whatever the vocabulary."""

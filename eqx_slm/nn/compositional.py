@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
-from ..checks import check_scale, check_whole, configured
+from ..checks import check_choices, check_whole, configured, real
 from ..pytree import Fixed
 from .digits import coordinate_base, to_coordinates
 from .embedding import (
@@ -34,8 +34,9 @@ class CompositionalConfig(EmbeddingDefaults):
     tieable: ClassVar[bool] = True
 
     def __post_init__(self):
+        check_choices(self)
         check_whole(self, "coordinates")
-        check_scale(std=self.std)
+        real("std", self.std)
 
     def parameters(self, vocab_size: int, d_model: int) -> int:
         """k b D."""

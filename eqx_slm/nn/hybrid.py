@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray
 
-from ..checks import check_scale, check_whole, configured
+from ..checks import check_choices, check_whole, configured, real
 from ..errors import UserError
 from ..pytree import Fixed
 from .embedding import ConfiguredEmbedding, EmbeddingDefaults, OrderKind, check_order, known_or_nan, position_of
@@ -32,8 +32,9 @@ class HybridConfig(EmbeddingDefaults):
     tieable: ClassVar[bool] = False
 
     def __post_init__(self):
+        check_choices(self)
         check_whole(self, "rows", least=0)
-        check_scale(std=self.std)
+        real("std", self.std)
 
     @property
     def order(self) -> OrderKind:

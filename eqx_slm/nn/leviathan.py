@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
-from ..checks import check_scale, check_whole, configured, one_of
+from ..checks import check_choices, check_whole, configured, real
 from ..pytree import Fixed
 from .chunks import chunk_size, chunked_sum
 from .digits import coordinate_base, to_coordinates
@@ -63,11 +63,12 @@ class LeviathanConfig(EmbeddingDefaults):
     tieable: ClassVar[bool] = False
 
     def __post_init__(self):
+        check_choices(self)
         check_knots(self.knots)
         check_whole(self, "coordinates", "seed_size", "n_heads", "knots", "rank")
-        one_of("skip", self.skip, ("none", "linear"))
-        check_scale(output_std=self.output_std, codebook_std=self.codebook_std)
-        check_scale(input_std=self.input_std, spline_std=self.spline_std)
+        for name in ("output_std", "codebook_std", "input_std", "spline_std"):
+            if name != "output_std" or self.output_std is not None:
+                real(name, getattr(self, name))
 
     def parameters(self, vocab_size: int, d_model: int) -> int:
         """k b s + h s^2 + 2 h s + h s kappa r + h r D, and s D for a linear skip."""

@@ -7,7 +7,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
-from ..checks import check_scale, check_whole, configured
+from ..checks import check_whole, configured, real
 from .embedding import ConfiguredEmbedding, EmbeddingDefaults, row_of
 from .head import ReadOut
 from .init import normal
@@ -24,7 +24,7 @@ class LowRankConfig(EmbeddingDefaults):
 
     def __post_init__(self):
         check_whole(self, "rank")
-        check_scale(std=self.std)
+        real("std", self.std)
 
     def parameters(self, vocab_size: int, d_model: int) -> int:
         """(V + D) r."""

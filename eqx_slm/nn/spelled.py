@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray, UInt32
 
-from ..checks import check_scale, check_whole, configured, one_of
+from ..checks import check_choices, check_whole, configured, real
 from ..errors import UserError
 from ..pytree import Fixed
 from .embedding import ConfiguredEmbedding, EmbeddingDefaults, check_ids, known_or_nan
@@ -40,11 +40,11 @@ class SpelledConfig(EmbeddingDefaults):
     pieces: ClassVar[int] = 256
 
     def __post_init__(self):
-        one_of("code", self.code, ("kronecker", "fourier"))
+        check_choices(self)
         check_whole(self, "size", "longest")
         if self.size % 2:
             raise UserError(f"size={self.size}: waves come in pairs, a cosine and a sine; take size {self.size + 1}")
-        check_scale(std=self.std)
+        real("std", self.std)
 
     @property
     def features(self) -> int:

@@ -7,7 +7,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
-from ..checks import check_scale, configured
+from ..checks import configured, real
 from .embedding import ConfiguredEmbedding, EmbeddingDefaults, row_of
 from .head import ReadOut
 from .init import normal
@@ -22,7 +22,7 @@ class TableConfig(EmbeddingDefaults):
     tieable: ClassVar[bool] = True
 
     def __post_init__(self):
-        check_scale(std=self.std)
+        real("std", self.std)
 
     def parameters(self, vocab_size: int, d_model: int) -> int:
         """V D."""

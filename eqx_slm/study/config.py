@@ -38,12 +38,16 @@ class StreamConfig:
     train_tokens: int | None = None
 
     def __post_init__(self):
-        for name, value in vars(self).items():
+        for field in dataclasses.fields(self):
+            name, value = field.name, getattr(self, field.name)
             option = f"--{name.replace('_', '-')}"
-            if isinstance(value, str) and not value.strip():
-                raise UserError(f"{name}={value!r}: it is empty; leave {option} out or name something")
-            if value is not None and not isinstance(value, str):
+            if value is None and field.default is None:
+                continue
+            if not isinstance(field.default, str) and name not in ("data_root", "text_field"):
                 whole(f"{name} ({option})", value, most=INT32)
+            elif not isinstance(value, str) or not value.strip():
+                what = "empty" if isinstance(value, str) else "no text"
+                raise UserError(f"{name}={shown(value)}: it is {what}; leave {option} out or name something")
         if self.batch_size * (self.sequence_length + 1) >= 2**31:
             raise UserError(
                 f"batch_size={self.batch_size}, sequence_length={self.sequence_length}: a batch has at most 2^31 tokens"
@@ -104,8 +108,9 @@ def several(**given: Any) -> None:
 
 def check_design(name: str, arms: Any, seeds: int | Sequence[int], rates: Sequence[float], seeds_at_once: int) -> None:
     """Raises `UserError` for a name, arms, seeds (how many, or which) and learning rates that make no study."""
+    name = name[:120] if isinstance(name, str) else ""
     if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name) or len(name.encode()) > 100:
-        raise UserError(f"name={name[:120]!r}: letters, digits and any of . + - _, at most 100; it names a folder")
+        raise UserError(f"name={name!r}: letters, digits and any of . + - _, at most 100; it names a folder")
     if not arms:
         raise UserError("no arms: give at least one, the first is the reference")
     if not isinstance(seeds, Sequence):

@@ -76,7 +76,7 @@ class RunConfig:
         whole("accumulate (--accumulate)", self.accumulate, most=INT32)
         whole("patience", self.patience, most=INT32)
         whole("evaluations", self.evaluations, most=10_000)
-        if self.mesh:
+        if self.mesh != "":
             Layout.of(self.mesh)
         share("average", self.average, "a run's steps")
         whole("frequency (--frequency)", self.frequency, least=0, most=1000)

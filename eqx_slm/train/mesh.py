@@ -44,7 +44,7 @@ class Layout:
         **Raises:** `UserError` for what is no layout.
         """
         sizes: dict[str, int] = {}
-        for part in text.split(","):
+        for part in str(text).split(","):
             match = re.fullmatch(r"\s*(\w+)\s*=\s*([1-9]\d{0,5})\s*", part)
             if match is None or match[1] not in AXES or match[1] in sizes:
                 raise UserError(
