@@ -122,8 +122,8 @@ REGISTERED = {
         "experiments/search_quick.py chose: of tied factors, value embeddings and bigrams, each at the better of two "
         "rates, bigrams of rank 16 that take two thirds of the MLP are ahead of dense by 0.067 on two seeds of the "
         "default corpus; no other candidate is by 0.03. The same two and dense from other initial values on WikiText-2 "
-        "and PTB, seeds 20 to 29, rates 3.5e-3 and 7e-3. Better than dense by 0.03 at equal parameters and fewer FLOPs, "
-        "with an interval clear of 0.03: the allocation wins at this size too."
+        "and PTB, seeds 20 to 29, rates 3.5e-3 and 7e-3. Better than dense by 0.03 at equal parameters and fewer "
+        "FLOPs, with an interval clear of 0.03: the allocation wins at this size too."
     ),
     "again": (
         "Hope's tapers at the quick size were left not resolved by seeds 10 to 14: falling -0.025 (corrected -0.047 to "
