@@ -119,6 +119,10 @@ def test_every_way_in_reads_the_same_field(tmp_path, capsys, spec):
     for stream in (in_memory, stored, streamed):
         words = set(stream.decode(np.concatenate([next(stream.batches(0)) for _ in range(2)])).split())
         assert "not" not in words
+    (tmp_path / "plain.txt").write_text("some text\n\n" * 99)
+    for data in (str(tmp_path / "plain.txt"), f"stream:{tmp_path}/plain.txt"):
+        with pytest.raises(UserError, match="plain.txt has no records .* --text-field x can choose nothing: leave it"):
+            open_data(data, "byte", text_field="x", **sizes)
     with pytest.raises(UserError, match="is prepared, so that --text-field x can choose nothing"):
         open_data(str(tmp_path / "out"), text_field="x", **sizes)
     for data in (path, f"stream:{path}"):

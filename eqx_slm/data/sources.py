@@ -98,6 +98,11 @@ def open_source(
     paths = [_find(name, data_root) for name in names]
     name = _label(paths[0]) if len(paths) == 1 else f"{len(paths)} sources"
     files = _files(paths)
+    if fields.text != Fields.text and not any(file.records for file in files):
+        raise UserError(
+            f"{name} has no records (.jsonl, .json or .parquet by name), so that --text-field {shown(fields.text)} can "
+            "choose nothing: leave it out"
+        )
     if len(paths) == 1 and fields.unit == "file" and Path(paths[0]).is_dir() and (three := _three(files)):
         return _collect(FileSource(name, three, fields, SPLITS))
     # Splits are looked for below what the paths of all files share.
