@@ -77,8 +77,21 @@ PAGES = {
     "bare": b"\n  <HTML><head><title>502</title></head></HTML>",
     "comment": BOM + b'<!-- a -->\n<html lang="en">',
     "s3": b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>NoSuchKey</Code></Error>',
+    "old": b"<head><title>502 Bad Gateway</title></head>\n<body>",
+    "centred": b"<center><h1>403 Forbidden</h1></center>",
 }
-EVERY = ("a.txt", "a.jsonl", "a.json", "a.parquet", "a.jsonl.gz", "a.txt.zst", "a.md.gz", "a.tokens", "a")
+NO = (
+    b"404: Not Found",
+    b"Entry not found\n",
+    b"Repository not found",
+    b"Invalid username or password.",
+    b"Access to dataset some/one is restricted. You must be authenticated to access it.",
+    b'{"error": "Unauthorized"}\n',
+    b'{"message": "Not Found", "documentation_url": "https://docs.github.com/rest", "status": "404"}',
+    b"Forbidden",
+)
+PLAIN = ("a.txt", "a.jsonl", "a.json", "a.parquet", "a.tokens", "a", "a.csv", "a.arrow", "a.zip", "a.txt.xz")
+EVERY = (*PLAIN, "a.jsonl.gz", "a.txt.zst", "a.md.gz", "a.csv.gz")
 
 
 @pytest.mark.parametrize("name", (*EVERY, "a.py", "a.md"))
@@ -102,8 +115,20 @@ def test_a_page_that_a_server_gave_in_place_of_a_file_is_named(tmp_path, name, p
         load_corpus(str(tmp_path))
 
 
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("no", NO)
+def test_a_line_that_a_server_gave_in_place_of_a_file_is_named(tmp_path, name, no):
+    (tmp_path / name).write_bytes(no)
+    (problem,) = open_source(str(tmp_path / name)).items()
+    assert isinstance(problem, Problem) and problem.message.startswith(f"{tmp_path / name}: a server gave '")
+    assert problem.message.endswith("in place of the file: download it again") and "\n" not in problem.message
+
+
 def test_pages_that_are_meant_are_text(tmp_path):
     for name in ("a.html", "b.htm", "c.md", "d.php"):
         (tmp_path / name).write_bytes(PAGES["doctype"])
     (tmp_path / "e.txt").write_text("version https is what <html> needs\n")
-    assert len(texts_of(open_source(str(tmp_path)))) == 5
+    (tmp_path / "f.html.gz").write_bytes(gzip.compress(PAGES["doctype"]))
+    (tmp_path / "g.txt").write_text("404: Not Found\n\nA novel.\n")
+    (tmp_path / "h.jsonl").write_text('{"error": "not found", "text": "one of many"}\n{"error": "x", "text": "y"}\n')
+    assert len(texts_of(open_source(str(tmp_path)))) == 9

@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+from ..checks import shown
 from .files import TEXT, InputFile
 from .records import leaves
 
@@ -16,24 +17,35 @@ _MAGIC = {
     **{b"PAR1": "parquet", b"ARROW1": "an Arrow file", b"\x93NUMPY": "a NumPy array", b"\x89HDF": "an HDF5 file"},
 }
 _PAGE = re.compile(
-    rb"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*(<!doctype\s+html|<html[\s>]|<error>)", re.IGNORECASE | re.DOTALL
+    rb"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*(<!doctype\s+html|<(html|head|body|center)[\s>]|<error>)",
+    re.IGNORECASE | re.DOTALL,
+)
+# All of a file, as GitHub, the Hugging Face hub and others say that they do not give what was asked for.
+_NO = re.compile(
+    rb"(\d{3}\W{1,2})?(([a-z]+ )?not found|access denied|access to \w+ \S+ is restricted.*|forbidden|unauthorized"
+    rb"|bad gateway|service unavailable|too many requests|internal server error|invalid username or password)\.?"
+    rb'|\{\s*"error"\s*:\s*"[^"]*"\s*\}|\{[^{}]*"documentation_url"[^{}]*\}',
+    re.IGNORECASE,
 )
 _LINES = 8  # of a text that are looked at
 
 
-def stand_in(file: InputFile, head: bytes) -> str:
-    """What the first bytes of a file are in place of its content, with what to do; "" of all others.
+def stand_in(file: InputFile, head: bytes, *, packed: bool = False) -> str:
+    """What the first bytes of a file (`packed`: as stored) are in place of its content, with what to do; or "".
 
-    A pointer of Git LFS or git-annex, and the page that a server gave under a name of text, records or a packed file.
+    A pointer of Git LFS or git-annex, and what a server gave with an error under a name of anything but a page.
     """
     if head.startswith(b"version https://git-lfs.github.com/spec/"):
         return "this is a pointer of Git LFS, not the file: run git lfs pull"
     if re.match(rb"/?(\S*/)?annex/objects/\S+\s*\Z", head):
         return "this is a pointer of git-annex, not the file: run git annex get"
-    named = file.records or bool(file.packing) or file.ending[1:] in TEXT
-    if named and _PAGE.match(head.removeprefix(BOM).lstrip()):
-        do = "download it again" + ("" if file.records else ", or name it .html where its markup is meant")
-        return f"this is an HTML or XML page, as a server gives with an error, not what its name says: {do}"
+    if packed or file.records or file.ending[1:] in TEXT:
+        given = head.removeprefix(BOM).strip()
+        do = "download it again" + ("" if packed or file.records else ", or name it .html where its markup is meant")
+        if _PAGE.match(given):
+            return f"this is an HTML or XML page, as a server gives with an error, not what its name says: {do}"
+        if _NO.fullmatch(given):
+            return f"a server gave {shown(given.decode('utf-8', 'replace'))} in place of the file: download it again"
     return ""
 
 

@@ -38,6 +38,8 @@ def read_items(
         if file.format in readers:
             place.line = start.offset + 1
             yield from readers[file.format](place, start.offset)
+        elif file.format == "unread" and (said := _in_its_place(file)):
+            yield place.refused(said)
         elif file.format == "unread":
             what = f"{file.ending} files are not read{' packed' if file.packing else ''}"
             do = next((do for endings, do in INSTEAD.items() if file.ending in endings.split()), "")
@@ -75,7 +77,7 @@ def _text(place: Place, stream: io.BufferedReader, largest: int) -> Iterator[Ite
 def _in_its_place(file: InputFile) -> str:
     """What stands in place of a file of rows or a packed one that makes no sense; "" where that is its own damage."""
     with contextlib.suppress(OSError), open_raw(file) as raw:
-        return stand_in(file, raw.read(4096))
+        return stand_in(file, raw.read(4096), packed=True)
     return ""
 
 
