@@ -52,6 +52,9 @@ DIFFERENT = [  # a name alone says nothing, all together do
     ("c4_train_v2_clean_0.jsonl", "c4_train_v2_clean_1.jsonl", "c4_dev_v2_clean_0.jsonl"),
     ("my-train-lower.tokens", "my-heldout-lower.tokens", "README.md"),
     ("2024TrainSet_en.txt.bak.txt", "2024DevSet_en.txt.bak.txt"),
+    ("wikitrain.txt", "wikivalid.txt", "wikitest.txt"),
+    ("my_booktrain_en.txt", "my_bookdev_en.txt"),
+    ("traintext.jsonl", "validtext.jsonl", "testtext.jsonl"),
 ]
 UNCLEAR = [
     (("data_train_clean.txt", "data_test_clean.txt"), "none valid"),
@@ -65,6 +68,12 @@ UNCLEAR = [
     (("train/a.jsonl", "valid/test.jsonl"), "valid/test.jsonl is not"),
     (("valid.jsonl", "test.jsonl"), "none train"),
     (("train/a.txt", "val/a.txt", "unsup/a.txt", "urls.py"), "unsup/a.txt is not|urls.py is not"),
+    (("wikitrain.txt", "wikitest.txt"), "none valid"),
+    (("train.md", "test.md"), "none valid"),
+    (("part/train.rst", "part/test.rst"), "none valid"),
+    (("train.dat", "test.dat"), "none valid"),
+    (("train/a.tex", "test/a.tex"), "none valid"),
+    (("validate.txt", "train.txt", "test.txt"), "validate.txt is not"),
 ]
 NO_SPLITS = [
     ("train.py", "test.py"),  # two programs
@@ -73,6 +82,12 @@ NO_SPLITS = [
     ("train/a.txt", "train/b.txt", "train/c.md"),  # of one split, which was named
     ("a.txt", "b.md", "README.md", "contest.txt", "latest.txt"),
     ("my_test_notes.txt", "my_eval_notes.txt", "other.txt"),  # of no training
+    ("trained.txt", "tested.txt", "trainer.txt", "tester.txt", "valuation.txt"),  # words that begin with one
+    ("contest.txt", "latest.txt", "restrain.txt", "interval.txt"),  # and that end with one
+    ("training_notes.txt", "book.txt"),
+    ("Training notes.txt", "training-plan.txt", "diary.txt"),
+    ("train.md", "valid.md", "test.md", "notes.md"),
+    ("validate.js", "train.js", "test.js"),
 ]
 
 
@@ -113,6 +128,14 @@ def test_names_that_differ_in_the_splits_word_alone(tmp_path, names):
     for item in source.items():
         word = item.name.lower()
         assert item.split == ("train" if "train" in word else "test" if "test" in word else "valid")
+
+
+@pytest.mark.parametrize("note", ["valid/notice.txt", "valid/x/manifest.txt", "test/state.txt", "train/y/metadata.txt"])
+def test_a_note_alone_in_the_folder_of_a_split_is_text_where_others_are(tmp_path, note):
+    """A whole split would be gone without a word."""
+    names = ("train/a.txt", "valid/b.txt") if note.startswith("t") else ("train/a.txt", "test/b.txt")
+    source = open_source(str(lay(tmp_path, (*names, note, "citation.txt"))))
+    assert {item.name for item in source.items()} == {*names, note} and split_rule(source).kind == "official"
 
 
 def test_notes_in_the_folder_of_a_split_are_texts_where_texts_end_so(tmp_path):

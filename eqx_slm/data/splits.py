@@ -28,8 +28,13 @@ _WORDS = {
     "test": re.compile(r"(dev)?(test(ing)?|tst)(set|data)?\d*"),
 }
 _NUMBERING = re.compile(r"\d+|of|v\d+|(part|shard|chunk|file|split)\d*")
+_NOTES = re.compile(r"(?i)(^|/)training[-_ ]+[a-z][^/]*$")  # training_notes.txt
 # Endings of data. A name without one is data, too; a split's word in test.py or test.md says nothing.
 _DATA = TEXT | frozenset("gz zst zstd jsonl jsonlines ndjson json parquet pq".split())
+_CODE = frozenset(  # programs and what belongs to them: there a split's word may name what one does
+    ".py .pyi .ipynb .js .mjs .cjs .jsx .ts .tsx .c .h .cc .cpp .hpp .cu .rs .go .java .kt .scala .rb .php .pl .pm .lua"
+    " .jl .r .m .swift .sh .bash .ps1 .sql .html .htm .css .vue .yaml .yml .toml .ini .cfg .conf .mk .xml".split()
+)
 
 
 def hashed_split(key: bytes, valid: float = VALID_SHARE, test: float = TEST_SHARE) -> str:
@@ -118,18 +123,30 @@ def split_of_name(name: str) -> str:
 
 def _by_difference(names: Sequence[str]) -> dict[str, str]:
     """The split of each name that differs from one of training in that word alone, wherever it stands:
-    data_train_clean.txt and data_test_clean.txt, bookTrain.txt and bookTest.txt."""
+    data_train_clean.txt and data_test_clean.txt, bookTrain.txt and bookTest.txt, wikitrain.txt and wikitest.txt."""
     alike: dict[str, dict[str, str]] = {}
     if not re.search("(?i)trn|train", "\n".join(names)):  # of millions of names, mostly
         return {}
     for name in names:
         words = re.split(r"([^a-zA-Z0-9]+|(?<=[a-z0-9])(?=[A-Z]))", name)
         for i, word in enumerate(words):
-            for split in (split for split, known in _WORDS.items() if known.fullmatch(word.lower())):
-                rest = re.sub(r"\d+", "0", "".join((*words[:i], "*", *words[i + 1 :])))
-                alike.setdefault(rest, {})[name] = split
-    found = [same for same in alike.values() if {"train"} < {*same.values()}]
+            for split, known in _WORDS.items() if re.search("(?i)tr|val|vld|dev|heldout|tst|test", word) else ():
+                if left := _without(word.lower(), known.pattern):
+                    rest = re.sub(r"\d+", "0", "".join((*words[:i], left, *words[i + 1 :])))
+                    alike.setdefault(rest, {})[name] = split
+    found = [same for rest, same in alike.items() if {"train", *(["valid"] if "*~" in rest else [])} < {*same.values()}]
     return {name: split for same in found for name, split in same.items()}
+
+
+def _without(word: str, known: str) -> str:
+    """A word with a star in place of the split in it, "" where there is none. What begins with one is marked: trained
+    and tested are words."""
+    if re.fullmatch(known, word):
+        return "*"
+    if found := re.fullmatch(f"(.{{2,}}?)({known})", word):
+        return f"{found[1]}*"
+    found = re.fullmatch(f"({known})(.{{2,}})", word)
+    return f"*~{found[found.re.groups]}" if found else ""
 
 
 def _is_data(file: InputFile) -> bool:
@@ -141,15 +158,18 @@ def _is_data(file: InputFile) -> bool:
 def _said(files: Sequence[InputFile], names: Sequence[str]) -> list[str]:
     """The split that each name says; none in a tree of source code, where a `test/notes.txt` is no split.
 
-    Where all files say one, train and valid among them, by one ending, that ending may be any: `dev.conllu`.
+    Where all files say one, by one ending, that ending may be any: `dev.conllu`, `test.md`; of programs valid must be
+    among them, since train.py and test.py are two. What is called training_notes.txt, and no other a split, are notes.
     """
-    bare = [split_of_name(os.path.splitext(name)[0]) for name in names]
-    if len({file.ending for file in files}) == 1 and all(bare) and {"train", "valid"} <= {*bare}:
+    bare, endings = [split_of_name(os.path.splitext(name)[0]) for name in names], {file.ending for file in files}
+    if len(endings) == 1 and all(bare) and {"train"} < {*bare} and ("valid" in bare or not endings & _CODE):
         return bare
     data, pairs = [_is_data(file) for file in files], _by_difference(names)
     said = [
         split_of_name(name) or pairs.get(name, "") if there else "" for name, there in zip(names, data, strict=True)
     ]
+    if {*said} == {"train", ""} and all(_NOTES.search(name) for name, split in zip(names, said, strict=True) if split):
+        return [""] * len(said)
     records = any(file.records and split for file, split in zip(files, said, strict=True))
     if not records and not all(data) and not {"train"} < {*said} - {""}:
         return [""] * len(said)
@@ -160,24 +180,18 @@ def without_companions(files: Sequence[InputFile], named: Collection[str]) -> tu
     """Files less README, LICENSE, dataset_info.json and their like, where records or splits are beside them.
 
     In a tree of text they are text; so is a file whose path is among those `named`, and in the folder of a split, but
-    for README and LICENSE, one that has the ending of a text there: train/state.txt beside train/ohio.txt.
+    for README and LICENSE, one that has the ending of a text in such a folder: train/state.txt beside train/ohio.txt.
     """
     data = [file for file in files if not file.companion or file.path in named]
     beside = any(file.records for file in data) or any(_said(data, [file.name for file in data]))
     if not beside:
         return tuple(files)
-    at = [(*file.name.rpartition("/")[::2], file.ending) for file in files]
-    kept = {id(file) for file in data}
-    texts = {
-        (folder, ending)
-        for file, (folder, _, ending) in zip(files, at, strict=True)
-        if id(file) in kept and not file.records and split_of_name(folder)
-    }
-    return tuple(
-        file
-        for file, (folder, name, ending) in zip(files, at, strict=True)
-        if id(file) in kept or ((folder, ending) in texts and not re.match("(?i)readme|licen[cs]e", name))
-    )
+    kept = {file.path for file in data}
+    inside = [file for file in files if split_of_name(os.path.dirname(file.name))]
+    texts = {file.ending for file in inside if file.path in kept and not file.records}
+    notes = re.compile("(?i)(.*/)?(readme|licen[cs]e)[^/]*")
+    kept |= {file.path for file in inside if file.ending in texts and not notes.fullmatch(file.name)}
+    return tuple(file for file in files if file.path in kept)
 
 
 def official_splits(files: Sequence[InputFile], names: Sequence[str]) -> tuple[tuple[str, ...], str]:
