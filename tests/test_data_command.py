@@ -102,6 +102,13 @@ def test_prepare_and_describe(prepared, capsys):
             ["describe", "{}/empty.jsonl", "--tokenizer", "byte", "--on-error", "skip"],
             r"empty.jsonl holds no text \(.*an empty document\): give",
         ),
+        (
+            ["describe", "mix:1={}/out"],
+            "'mix:1=.*' is for training: here leave out stream:, and name a prepared folder of",
+        ),
+        (["describe", "stream:{}/in"], "is for training"),
+        (["prepare", "mix:0.5={0}/out,0.5={0}/out", "--out", "{0}/o"], "is for training"),
+        (["export", "{}/x.json", "--data", "mix:1={}/out"], "is for training"),
         (["describe", "{}/folders/*", "--tokenizer", "byte"], "no file matches .*, only folders such as .*folders/a"),
     ],
 )

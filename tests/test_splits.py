@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from refusals import refuses
 from text_files import some_texts, write_texts
 
-from eqx_slm.data import load_corpus, open_data, open_source, split_rule
+from eqx_slm.data import load_corpus, open_data, open_source, prepare, split_rule
 from eqx_slm.data.documents import START, Document
 from eqx_slm.data.splits import SPLITS, SplitRule, hashed_split, split_of_name
+from eqx_slm.data.tokenizer import ByteTokenizer
 from eqx_slm.errors import UserError
 
 NAMES = {
@@ -184,6 +185,24 @@ def test_what_is_in_the_training_split_too_is_said(tmp_path, where):
         write_texts(tmp_path / f"{split}.jsonl", ["the same", f"own {split}", f"more {split}"])
     said = "1 of 3 valid documents are in the training text too. 1 of 3 test documents are in the training text too."
     assert load_corpus(str(tmp_path)).note == said
+
+
+@pytest.mark.parametrize("outer", ["\n", " \n\n", "\u3000", "\r\n"])
+def test_texts_equal_but_for_outer_white_space_are_one_every_way_in(tmp_path, outer):
+    for split in SPLITS:
+        (tmp_path / f"{split}.txt").write_text(("test " if split == "test" else "the same ") * 20, newline="")
+    (tmp_path / "valid.txt").write_text(outer + "the same " * 20 + outer, newline="")
+    for data in (str(tmp_path), f"stream:{tmp_path}"):
+        note = open_data(data, "byte", sequence_length=4, batch_size=2).info["corpus_note"]
+        assert note.startswith("The valid text is in the training text, all of it")
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in ("one text", "another text"))
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "train.jsonl").write_text(rows)
+    (tmp_path / "records" / "valid.jsonl").write_text(json.dumps({"text": f"one text{outer}"}) + "\n")
+    for name in (".", "records"):
+        source = open_source(str(tmp_path / name))
+        with refuses("1 documents .* are in two splits"):
+            prepare(source, ByteTokenizer(), tmp_path / "out" / name, rule=split_rule(source), workers=0)
 
 
 @pytest.mark.parametrize(("names", "message"), UNCLEAR, ids=lambda value: str(value[0]))

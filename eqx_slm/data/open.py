@@ -174,7 +174,9 @@ def open_data(
             raise UserError(f"{data} is prepared, so that --text-field {text_field} can choose nothing: leave it out")
         names, weights = parse_mix(data)
         return open_prepared(names, weights=weights, **options)
-    if data.removeprefix("stream:").startswith("mix:"):
+    if (mix := data.removeprefix("stream:")).startswith("mix:"):
+        for name in parse_mix(mix)[0]:
+            refuse_prepared(name, finished=False)
         raise UserError(f"{data!r}: only prepared folders are mixed; prepare each source, and mix those")
     spec = tokenizer or "bpe:8192"
     if data.startswith("stream:"):

@@ -213,7 +213,7 @@ class _Run:
         self.writers[split].add(separator, ids)
         counts.add(len(document.text), len(document.data), len(ids) + len(separator), document.group)
         if hashes := self.writers.get(f"hashes-{split}"):
-            hashes.add(np.frombuffer(hashlib.sha256(document.data).digest()[:8], "<u8"))
+            hashes.add(np.frombuffer(hashlib.sha256(document.text.strip().encode()).digest()[:8], "<u8"))
 
     def finish(self, on_leak: Literal["stop", "keep"]) -> Manifest:
         """Names the last shards, looks for leaks, writes the manifest."""

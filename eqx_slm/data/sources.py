@@ -86,6 +86,8 @@ def open_source(
     names = [str(name) for name in names]
     if not names or not all(name.strip() for name in names):
         raise UserError(f"no data in {data!r}: name a corpus, a file, a folder or a glob ('.' is the working folder)")
+    if wrong := next((name for name in names if name.startswith(("mix:", "stream:"))), ""):
+        raise UserError(f"{wrong!r} is for training: here leave out stream:, and name a prepared folder of mix: alone")
     if data_root is not None and not str(data_root).strip():
         raise UserError("data_root is empty: give the folder that holds the named corpora, or leave it out")
     alone = [name for name in names if name == "stdlib" or name.startswith("hf:")]

@@ -76,10 +76,11 @@ class StreamingStream(Stream):
                 f"{LARGEST:,} bytes; give a smaller batch, or prepare the data"
             )
         self._eval: list[np.ndarray] | None = None
+        note = getattr(source, "note", "")  # of text that is in memory
         self.info = {
             "corpus": source.name,
             "corpus_hash": json_hash(self.identity()),
-            "corpus_note": f"streamed through a shuffle buffer of {self.buffer:,} sequences",
+            "corpus_note": f"{note} streamed through a shuffle buffer of {self.buffer:,} sequences".lstrip(),
             "split_rule": str(rule),
             **self.info,
         }
