@@ -13,7 +13,7 @@ from eqx_slm import OptimizerConfig, UserError, load_run
 from eqx_slm.data.tokenizer import ListTokenizer
 from eqx_slm.data.vocabulary import save_tokenizer
 from eqx_slm.study import Study, paired, run_study
-from eqx_slm.study.first_weights import FirstWeights
+from eqx_slm.study.beginnings import FirstWeights
 from eqx_slm.study.folder import read_rows
 from eqx_slm.train import RunConfig, make_program, train_runs
 from eqx_slm.train.checkpoint import named_arrays
@@ -76,6 +76,6 @@ def test_what_cannot_begin_so_says_why(finished, tmp_path):
     shutil.copytree(finished, other)
     save_tokenizer(other / "vocabulary.json", ListTokenizer("char", "abc"))
     with pytest.raises(UserError, match="its ids are of another tokenizer .* give --tokenizer .*vocabulary.json"):
-        FirstWeights(other, [("one", 0)], lambda name, seed: None, load_run, ListTokenizer("char", "abd"))
+        FirstWeights(other, [("one", 0)], lambda name, seed: None, ListTokenizer("char", "abd"))
     with pytest.raises(UserError, match="cannot go on: .* --init-from FOLDER"):
         run_study(study(9), STREAM, out=tmp_path / "new", go_on_from=finished)

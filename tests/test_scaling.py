@@ -15,6 +15,7 @@ from eqx_slm import UserError
 from eqx_slm.study import Study, grid, losses, named_arms, paired, preset, series_main
 from eqx_slm.study.blocks import Heading, Paragraph, Picture, Table
 from eqx_slm.study.config import StreamConfig
+from eqx_slm.study.finished import main as finished_main
 from eqx_slm.study.scaling import ladders, laws, passes, rungs
 from eqx_slm.train import RunConfig
 
@@ -131,6 +132,8 @@ def test_a_series_runs_and_goes_on(tmp_path, monkeypatch, capsys):
     told = (tmp_path / "runs" / "tiny-0" / "report.md").read_text()
     assert "1 rungs for the 3 constants A, alpha, b" in told and "## Passes over the data" in told
     assert json.loads((tmp_path / "runs/tiny-0/passes-2/result.json").read_text())["stream"]["train_tokens"] == 16
+    capsys.readouterr()
+    assert finished_main(["report", "runs/tiny-0/steps-2"]) == 0 and "left out" not in capsys.readouterr().out
     rows = (tmp_path / "runs/tiny-0/steps-2/runs.jsonl").read_text()
     for out in (["--out", "runs/tiny-0"], ["--out=runs/tiny-0"]):
         assert series_main("tiny", studies, report, out) == 0

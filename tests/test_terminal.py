@@ -10,8 +10,7 @@ import pytest
 from rich.console import Console
 
 from eqx_slm.commandline import Patient, complain, patient_streams
-from eqx_slm.study.progress import Progress
-from eqx_slm.study.runner import Event
+from eqx_slm.study.progress import Event, Progress
 from eqx_slm.train.loop import Evaluation
 from eqx_slm.train.loop import Progress as Step
 

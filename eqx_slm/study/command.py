@@ -17,13 +17,13 @@ from .stopping import Stopping
 
 if TYPE_CHECKING:  # the command answers --help without loading jax
     from .config import PairConfig, StreamConfig
-    from .runner import Event
+    from .progress import Event
     from .study import Study
 
 
 MOST_SEEDS = 20
 DIVERGED = 3  # the exit code where a run ended without a finite loss
-Again = Callable[[Path], str | None]  # the command that goes on in a folder
+Again = Callable[[Path], str]  # the command that goes on in a folder
 
 
 def resolve(options: Options) -> "PairConfig":
@@ -99,22 +99,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         script = "pair.py" if arguments is not None else Path(sys.argv[0]).name
         return _run_pair(parse(Options, arguments, script, of_preset), stopping, again(arguments))
 
-    return _guarded(run)
+    return guarded(run)
 
 
-def study_main(
-    study: "Study | Mapping[str, Study]", arguments: Sequence[str] | None = None, *, again_with: str | None = None
-) -> int:
+def study_main(study: "Study | Mapping[str, Study]", arguments: Sequence[str] | None = None) -> int:
     """Runs a study's own script, with the options of `StudyOptions`; returns the exit code, as `main` does.
 
-    Of several studies by name the first argument says which. `again_with`: the command that a study that was stopped
-    goes on with, where it is not this one.
+    Of several studies by name the first argument says which.
     """
-    script, command = Path(sys.argv[0]).name, (lambda out: again_with) if again_with else again(arguments)
+    script, command = Path(sys.argv[0]).name, again(arguments)
 
     def run(stopping: Stopping) -> int:
         if not isinstance(study, Mapping):
-            return _run_study(study, parse(StudyOptions, arguments, script, of_study(study)), stopping, command)
+            return run_with(study, parse(StudyOptions, arguments, script, of_study(study)), stopping, command)
         given = list(sys.argv[1:] if arguments is None else arguments)
         if given and given[0] in ("-h", "--help"):
             lines = {name: f"{len(each.which)} seeds, {each.run.steps:,} steps a run" for name, each in study.items()}
@@ -124,12 +121,13 @@ def study_main(
             what = f"no study {given[0]!r}" if given else "no study is named"
             raise UserError(f"{what}: write {script} STUDY [options], STUDY being one of {', '.join(study)}")
         options = parse(StudyOptions, given[1:], f"{script} {given[0]}", of_study(study[given[0]]))
-        return _run_study(study[given[0]], options, stopping, command)
+        return run_with(study[given[0]], options, stopping, command)
 
-    return _guarded(run)
+    return guarded(run)
 
 
-def _guarded(run: Callable[[Stopping], int]) -> int:
+def guarded(run: Callable[[Stopping], int]) -> int:
+    """The exit code of a command that listens to signals and says what the user can mend in one line."""
     stopping = Stopping()
     with patient_streams(), stopping.signals():
         try:
@@ -171,7 +169,8 @@ def _run_pair(options: Options, stopping: Stopping, command: Again) -> int:
     return _run(study, at, options, stopping, command)
 
 
-def _run_study(study: "Study", options: StudyOptions, stopping: Stopping, command: Again) -> int:
+def run_with(study: "Study", options: StudyOptions, stopping: Stopping, command: Again) -> int:
+    """Runs a study as its options change it; returns the exit code."""
     from ..train.processes import join, same
 
     join(options.processes)
@@ -264,8 +263,8 @@ def _check(study: "Study", options: StudyOptions) -> None:
     """Raises `UserError` for what would end the study before its first run, a planned one too."""
     from ..files import folder_with
     from ..train.processes import from_first
+    from .beginnings import can_go_on
     from .folder import check_folder
-    from .longer import can_go_on
     from .trackers import check_tracker
 
     if options.track:

@@ -19,8 +19,8 @@ from ..model import ModelConfig, build, side_like
 from ..train.checkpoint import load_model, named_arrays, save_model
 from ..train.processes import from_first
 from ..train.resume import checkpoint_runs
-from .results import Row
-from .runner import Event, Run
+from .progress import Event
+from .results import Row, Run
 
 # What may grow in a folder: the runs that are there stay what they are.
 GROWING = ("arms", "settings", "seeds", "learning_rates", "until")
@@ -138,13 +138,12 @@ class Folder:
         """Writes what an event brings: progress to metrics.jsonl; a run's model, and then its row."""
         if not self.path.is_dir():  # whoever writes a model would make it anew, and the rows be lost
             raise UserError(f"the run folder {self.path} was removed under the run: begin again")
+        told = {"arm": event.arm, "seed": event.seed, "learning_rate": event.learning_rate}
         if event.progress is not None:
-            told = {"arm": event.arm, "seed": event.seed, "learning_rate": event.learning_rate}
             line = json.dumps(json_ready({**told, **dataclasses.asdict(event.progress)}), allow_nan=False)
             _append(self.path / "metrics.jsonl", line + "\n")
         if event.kind == "run" and event.row is not None:
             at = self.path / folder_name(event.arm) / f"seed-{event.seed}" / f"lr-{float(event.learning_rate)!r}"
-            told = {"arm": event.arm, "seed": event.seed, "learning_rate": event.learning_rate}
             # The last checkpoint is still there: a run whose model finds no room is not lost.
             check_space(self.path, sum(leaf.nbytes for leaf in named_arrays(event.model).values()))
             if isinstance(made_of, ModelConfig):
@@ -232,7 +231,7 @@ def read_rows(path: Path) -> list[Row]:
             row = Row.of(line)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise UserError(f"{path}, line {number}: this is no run; remove the line, or name another folder") from None
-        rows[row.arm, row.seed, row.learning_rate] = row
+        rows[row.run] = row
     return list(rows.values())
 
 

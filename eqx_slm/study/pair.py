@@ -15,9 +15,10 @@ from ..train.loop import RunConfig
 from .arms import Arm
 from .compare import CONTROLS, paired
 from .config import PairConfig, check_arms, run_of
+from .progress import Event
 from .report import summary
 from .results import Results
-from .runner import Event, MakeModel
+from .runner import MakeModel
 from .study import Analysis, Study, run_study
 from .terminal import plain_text
 

@@ -3,15 +3,37 @@
 import math
 import time
 from collections import defaultdict
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from ..train.loop import Progress as Step
 from ..visible import visible
-from .runner import Event
+from .results import Row
 from .sentences import human
 
 PLAIN_SECONDS = 10.0
 NAME, STATUS = 20, 46  # columns of the live line; the bar has what is left of the terminal's
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in a study.
+
+    "kept" (a run that was there), "compiled", "progress", "sampling", "run" (with the model and its row), "growing"
+    (`runs` more from `seed` on), "said" (a line, `text`, of a run that stops or goes on). `seconds`: what compiling or
+    training took; `runs`: how many runs, one a seed, are at the step that "progress" tells of.
+    """
+
+    kind: Literal["kept", "compiled", "progress", "sampling", "run", "growing", "said"]
+    arm: str
+    seed: int = 0
+    learning_rate: float = 0.0
+    progress: Step | None = None
+    seconds: float = 0.0
+    model: Any = None
+    row: Row | None = None
+    runs: int = 1
+    text: str = ""
 
 
 class Progress:

@@ -20,6 +20,8 @@ from .worth import Worth
 Part = Literal["all", "choosing", "judging"]
 Method = Literal["t", "moderated t", "anytime"]
 
+Run = tuple[str, int, float]  # arm, seed, learning rate
+
 FORMAT = 3  # of result.json
 
 
@@ -51,6 +53,11 @@ class Row:
     by_frequency: dict[str, tuple[tuple[float | None, int], ...]] = field(default_factory=dict)
     cores: int | None = None
     data: str = ""
+
+    @property
+    def run(self) -> Run:
+        """Which run of a study it is."""
+        return self.arm, self.seed, self.learning_rate
 
     @property
     def final_nll(self) -> float | None:

@@ -6,9 +6,9 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -25,42 +25,20 @@ from ..model import ModelConfig, build, side_for
 from ..nn.init import subkey
 from ..nn.probe import channel_cosines
 from ..train.checkpoint import named_arrays
-from ..train.loop import Progress, RunConfig, eval_steps, train_runs
+from ..train.loop import RunConfig, eval_steps, train_runs
 from ..train.mesh import check_processes, place_on
 from ..train.processes import any_of, from_first
 from ..train.resume import Checkpoints, Stopped, cpu_cores
 from ..train.stack import stack_blocks
 from ..train.step import CompileReport, Program, compile_step, make_program
-from .first_weights import FirstWeights
+from .beginnings import LENGTH, FirstWeights, Shorter, alike, model_hash
 from .frequency import ByFrequency
-from .longer import LENGTH, Shorter
-from .results import Row
+from .progress import Event
+from .results import Row, Run
 from .sentences import plural
 
 MakeModel = Callable[[PRNGKeyArray], Any]
 Arms = Mapping[str, MakeModel | ModelConfig]
-Run = tuple[str, int, float]  # arm, seed, learning rate
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happened in a study.
-
-    "kept" (a run that was there), "compiled", "progress", "sampling", "run" (with the model and its row), "growing"
-    (`runs` more from `seed` on), "said" (a line, `text`, of a run that stops or goes on). `seconds`: what compiling or
-    training took; `runs`: how many runs, one a seed, are at the step that "progress" tells of.
-    """
-
-    kind: Literal["kept", "compiled", "progress", "sampling", "run", "growing", "said"]
-    arm: str
-    seed: int = 0
-    learning_rate: float = 0.0
-    progress: Progress | None = None
-    seconds: float = 0.0
-    model: Any = None
-    row: Row | None = None
-    runs: int = 1
-    text: str = ""
 
 
 class Runner:
@@ -122,7 +100,7 @@ class Runner:
         **Returns:** the rows of all of them. **Raises:** `RuntimeError` if two arms saw different tokens; `UserError`
         where something is missing, and what is there was made on another number of cores.
         """
-        rows = {(row.arm, row.seed, row.learning_rate): row for row in there if row.key in keys.values()}
+        rows = {row.run: row for row in there if row.key in keys.values()}
         now = from_first(cpu_cores)
         for row in rows.values():
             self._check_tokens(row.arm, row.seed, row.stream_hash)
@@ -180,7 +158,7 @@ class Runner:
             raise Stopped
         first_model = self.initial if self.weights is None else self.weights.model
         models = [first_model(name, seed) for seed in seeds]
-        if len(seeds) > 1 and not _one_structure(models):
+        if not all(alike(models[0], other) for other in models[1:]):
             return [row for seed in seeds for row in self._train(name, [seed], rate, keys, first)]
         program, compiled = self._program(name, models[0], len(seeds))
         checkpoints = self._checkpoints(name, seeds, rate, keys)
@@ -337,13 +315,4 @@ def _print_of(make: MakeModel, model: Any) -> str:
     except (OSError, TypeError):
         source = ""
     structure = re.sub(" at 0x[0-9a-f]+", "", str(jax.tree.structure(model)))  # functions lie elsewhere next time
-    digest = hashlib.sha256(f"{source} {structure}".encode("utf-8", "surrogatepass"))
-    for path, leaf in named_arrays(model).items():
-        digest.update(f"{path} {leaf.dtype} {leaf.shape}".encode() + np.asarray(leaf).tobytes())
-    return digest.hexdigest()
-
-
-def _one_structure(models: list[Any]) -> bool:
-    """Whether models differ in parameters only."""
-    first, *others = (eqx.filter(model, eqx.is_inexact_array, inverse=True) for model in models)
-    return all(bool(eqx.tree_equal(first, other)) for other in others)
+    return model_hash(model, f"{source} {structure}")

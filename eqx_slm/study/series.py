@@ -8,13 +8,15 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ..commandline import complain, parse
+from ..commandline import parse
 from ..errors import UserError
 from ..train.processes import join, leads
 from .blocks import Block
-from .command import StudyOptions, again, study_main
+from .command import again, guarded, run_with
+from .options import StudyOptions
 from .results import Results
 from .saved import load_results, write_report
+from .stopping import Stopping
 from .study import Study
 
 SeriesSection = Callable[[Mapping[str, Results]], list[Block]]
@@ -36,53 +38,30 @@ def series_main(
 
     **Returns:** the exit code, as `study_main` does.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    words = list(itertools.takewhile(lambda word: not word.startswith("-"), given))
-    given = given[len(words) :]
-    options = parse(StudyOptions, given, Path(sys.argv[0]).name)
-    if lost := [word for word in words if not any(part.startswith(word) for part in studies)]:
-        complain(f"no study of {name} begins with {lost[0]!r}; there are {', '.join(studies)}")
-        return 2
-    every = list(studies)
-    if words:
-        studies = {part: study for part, study in studies.items() if part.startswith(tuple(words))}
-    if options.steps is not None:
-        complain(f"--steps {options.steps}: the studies of {name} have their own lengths; leave it out")
-        return 2
-    try:
+
+    def run(stopping: Stopping) -> int:
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        words = list(itertools.takewhile(lambda word: not word.startswith("-"), given))
+        options = parse(StudyOptions, given[len(words) :], Path(sys.argv[0]).name)
+        if lost := [word for word in words if not any(part.startswith(word) for part in studies)]:
+            raise UserError(f"no study of {name} begins with {lost[0]!r}; there are {', '.join(studies)}")
+        if options.steps is not None:
+            raise UserError(f"--steps {options.steps}: the studies of {name} have their own lengths; leave it out")
         join(options.processes)
-    except UserError as error:
-        complain(error)
-        return 2
-    found: dict[str, Results] = {}
-    folder = _folder(name) if options.out is None else Path(options.out)
-    for part, study in studies.items():
+        folder = _folder(name) if options.out is None else Path(options.out)
+        for part in (part for part in studies if not words or part.startswith(tuple(words))):
+            if leads():
+                print(f"== {part}")
+            own = options if options.dry_run else dataclasses.replace(options, out=str(folder / part))
+            if code := run_with(studies[part], own, stopping, lambda _: again(arguments)(folder)):
+                return code
+        if leads() and not options.dry_run:
+            # Of all that are there: some may have been finished before.
+            found = {part: load_results(folder / part) for part in studies if (folder / part / "result.json").exists()}
+            print(write_report([block for section in report for block in section(found)], folder))
+        return 0
 
-        def keep(results: Results, part: str = part) -> list[Block]:
-            found[part] = results
-            return []
-
-        if leads():
-            print(f"== {part}")
-        kept = dataclasses.replace(study, report=(*study.report, keep))
-        own = given if options.dry_run else [*_without_out(given), "--out", str(folder / part)]
-        if code := study_main(kept, own, again_with=again(arguments)(folder)):
-            return code
-    if not options.dry_run:
-        for part in every:  # finished before, and not asked for now: the report is of all that is there
-            if part not in found and (folder / part / "result.json").exists():
-                found[part] = load_results(folder / part)
-        found = {part: found[part] for part in every if part in found}
-        blocks = [block for section in report for block in section(found)]
-        if leads():
-            print(write_report(blocks, folder))
-    return 0
-
-
-def _without_out(given: list[str]) -> list[str]:
-    """Arguments but the folder of the series: its studies have folders of their own in it."""
-    at = given.index("--out") if "--out" in given else len(given)
-    return [word for word in given[:at] + given[at + 2 :] if not word.startswith("--out=")]
+    return guarded(run)
 
 
 def _folder(name: str) -> Path:

@@ -47,7 +47,9 @@ def moderated(samples: Sequence[Sequence[Number]]) -> Pooled:
         return Pooled(tuple(own), "there is nothing to pool with", False)
     if any(spread.sd == 0.0 or spread.df < 1 for spread in own):
         return Pooled(tuple(own), "not pooled, a comparison has no spread of its own", False)
-    p = bartlett(own)
+    from scipy.stats import bartlett
+
+    p = float(bartlett(*samples).pvalue)
     if p < UNLIKE:
         return Pooled(tuple(own), f"not pooled, their spreads differ (Bartlett's p = {p:.2g})", False)
     d0, variance = prior(own)
@@ -56,17 +58,6 @@ def moderated(samples: Sequence[Sequence[Number]]) -> Pooled:
         mixed = variance if math.isinf(d0) else (d0 * variance + df * sd**2) / (d0 + df)
         spreads.append(Spread(math.sqrt(mixed), min(d0 + df, together)))
     return Pooled(tuple(spreads), f"pooled over {len(own)} comparisons (Bartlett's p = {p:.2g})", True)
-
-
-def bartlett(spreads: Sequence[Spread]) -> float:
-    """Bartlett's p-value of "the standard deviations are equal", from them and their degrees of freedom."""
-    from scipy.special import chdtrc
-
-    total, k = sum(spread.df for spread in spreads), len(spreads)
-    pooled = sum(spread.df * spread.sd**2 for spread in spreads) / total
-    apart = total * math.log(pooled) - sum(spread.df * math.log(spread.sd**2) for spread in spreads)
-    correction = 1 + (sum(1 / spread.df for spread in spreads) - 1 / total) / (3 * (k - 1))
-    return float(chdtrc(k - 1, max(apart, 0.0) / correction))
 
 
 def prior(spreads: Sequence[Spread]) -> tuple[Number, Number]:
@@ -87,16 +78,13 @@ def prior(spreads: Sequence[Spread]) -> tuple[Number, Number]:
 
 def inverse_trigamma(value: Number) -> float:
     """The x at which trigamma is `value`, by Newton's method on its reciprocal, which is nearly straight."""
+    from scipy.optimize import newton
     from scipy.special import polygamma
 
-    x = 0.5 + 1.0 / value
-    for _ in range(50):
-        trigamma = float(polygamma(1, x))
-        step = trigamma * (1.0 - trigamma / value) / float(polygamma(2, x))
-        x += step
-        if abs(step) < 1e-10 * x:
-            break
-    return x
+    def slope(x: float) -> float:
+        return -polygamma(2, x) / polygamma(1, x) ** 2
+
+    return float(newton(lambda x: 1 / polygamma(1, x) - 1 / value, 0.5 + 1 / value, slope, tol=1e-12, rtol=1e-10))
 
 
 def half_width(

@@ -8,6 +8,7 @@ A difference is always arm minus reference, in nats a token: negative means that
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -165,45 +166,25 @@ def slope_against_log_tokens(
     **Returns:** the slope in nats a natural-log unit of tokens (times `log(2)`: a doubling). Raises `ValueError` where
     lengths disagree or no slope is defined.
     """
-    if any(not (math.isfinite(count) and count > 0) for count in tokens) or len(set(tokens)) < 2:
-        raise ValueError(f"a slope needs at least two distinct positive token counts, got {list(tokens)}")
-    logs = [math.log(count) for count in tokens]
-    centre = math.fsum(logs) / len(logs)
-    spread = math.fsum((x - centre) ** 2 for x in logs)
-    slopes = []
+    logs, slopes = [math.log(count) for count in tokens], []
     for differences in per_seed_differences:
-        if len(differences) != len(logs):
-            raise ValueError(f"a seed has {len(differences)} differences for {len(logs)} token counts; give each one")
-        # sum((x - centre) y) is the slope whatever y's mean; subtracting y's first value keeps a constant's slope at 0.
-        base = differences[0]
-        products = [(x - centre) * (y - base) for x, y in zip(logs, differences, strict=True)]
-        slopes.append(math.fsum(products) / spread)
+        # The slope is the same from any level; from that of the first value a constant's is exactly 0.
+        slopes.append(statistics.linear_regression(logs, [value - differences[0] for value in differences]).slope)
     return paired_interval(slopes, confidence=confidence)
 
 
 def mean_and_sd(differences: Sequence[Number]) -> tuple[float, float]:
     """The mean and the standard deviation (n - 1 in the denominator); of one difference, and of equal ones, 0."""
     values = _finite(differences)
-    mean, error = _mean_and_error(values)
-    return mean, error * math.sqrt(len(values))
+    # In exact fractions: no spread is lost to rounding, underflow or overflow.
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def _summary(values: list[float], spread: Spread | None) -> tuple[float, float, Number]:
     """Mean, its standard error and the degrees of freedom of that."""
-    mean, error = _mean_and_error(values)
-    return (mean, error, len(values) - 1) if spread is None else (mean, spread.sd / math.sqrt(len(values)), spread.df)
-
-
-def _mean_and_error(values: list[float]) -> tuple[float, float]:
-    # Scaled, so that neither tiny nor huge differences lose their spread to underflow or overflow in the squares.
-    if all(value == values[0] for value in values):
-        return values[0], 0.0
-    n = len(values)
-    scale = max(abs(value) for value in values)
-    scaled = [value / scale for value in values]
-    mean = math.fsum(scaled) / n
-    variance = math.fsum((value - mean) ** 2 for value in scaled) / (n - 1)
-    return mean * scale, math.sqrt(variance / n) * scale
+    mean, sd = mean_and_sd(values)
+    known = Spread(sd, len(values) - 1) if spread is None else spread
+    return mean, known.sd / math.sqrt(len(values)), known.df
 
 
 def _ascending(p_values: Sequence[Number]) -> list[int]:

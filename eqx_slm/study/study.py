@@ -22,18 +22,18 @@ from ..train.host import keep_freed_memory
 from ..train.loop import RunConfig
 from ..train.processes import same
 from ..train.step import share_of
+from .beginnings import KEPT, FirstWeights, Shorter, can_go_on
 from .blocks import Block
 from .compare import Control, paired
 from .config import StreamConfig, check_arms, check_design, check_until, run_of, several
-from .first_weights import FirstWeights
-from .folder import SharedFolder, load_run
+from .folder import SharedFolder
 from .grids import Grid
-from .longer import KEPT, Shorter, can_go_on
 from .machine import cores_of, machine
 from .presets import QUICK
+from .progress import Event
 from .report import PAIR
-from .results import ArmResult, Comparison, Results, Row, best_rate
-from .runner import Arms, Event, MakeModel, Run, Runner, distinct_share
+from .results import ArmResult, Comparison, Results, Row, Run, best_rate
+from .runner import Arms, MakeModel, Runner, distinct_share
 from .saved import write_report
 from .text import COUNTS, VOCABULARY
 
@@ -172,7 +172,7 @@ def run_study(
         if go_on_from is not None:
             raise UserError("--go-on-from and --init-from: a run begins with one of them; give one")
         begins = [(name, seed) for name in arms for seed in most]
-        runner.weights = FirstWeights(init_from, begins, runner.initial, load_run, stream.tokenizer)
+        runner.weights = FirstWeights(init_from, begins, runner.initial, stream.tokenizer)
     if go_on_from is not None:
         trunks = runner.keys(study.which, study.rates, trunk=True).values()
         runner.shorter = Shorter(go_on_from, study.run, set(trunks))

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from ..configs import to_dict
 from ..errors import UserError
 from ..files import folder_name, json_ready
-from .runner import Event
+from .progress import Event
 
 Track = Literal["tensorboard", "trackio", "wandb"]
 # The module of each; TensorBoard's files are written by tensorboardX, which needs neither torch nor TensorFlow.

@@ -12,6 +12,7 @@ of finished runs of other lengths are known (`paired(ends=...)`), the curve is m
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -66,7 +67,7 @@ def factor(points: Points, at: Number, difference: Number) -> tuple[Number | Non
         share = (losses[place - 1] - target) / (losses[place - 1] - losses[place])
         return math.exp(xs[place - 1] + share * (xs[place] - xs[place - 1])) / at, False
     near = max(2, sum(x >= xs[-1] - math.log(TAIL) for x in xs))
-    slope = _slope(list(zip(xs, losses, strict=True))[-near:])
+    slope = statistics.linear_regression(xs[-near:], losses[-near:]).slope
     if slope >= 0.0:
         return None, True
     log = xs[-1] + (target - losses[-1]) / slope - math.log(at)
@@ -107,9 +108,3 @@ def worth(
         for what, ratio in ratios.items()
         if ratio
     )
-
-
-def _slope(points: Sequence[tuple[float, float]]) -> float:
-    middle = math.fsum(x for x, _ in points) / len(points)
-    level = math.fsum(y for _, y in points) / len(points)
-    return math.fsum((x - middle) * (y - level) for x, y in points) / math.fsum((x - middle) ** 2 for x, _ in points)
