@@ -41,11 +41,12 @@ def rows_of(name, results):
         arm, reference = (results.arms[which] for which in (each.arm, each.reference))
         pairs = {run.seed: (run, next(own for own in reference.runs if own.seed == run.seed)) for run in arm.runs}
         for metric in metrics(arm.runs[0]):
-            values = [(metrics(a).get(metric), metrics(b).get(metric)) for a, b in pairs.values()]
-            if len(values) < 3 or any(value is None for pair in values for value in pair):
+            both = [(metrics(a).get(metric), metrics(b).get(metric)) for a, b in pairs.values()]
+            known = [(a, b) for a, b in both if a is not None and b is not None]
+            if len(known) < max(3, len(pairs)):
                 continue
-            mine, theirs = zip(*values, strict=True)
-            differences = [a - b for a, b in values]
+            mine, theirs = [a for a, _ in known], [b for _, b in known]
+            differences = [a - b for a, b in known]
             sds = [statistics.stdev(part) for part in (differences, mine, theirs)]
             yield {
                 "study": name,
@@ -59,7 +60,7 @@ def rows_of(name, results):
                 "arm": each.arm,
                 "reference": each.reference,
                 "metric": metric,
-                "seeds": len(values),
+                "seeds": len(pairs),
                 "mean_difference": f"{statistics.fmean(differences):.5f}",
                 **{key: f"{sd:.5f}" for key, sd in zip(FIGURES[3:6], sds, strict=True)},
                 "correlation": f"{statistics.correlation(mine, theirs):.3f}",
@@ -75,7 +76,8 @@ def table():
 def text():
     """The table as the file has it."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, (*KEYS, *FIGURES, "seeds_for_0.01"), lineterminator="\n")
+    columns: list[str] = [*KEYS, *FIGURES, "seeds_for_0.01"]
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(table())
     return out.getvalue()

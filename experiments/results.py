@@ -109,7 +109,7 @@ def passes():
         change = ""
         if name in first:
             pairs = zip(last[name].differences, first[name].differences, strict=True)
-            its = paired_interval([b - a for b, a in pairs])
+            its = paired_interval([b - a for b, a in pairs if a is not None and b is not None])
             change = f"{its.mean:+.3f} ({its.low:+.3f} to {its.high:+.3f})"
         rows.append([name, f"{arm.facts.parameters['total']:,}", *cells, change])
     yield Table(["arm", "parameters", *(f"{count} passes" for count in PASSES), "change"], rows, left=1)

@@ -10,6 +10,7 @@ LOG.md has the tables.
 
 import dataclasses
 import sys
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -36,16 +37,12 @@ class WithValues(TokenEmbedding):
 
     embedding: TokenEmbedding
     values: Float[Array, "v r"]
+    vocab_size: int = eqx.field(static=True)
+    d_model: int = eqx.field(static=True)
 
-    @property
-    def vocab_size(self) -> int:
-        """Ids."""
-        return self.values.shape[0]
-
-    @property
-    def d_model(self) -> int:
-        """Channels of both."""
-        return self.embedding.d_model + self.values.shape[1]
+    def __init__(self, embedding, values):
+        self.embedding, self.values = embedding, values
+        self.vocab_size, self.d_model = len(values), embedding.d_model + values.shape[1]
 
     def __call__(self, ids: Int[Array, "*t"]) -> Float[Array, "*t d"]:
         return jnp.concatenate([self.embedding(ids), row_of(self.values, ids)], axis=-1)
@@ -63,7 +60,8 @@ class ValueBlock(eqx.Module):
     last: bool = eqx.field(static=True)
 
     def __call__(self, x: Float[Array, "t dr"]) -> Float[Array, "t _"]:
-        block, mixer = self.block, self.block.mixer
+        block = self.block
+        mixer: Any = block.mixer  # attention
         x, rows = x[:, : mixer.d_model], x[:, mixer.d_model :]
         normed = block.mixer_norm(x)
         q, k, v = mixer.project(normed, 0)
@@ -75,8 +73,9 @@ class ValueBlock(eqx.Module):
 
 def narrowed(config: ModelConfig, numbers: int) -> ModelConfig:
     """The config with MLPs narrower by so many parameters, rounded up to a whole width."""
-    width = config.channel.width(config.d_model) - -(-numbers // (3 * config.d_model * config.depth))
-    return dataclasses.replace(config, channel=dataclasses.replace(config.channel, d_ff=width))
+    channel: Any = config.channel
+    width = channel.width(config.d_model) - -(-numbers // (3 * config.d_model * config.depth))
+    return dataclasses.replace(config, channel=dataclasses.replace(channel, d_ff=width))
 
 
 def valued(change, rank, rate=4.0):
