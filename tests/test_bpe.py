@@ -215,8 +215,12 @@ def test_without_a_network_the_message_says_what_to_set(tmp_path, monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})
     monkeypatch.setattr(tiktoken.load, "read_file", no_network)
-    with refuses("'o200k_base'.*set TIKTOKEN_CACHE_DIR"):
+    with refuses("'o200k_base'.*set TIKTOKEN_CACHE_DIR .* needs no network$"):
         make_tokenizer("o200k_base", CORPUS)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gpt2").mkdir()
+    with refuses("'gpt2'.* or ./gpt2 for the folder of that name$"):
+        make_tokenizer("gpt2", CORPUS)
 
 
 def test_a_network_that_never_answers_is_given_up(monkeypatch):

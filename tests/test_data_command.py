@@ -124,6 +124,23 @@ def test_errors_are_one_line(prepared, capsys, arguments, message):
     assert re.search(message, errors)
 
 
+NOTHING = {"a.txt": "", "b.txt": "\n \n", "a.jsonl": "", "a.json": "[]", "c/train.jsonl": "", "d/a.txt": "\ufeff\n"}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+@pytest.mark.parametrize("tokenizer", ["byte", "bpe:300", "char", "word"])
+@pytest.mark.parametrize("command", ["describe", "prepare"])
+def test_nothing_is_said_in_one_line(tmp_path, capsys, name, tokenizer, command):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(NOTHING[name])
+    where = tmp_path / name if "/" not in name else (tmp_path / name).parent
+    more = ["--out", tmp_path / "out"] if command == "prepare" else []
+    code, output, errors = run([command, where, "--tokenizer", tokenizer, *more], capsys)
+    assert (
+        (code, output) == (2, "") and f"{where.name} holds no text: give a file" in errors and errors.count("\n") == 1
+    )
+
+
 def test_skipped_records_are_counted(prepared, capsys):
     (prepared / "bad.jsonl").write_bytes(json_line("x") + b'{"text": "y"')
     arguments = [prepared / "bad.jsonl", "--tokenizer", "byte", "--on-error", "skip", "--workers", 0]

@@ -265,6 +265,20 @@ def test_published_ranks_give_tiktokens_ids(name, data_root, tmp_path, monkeypat
         assert ours.encode(text).tolist() == theirs.encode_ordinary(text)
 
 
+@pytest.mark.parametrize("count", [256, 259, 49_000])
+@pytest.mark.parametrize("name", ["o200k_base.tiktoken", "my_cl100k_base.tiktoken", "r50k_base.model"])
+def test_published_ranks_that_are_cut_are_no_whole_vocabulary(tmp_path, name, count):
+    ranks = [bytes([i]) for i in range(256)] + [i.to_bytes(3, "big") for i in range(count - 256)]
+    lines = "".join(f"{base64.b64encode(token).decode()} {i}\n" for i, token in enumerate(ranks))
+    (tmp_path / name).write_text(lines)
+    with refuses(
+        rf"{name} has {count:,} ranks, not the [\d,]+ of \w+_base: get it again, or give it a name of its own"
+    ):
+        make_tokenizer(str(tmp_path / name), CORPUS)
+    (tmp_path / "mine.tiktoken").write_text(lines)
+    assert make_tokenizer(str(tmp_path / "mine.tiktoken"), CORPUS).vocab_size == count + 1
+
+
 def damaged(folder):
     (folder / "list.json").write_text("[1, 2]")
     (folder / "config.json").write_text('{"model_type": "llama"}')
@@ -305,8 +319,10 @@ def test_a_folder_beside_does_not_hide_a_name(tmp_path, monkeypatch):
 def test_files_of_an_older_form_say_how_they_become_one(tmp_path, name):
     for each in (name, "vocab.json"):
         (tmp_path / each).write_text("{}")
-    for spec in (tmp_path, tmp_path / "vocab.json"):
-        with refuses(f"{name}, transformers makes one: AutoTokenizer.from_pretrained"):
+    for spec in (tmp_path, tmp_path / "vocab.json", tmp_path / name):
+        with refuses(
+            rf"{name}, transformers makes one: AutoTokenizer.from_pretrained\('.*'\).save_pretrained\('.*'\)\)$"
+        ):
             make_tokenizer(str(spec), CORPUS)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import re
 import threading
 from collections.abc import Iterable, Iterator
@@ -120,10 +121,11 @@ def load_tiktoken(name: str) -> TiktokenTokenizer:
     thread.join(_DOWNLOAD_SECONDS)
     if found:
         return TiktokenTokenizer(found[0], label=name)
+    own = f", or ./{name} for the folder of that name" if os.path.isdir(name) else ""
     reason = type(failed[0]).__name__ if failed else f"no answer within {_DOWNLOAD_SECONDS:g} s"
     raise UserError(
         f"the ranks of {name!r} are not on this machine and cannot be downloaded ({reason}); set TIKTOKEN_CACHE_DIR "
-        "to a folder that holds tiktoken's file, or use 'bpe:8192', which needs no network"
+        f"to a folder that holds tiktoken's file, or use 'bpe:8192', which needs no network{own}"
     )
 
 

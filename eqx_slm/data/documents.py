@@ -113,3 +113,9 @@ class Skipped:
     def state(self) -> dict[str, Any]:
         """As JSON; `Skipped(policy, **state)` goes on with it."""
         return {"counts": dict(sorted(self.counts.items())), "first": list(self.first)}
+
+
+def no_text(source: Source, skipped: Skipped) -> str:
+    """What is said of a source without a document."""
+    left = "".join(f" ({first})" for first in skipped.first[:1])
+    return f"{source.name} holds no text{left}: give a file, or a folder of files, that is not empty"

@@ -16,7 +16,7 @@ import numpy as np
 from ..checks import INT32, check_sizes, whole
 from ..errors import UserError
 from ..files import LOCK, Lock, write_json_atomic
-from .documents import START, Document, OnError, Position, Problem, Skipped, Source
+from .documents import START, Document, OnError, Position, Problem, Skipped, Source, no_text
 from .shards import (
     MANIFEST,
     PROGRESS,
@@ -217,6 +217,8 @@ class _Run:
 
     def finish(self, on_leak: Literal["stop", "keep"]) -> Manifest:
         """Names the last shards, looks for leaks, writes the manifest."""
+        if not any(count.documents for count in self.counts.values()):
+            raise UserError(no_text(self.source, self.skipped))
         for split in ("train", "valid"):
             if not self.counts[split].documents:
                 raise UserError(
@@ -295,8 +297,7 @@ def describe(
         else:
             counts[rule(item)].add(len(item.text), len(item.data), len(ids), item.group)
     if not any(count.documents for count in counts.values()):
-        left = "".join(f" ({first})" for first in skipped.state()["first"][:1])
-        raise UserError(f"{source.name} holds no text{left}: give a file, or a folder of files, that is not empty")
+        raise UserError(no_text(source, skipped))
     return {**head, "splits": {split: count.row() for split, count in counts.items()}, "skipped": skipped.state()}
 
 

@@ -35,6 +35,7 @@ GPT4O = "|".join(
 )
 SAMPLE = "The 1st quick, brown fox's\n\n\tjumps  over -- na\u00efve \u65e5\u672c \U0001f642. "
 PATTERNS = {"r50k": GPT2, "p50k": GPT2, "gpt2": GPT2, "o200k": GPT4O, "": GPT4}
+RANKS = {"r50k_base": 50_256, "p50k_base": 50_280, "cl100k_base": 100_256, "o200k_base": 199_998}  # as published
 
 
 def open_tokenizer_file(spec: str) -> Tokenizer:
@@ -50,9 +51,8 @@ def open_tokenizer_file(spec: str) -> Tokenizer:
         names = ("tokenizer.json", "tokenizer.model", *sorted(each.name for each in path.glob("*.tiktoken")))
         found = [path / name for name in names if (path / name).is_file()]
         if not found:
-            raise UserError(
-                f"the folder {path} holds no tokenizer: neither tokenizer.json nor a .tiktoken file{_older(path)}"
-            )
+            what = "neither tokenizer.json nor a .tiktoken file"
+            raise UserError(f"the folder {path} holds no tokenizer: {what}{_older(path)}")
         path = found[0]
     try:
         data = path.read_bytes()
@@ -154,9 +154,8 @@ def _older(folder: Path) -> str:
     """What to do where a folder has a tokenizer of transformers in files that the library alone does not read."""
     for name in ("merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer_config.json"):
         if (folder / name).is_file():
-            return (
-                f" (of {name}, transformers makes one: AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained)"
-            )
+            at = repr(str(folder))
+            return f" (of {name}, transformers makes one: AutoTokenizer.from_pretrained({at}).save_pretrained({at}))"
     return ""
 
 
@@ -216,12 +215,16 @@ def _of_ranks(path: Path, data: bytes) -> TiktokenTokenizer:
         except ValueError:
             raise UserError(
                 f"{path}, line {number}: not a token in base 64 and its rank, as tiktoken's files have them; of a "
-                "SentencePiece model, give the tokenizer.json that transformers writes of it"
+                f"SentencePiece model, give the tokenizer.json that transformers writes of it{_older(path.parent)}"
             ) from None
     missing = [i for i in range(256) if bytes([i]) not in ranks]
     if missing or len(set(ranks.values())) < len(ranks) or min(ranks.values()) < 0:
         what = f"has no rank for the byte {missing[0]}" if missing else "gives two tokens one rank, or one below 0"
         raise UserError(f"{path} {what}: it is no whole vocabulary of tiktoken")
+    if cut := [f"{RANKS[name]:,} of {name}" for name in RANKS if name in path.name and len(ranks) < RANKS[name]]:
+        raise UserError(
+            f"{path} has {len(ranks):,} ranks, not the {cut[0]}: get it again, or give it a name of its own"
+        )
     size = max(ranks.values()) + 2
     pattern = next(pattern for part, pattern in PATTERNS.items() if part in path.name)
     return make(str(path), ranks, label=pattern, pattern=pattern, special={END_OF_TEXT: size - 1}, size=size)

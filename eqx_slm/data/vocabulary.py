@@ -15,7 +15,7 @@ from ..configs import read_json
 from ..errors import UserError
 from ..files import json_hash, sealed, write_bytes_atomic
 from .corpora import Corpus
-from .documents import OnError, Problem, Skipped, Source
+from .documents import OnError, Problem, Skipped, Source, no_text
 from .splits import SPLITS, SplitRule
 from .tokenizer import ByteTokenizer, ListTokenizer, Tokenizer, check_lost
 
@@ -147,6 +147,8 @@ def tokenizer_for(
         texts[split].append(item.text)
         if merges and size >= TRAINING_BYTES:
             break
+    if not size and (merges or spec in LISTS):
+        raise UserError(no_text(source, skipped))
     identity = {"source": source.spec, "rule": str(rule), "bytes": TRAINING_BYTES, "on_error": on_error}
     train, valid, test = (tuple(texts[split]) for split in SPLITS)
     corpus = Corpus(source.name, train, valid, test, split_rule=str(rule), hash=json_hash(identity))
