@@ -28,7 +28,7 @@ FLOORS = (
 )
 # A named tuple's own, the exit at once, and what tiktoken shows under no other name.
 PUBLIC_UNDERSCORES = {"_replace", "_asdict", "_fields", "_exit", "_pat_str", "_mergeable_ranks", "_special_tokens"}
-LINES = {"data": 4645, "study": 8247, "": 24870}  # what they may not grow beyond; "" is the whole house
+LINES = {"data": 4690, "study": 8185, "": 24850}  # what they may not grow beyond; "" is the whole house
 LONGEST = 350
 
 
