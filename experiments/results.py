@@ -27,6 +27,7 @@ STUDIES = (
     *("embedding-stdlib", "embedding-wikitext-2", "taper-attention", "taper-gated", "scaling-1200", "quick-ptb"),
     *("quick-hope", "quick-hope-again", "quick-titans", "quick-profiles", "quick-positions"),
     *(OPTIMIZERS := ("quick-adamw", "quick-beta2", "quick-muon")),
+    "quick-winner-wikitext-2",
     "scaling-wikitext-2-rates",
 )
 # Lengths of one series, in steps of 256 tokens; rows without losses of every sequence.
